@@ -1,0 +1,188 @@
+"""The command line: python -m recr1_lite {doctor,prepare,demo,evaluate,train,inspect,report}."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+EPILOG = """first steps:
+  python -m recr1_lite doctor      is this machine ready?
+  python -m recr1_lite demo        the whole loop, then look at runs/demo-<profile>-seed0/report.html
+RECR1_PROFILE picks another profile, RECR1_CACHE another cache folder, RECR1_OFFLINE=1 forbids the network."""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m recr1_lite", epilog=EPILOG, description=(
+        "An LLM learns to write queries for a search engine from nothing but the engine's own ranking metric."),
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, text: str, *groups: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if "profile" in groups:
+            sub.add_argument("--profile", help="smoke, cpu, t4, gpu24 or paper (default: the one that fits)")
+            sub.add_argument("--seed", type=int, default=0, help="of the adapter, the rollouts and the order")
+        if "task" in groups:
+            sub.add_argument("--task", default="clothing", help="clothing, or custom with --items and --requests")
+            sub.add_argument("--items", help="custom catalogue: CSV, JSONL or Parquet of item_id,title,text")
+            sub.add_argument("--requests", help="custom requests: CSV, JSONL or Parquet of request,relevant")
+        if "train" in groups:
+            sub.add_argument("--steps", type=int, help="GRPO steps (default: the profile's)")
+            sub.add_argument("--out", help="folder of the run (default: runs/<command>-<profile>-seed<seed>)")
+            sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+        return sub
+
+    command("doctor", "check Python, packages, device, memory, disk, cache, and say what to do")
+    command("prepare", "fetch the model and the data into the cache; afterwards no network is needed")
+    command("demo", "run the loop: baselines, headroom, GRPO, sealed test, report", "profile", "task", "train")
+    command("train", "GRPO alone: train an adapter, validate it as it goes", "profile", "task", "train")
+    sub = command("evaluate", "score the raw request, the prompted model or an adapter", "profile", "task")
+    sub.add_argument("--adapter", help="folder of a trained adapter (default: the model as it is)")
+    sub.add_argument("--raw", action="store_true", help="score the request itself, no model")
+    sub.add_argument("--split", default="val", choices=("train", "val", "test"),
+                     help="test opens the sealed split and leaves a mark in the ledger")
+    sub = command("inspect", "one request through the loop: rewrite, hits, and what an adapter changes", "profile", "task")
+    sub.add_argument("request", help="what the shopper says")
+    sub.add_argument("--adapter", help="folder of a trained adapter to set beside the untrained model")
+    sub = command("report", "make the report of a run from the ledger")
+    sub.add_argument("--run", help="name of the run (default: the last)")
+    sub.add_argument("--out", default="runs/report.html", help="HTML file to write")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    from recr1_lite.errors import RecR1Error  # after --help, which should be quick
+
+    try:
+        return COMMANDS[arguments.command](arguments) or 0
+    except RecR1Error as error:
+        print(f"recr1_lite: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrecr1_lite: stopped; what was written stays", file=sys.stderr)
+        return 130
+
+
+def doctor(arguments) -> int:
+    from recr1_lite.doctor import print_doctor
+
+    return print_doctor()
+
+
+def prepare(arguments) -> None:
+    from recr1_lite import assets
+
+    for name in assets.ASSETS:
+        print(f"{name}: {assets.fetch(name)}")
+    for name in assets.MODELS:
+        print(f"{name}: {assets.model_folder(name)}")
+
+
+def demo(arguments) -> None:
+    from recr1_lite.demo import demo as run
+    from recr1_lite.tasks.clothing import FEW_SHOT
+
+    profile, out = _profile(arguments), _out(arguments)
+    run(profile, out, arguments.seed, arguments.resume, task=_task(arguments),
+        few_shot=FEW_SHOT if arguments.task == "clothing" else None, command=_command())
+
+
+def train(arguments) -> None:
+    from recr1_lite import demo as loop
+    from recr1_lite.models import load_policy
+    from recr1_lite.retrievers import BM25Retriever
+
+    profile, task, out = _profile(arguments), _task(arguments), _out(arguments)
+    done = loop.train(load_policy(profile, arguments.seed), task, BM25Retriever.build(task.items), profile, out,
+                      arguments.seed, arguments.resume, run=out.name, command=_command())
+    print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
+
+
+def evaluate(arguments) -> None:
+    from recr1_lite import evaluation
+    from recr1_lite.demo import rewriter
+    from recr1_lite.ledger import Ledger
+    from recr1_lite.models import load_policy
+    from recr1_lite.retrievers import BM25Retriever
+    from recr1_lite.rewriters import RawRewriter
+
+    profile, task = _profile(arguments), _task(arguments)
+    task = task.subsample(n_val=profile.n_val, n_test=profile.n_test)
+    method = RawRewriter()
+    if not arguments.raw:
+        policy = load_policy(profile, arguments.seed, arguments.adapter, trainable=False)
+        method = rewriter(policy, task.prompt, profile, arguments.adapter or "zero-shot")
+    result = evaluation.evaluate(method, task, BM25Retriever.build(task.items), arguments.split, Ledger(),
+                                 profile.name, arguments.seed)
+    print(result.table().to_string(index=False))
+
+
+def inspect(arguments) -> None:
+    from recr1_lite.demo import rewriter
+    from recr1_lite.models import load_policy
+    from recr1_lite.retrievers import BM25Retriever
+    from recr1_lite.rewriters import RawRewriter
+
+    profile, task = _profile(arguments), _task(arguments)
+    retriever, titles = BM25Retriever.build(task.items), task.items.set_index("item_id")["title"]
+    methods = [RawRewriter(), rewriter(load_policy(profile, trainable=False), task.prompt, profile, "zero-shot")]
+    if arguments.adapter:
+        policy = load_policy(profile, adapter=arguments.adapter, trainable=False)
+        methods.append(rewriter(policy, task.prompt, profile, "adapter"))
+    for method in methods:
+        (answer,) = method.complete([arguments.request])
+        (hits,) = retriever.search([answer.query], 5)
+        print(f"\n{method.name} ({answer.outcome})\n  sent: {answer.query}")
+        for place, (item, score) in enumerate(zip(hits.ids, hits.scores), start=1):
+            print(f"  {place}. {titles[item]}  ({score:.2f})")
+
+
+def report(arguments) -> None:
+    from recr1_lite.ledger import Ledger
+    from recr1_lite.report import report_markdown, write_report
+
+    path = write_report(Ledger(), arguments.out, arguments.run)
+    print(report_markdown(Ledger(), arguments.run))
+    print(f"look at {path}")
+
+
+def _profile(arguments):
+    from recr1_lite.errors import RecR1Error
+    from recr1_lite.profiles import get_profile
+
+    profile = get_profile(arguments.profile)
+    arguments.profile = profile.name
+    steps = getattr(arguments, "steps", None)
+    if steps is not None and steps < 1:
+        raise RecR1Error(f"--steps {steps} is no training; give 1 or more")
+    return profile.but(steps=steps) if steps else profile
+
+
+def _task(arguments):
+    from recr1_lite.errors import RecR1Error
+    from recr1_lite.tasks import load_task
+
+    files = {key: value for key in ("items", "requests") if (value := getattr(arguments, key))}
+    if arguments.task == "custom" and len(files) < 2:
+        raise RecR1Error("--task custom needs --items and --requests; see `Your own data` in the README")
+    return load_task(arguments.task, **files)
+
+
+def _out(arguments) -> Path:
+    runs = Path(os.environ.get("RECR1_RUNS") or "runs")
+    return Path(arguments.out or runs / f"{arguments.command}-{arguments.profile}-seed{arguments.seed}")
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "recr1_lite", *sys.argv[1:]])
+
+
+COMMANDS = {"doctor": doctor, "prepare": prepare, "demo": demo, "train": train, "evaluate": evaluate,
+            "inspect": inspect, "report": report}
+
+if __name__ == "__main__":
+    sys.exit(main())

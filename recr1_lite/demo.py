@@ -1,0 +1,131 @@
+"""The closed loop from beginning to end: data -> baselines -> headroom -> GRPO -> sealed test -> report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from recr1_lite import grpo
+from recr1_lite.evaluation import EvalResult, evaluate, methods_table
+from recr1_lite.inspector import inspect_rewrites
+from recr1_lite.ledger import Ledger
+from recr1_lite.metrics import Interval, mean_interval
+from recr1_lite.models import Policy, load_policy
+from recr1_lite.profiles import Profile
+from recr1_lite.report import report_markdown, write_report
+from recr1_lite.retrievers import BM25Retriever, Retriever
+from recr1_lite.rewards import Scorer
+from recr1_lite.rewriters import ModelRewriter, RawRewriter
+from recr1_lite.tasks import Task, load_task
+
+ROLLOUTS = 8  # rollouts a request in the headroom check
+
+
+def say(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def demo(profile: Profile, out: str | Path, seed: int = 0, resume: bool = False, ledger: Ledger | None = None,
+         task: Task | None = None, few_shot=None, command: str = "") -> list[EvalResult]:
+    """Run the loop of `profile` on a task (default: clothing) and write everything into the folder `out`.
+
+    Leaves `out/report.html`, the adapters under `out/grpo`, and rows in the ledger. Returns the results on the
+    sealed test, raw request first, GRPO last.
+    """
+    out, ledger = Path(out), ledger or Ledger()
+    run = out.name
+    mark = dict(ledger=ledger, profile=profile.name, seed=seed, run=run)
+    started = time.perf_counter()
+
+    say("data")
+    task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
+    print(task.describe())
+    retriever = BM25Retriever.build(task.items)
+
+    say(f"baselines on {len(task.val)} validation requests")
+    policy = load_policy(profile, seed=seed)
+    zero_shot = rewriter(policy, task.prompt, profile, "zero-shot")
+    methods = [RawRewriter(), zero_shot]
+    if few_shot is not None:
+        methods.append(rewriter(policy, few_shot, profile, "few-shot", zero_shot.merged))
+    val = [evaluate(method, task, retriever, "val", **mark) for method in methods]
+    print(methods_table(val, ["raw request"]).to_string(index=False))
+
+    say(f"headroom: {ROLLOUTS} rollouts for each of {profile.n_headroom} training requests")
+    headroom(policy, task, retriever, profile, zero_shot.merged, ledger, run)
+
+    say(f"GRPO: {profile.steps} steps of {profile.prompts_per_step} prompts x {profile.group_size} rollouts")
+    done = train(policy, task, retriever, profile, out / "grpo", seed, resume, ledger=ledger, run=run, command=command)
+    print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
+
+    say(f"sealed test: {profile.n_test} requests that nothing has seen so far")
+    trained = rewriter(load_policy(profile, seed, adapter=done.adapter, trainable=False), task.prompt, profile, "GRPO")
+    untrained = load_policy(profile, trainable=False)
+    tested = [RawRewriter(), rewriter(untrained, task.prompt, profile, "zero-shot")]
+    if few_shot is not None:
+        tested.append(rewriter(untrained, few_shot, profile, "few-shot"))
+    results = [evaluate(method, task, retriever, "test", **mark) for method in [*tested, trained]]
+    methods_table(results, ["raw request", "zero-shot"], ledger=ledger, run=run)
+    inspection = inspect_rewrites(results[0], results[-1], task.items)
+    ledger.append({"kind": "inspect", "run": run, "before": results[0].name, "after": results[-1].name,
+                   "rows": inspection.to_rows()})
+    page = write_report(ledger, out / "report.html", run)
+    print(report_markdown(ledger, run))
+    print(f"{(time.perf_counter() - started) / 60:.1f} minutes; look at {page}")
+    return results
+
+
+def rewriter(policy: Policy, prompt, profile: Profile, name: str, merged=None) -> ModelRewriter:
+    """The policy as a greedy rewriter with the profile's sizes."""
+    return ModelRewriter(policy, prompt, name, profile.max_completion_tokens, profile.batch_size,
+                         max_prompt_tokens=profile.max_prompt_tokens, merged=merged)
+
+
+def train(policy: Policy, task: Task, retriever: Retriever, profile: Profile, folder: Path, seed: int = 0,
+          resume: bool = False, progress: bool = True, ledger: Ledger | None = None, run: str = "",
+          command: str = "") -> grpo.Training:
+    """GRPO on the task's training requests; `n_validate` of its val pick the best adapter. A "train" row is left."""
+    small = task.subsample(n_val=profile.n_validate)
+    metric = task.metrics[0]
+
+    def validate(merged) -> Interval:
+        policy_now = rewriter(policy, task.prompt, profile, "policy", merged)
+        return evaluate(policy_now, small, retriever, "val", progress=False).summary[metric]
+
+    raw = evaluate(RawRewriter(), small, retriever, "val", progress=False).summary[metric]
+    done = grpo.train(policy, task.train, retriever, task.prompt, profile, folder, task.k_train, validate, seed,
+                      resume, progress)
+    (ledger or Ledger()).append({
+        "kind": "train", "run": run, "method": "GRPO", "task": task.name, "config": asdict(profile),
+        "curve": done.curve, "val": done.val, "best_step": done.best_step, "seconds": round(done.seconds, 1),
+        "stopped": done.stopped, "metric": metric, "baselines": {"raw request": raw._asdict()},
+        "profile": profile.name, "seed": seed, "command": command})
+    return done
+
+
+def headroom(policy: Policy, task: Task, retriever: Retriever, profile: Profile, merged=None, ledger=None,
+             run: str = "") -> tuple[Interval, Interval]:
+    """Mean and best of ROLLOUTS sampled rewrites on training requests, at the temperature of training, as nDCG at
+    k_eval: what picking the best would win is the room that GRPO has."""
+    start = time.perf_counter()
+    examples = task.train.sample(min(profile.n_headroom, len(task.train)), random_state=0)
+    sampler = rewriter(policy, task.prompt, profile, "rollouts", merged)
+    sampler.temperature = grpo.PRESETS[profile.preset]["temperature"]
+    scorer = Scorer(retriever, examples, task.prompt, task.k_eval)
+    values = np.zeros((len(examples), ROLLOUTS))
+    for at in tqdm(range(0, len(examples), 8), desc="headroom", unit="batch", leave=False, disable=None):
+        batch = examples.iloc[at:at + 8].loc[lambda frame: frame.index.repeat(ROLLOUTS)]
+        answers = sampler.complete(batch["request"].tolist())
+        scored = scorer.score(batch["example_id"].tolist(), [answer.completion for answer in answers])
+        values[at:at + 8] = np.reshape([row.ndcg for row in scored], (-1, ROLLOUTS))
+    mean, best = mean_interval(values.mean(1)), mean_interval(values.max(1))
+    print(f"mean of {ROLLOUTS}: {mean}   best of {ROLLOUTS}: {best}   nDCG@{task.k_eval}")
+    if ledger is not None:
+        ledger.append({"kind": "headroom", "run": run, "task": task.name, "n": len(examples), "rollouts": ROLLOUTS,
+                       "mean": mean._asdict(), "best": best._asdict(), "seconds": time.perf_counter() - start,
+                       "profile": profile.name})
+    return mean, best

@@ -1,0 +1,262 @@
+"""Is this machine ready? One line a check, and what to do where it is not. Contacts no other machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from recr1_lite.errors import RecR1Error
+
+GB = 1e9
+MIN_PYTHON, TESTED_PYTHON = (3, 11), ("3.11",)
+NEED_MEMORY, USUAL_MEMORY = 2 * GB, 4 * GB  # free; for the smoke and for the cpu profile
+ROOT = Path(__file__).resolve().parents[1]
+INSTALL = "run `pip install -r requirements.txt`"
+
+
+class Check(NamedTuple):
+    """One finding. ok: "ok", "warn" (works, or partly) or "fail" (nothing will run). advice: "" when ok."""
+
+    name: str
+    ok: str
+    found: str
+    advice: str = ""
+
+
+def check() -> list[Check]:
+    """Every check in turn; one that breaks becomes a finding of its own, never an exception."""
+    found = []
+    for look in (python, packages, device, bf16, memory, disk, cache, network, profile, unsloth):
+        try:
+            found.append(look())
+        except RecR1Error as error:
+            found.append(Check(look.__name__, "fail", str(error)))
+        except ModuleNotFoundError as error:
+            found.append(Check(look.__name__, "fail", f"the package {error.name} is missing", INSTALL))
+        except Exception as error:
+            problem = f"the check itself failed ({type(error).__name__}: {error})"
+            found.append(Check(look.__name__, "warn", problem, "report it with this line"))
+    return found
+
+
+def print_doctor(write: Callable[[str], object] = print) -> int:
+    """Print one line a check and a verdict; 1 if any check failed, else 0, for use as the exit status."""
+    checks = check()
+    for item in checks:
+        advice = f"; {item.advice}" if item.advice else ""
+        write(f"{item.ok:<5}{item.name:<10}{' '.join((item.found + advice).split())}")
+    failed = [item.name for item in checks if item.ok == "fail"]
+    warned = [item.name for item in checks if item.ok == "warn"]
+    if failed:
+        write(f"not ready: mend {', '.join(failed)} first")
+    else:
+        write("ready" + (f", but read the advice on {', '.join(warned)}" if warned else ""))
+    return 1 if failed else 0
+
+
+def python() -> Check:
+    """The interpreter's version."""
+    version = platform.python_version()
+    if sys.version_info < MIN_PYTHON:
+        return Check("python", "fail", version, "make the environment with Python 3.11 or later")
+    return Check("python", "ok", f"{version} (tested on {', '.join(TESTED_PYTHON)})")
+
+
+def packages() -> Check:
+    """Installed versions against the pins of requirements.txt, else the package's own requirements."""
+    wanted = requirements()
+    if not wanted:
+        return Check("packages", "warn", "no list of tested versions here", INSTALL)
+    missing, other = [], []
+    for requirement in wanted:
+        try:
+            version = importlib.metadata.version(requirement.name)
+            if not requirement.specifier.contains(version, prereleases=True):
+                other.append(f"{requirement.name} {version} (tested {requirement.specifier})")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(requirement.name)
+    if missing:
+        return Check("packages", "fail", f"missing: {_some(missing)}", INSTALL)
+    if other:
+        return Check("packages", "warn", f"not as tested: {_some(other)}", INSTALL)
+    return Check("packages", "ok", f"all {len(wanted)} as tested")
+
+
+def requirements(folder: Path = ROOT) -> list:
+    """The packaging Requirements that hold on this machine: of a checkout, else of the installed package."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    lines = _lines(folder / "requirements.txt")
+    if not lines:
+        try:
+            lines = importlib.metadata.requires("recr1_lite") or []
+        except importlib.metadata.PackageNotFoundError:
+            lines = []
+    found = []
+    for line in lines:
+        try:
+            requirement = Requirement(line.split(" #")[0])
+        except InvalidRequirement:
+            continue
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            found.append(requirement)
+    return found
+
+
+def device() -> Check:
+    """What computes: CUDA, MPS, or the CPU's cores."""
+    try:
+        import torch
+    except Exception as error:
+        return Check("device", "fail", f"torch does not load ({type(error).__name__}: {error})", INSTALL)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory / GB
+        name = torch.cuda.get_device_name(0)
+        return Check("device", "ok", f"CUDA: {name}, {total:.0f} GB, and {cores} CPU cores")
+    if torch.backends.mps.is_available():
+        return Check("device", "ok", f"MPS (Apple GPU), and {cores} CPU cores")
+    if shutil.which("nvidia-smi"):
+        found = f"an NVIDIA driver is here, but torch {torch.__version__} sees no GPU"
+        return Check("device", "warn", found, "install a CUDA build of torch to use it")
+    return Check("device", "ok", f"CPU, {cores} cores, torch {torch.__version__}")
+
+
+def bf16() -> Check:
+    """Whether bfloat16 is native here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("bf16", "ok", "not used: float32 is the faster one on a CPU")
+    native = torch.cuda.get_device_capability(0) >= (8, 0)
+    return Check("bf16", "ok", "native" if native else "not native on this GPU: float16 is used")
+
+
+def memory() -> Check:
+    """Free memory, within a container's limit where there is one."""
+    import psutil
+
+    free = min(psutil.virtual_memory().available, _container_room())
+    found = f"{free / GB:.1f} GB free"
+    if free < NEED_MEMORY:
+        return Check("memory", "fail", found, f"close programs until {NEED_MEMORY / GB:.0f} GB are free")
+    if free < USUAL_MEMORY:
+        advice = f"close programs until {USUAL_MEMORY / GB:.0f} GB are free, or set RECR1_PROFILE=smoke"
+        return Check("memory", "warn", found, advice)
+    return Check("memory", "ok", found)
+
+
+def disk() -> Check:
+    """Free disk at the cache, and whether it can be written."""
+    from recr1_lite import assets
+
+    folder = assets.cache_folder()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    need = 0 if not _cold() else sum(a.space for a in assets.ASSETS.values()) + sum(assets.MODELS.values())
+    found = f"{free / GB:.1f} GB free at the cache {folder}"
+    move = "or set RECR1_CACHE to a folder on a larger disk"
+    if free < need:
+        return Check("disk", "fail", found, f"free {need / GB:.1f} GB, {move}")
+    if not os.access(place, os.W_OK):
+        advice = "set RECR1_CACHE to a folder that can be written"
+        return Check("disk", "fail" if need else "warn", f"{found}, not writable", advice)
+    if free < 2 * GB:
+        return Check("disk", "warn", found, f"runs keep checkpoints: free 2 GB, {move}")
+    return Check("disk", "ok", found)
+
+
+def cache() -> Check:
+    """Whether model and data are there already."""
+    from recr1_lite import assets
+
+    missing = _cold()
+    if not missing:
+        return Check("cache", "ok", "warm: model and data are here, no network needed")
+    found = f"cold: {', '.join(missing)} not fetched yet"
+    if assets.offline():
+        advice = "unset RECR1_OFFLINE and HF_HUB_OFFLINE once, and run `python -m recr1_lite prepare`"
+        return Check("cache", "fail", f"{found}, and offline is set", advice)
+    return Check("cache", "warn", found, "run `python -m recr1_lite prepare` (or let the demo do it)")
+
+
+def network() -> Check:
+    """The settings that decide about the network; nothing is contacted."""
+    set_here = [name for name in ("RECR1_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(name)]
+    # names only: an index address can hold a password
+    known = ("PIP_INDEX_URL", "HTTPS_PROXY", "https_proxy", "HF_ENDPOINT")
+    routes = [name for name in known if os.environ.get(name)]
+    found = f"{' and '.join(set_here)} set" if set_here else "allowed"
+    found += f", through {', '.join(routes)}" if routes else ""
+    if importlib.util.find_spec("pip") is None:
+        advice = "run `python -m ensurepip`: assets come as wheels"
+        return Check("network", "fail" if _cold() else "warn", f"{found}, but pip is missing", advice)
+    return Check("network", "ok", f"{found}; not tried")
+
+
+def profile() -> Check:
+    """The profile that a run without further words takes."""
+    from recr1_lite import profiles
+
+    chosen = profiles.get_profile()
+    why = "RECR1_PROFILE" if os.environ.get("RECR1_PROFILE") else "detected"
+    return Check("profile", "ok", f"{chosen.name} ({why})")
+
+
+def unsloth() -> Check:
+    """unsloth belongs on CUDA machines only."""
+    import torch
+
+    here, cuda = importlib.util.find_spec("unsloth") is not None, torch.cuda.is_available()
+    if cuda and not here:
+        advice = "run `pip install -r requirements-gpu.txt` for faster training"
+        return Check("unsloth", "warn", "absent: transformers and peft are used", advice)
+    if here and not cuda:
+        advice = "run `pip uninstall unsloth torchvision`: here it stops, and can break transformers"
+        return Check("unsloth", "warn", "present without an accelerator", advice)
+    return Check("unsloth", "ok", "present" if here else "absent, not needed without CUDA")
+
+
+def _cold() -> list[str]:
+    """Names of the assets that are not whole in the cache."""
+    from recr1_lite import assets
+
+    def whole(name: str) -> bool:
+        if name in assets.MODELS:
+            return (assets.cache_folder() / "models" / name / "files.json").is_file()
+        path = assets.cache_folder() / "files" / assets.ASSETS[name].file_name
+        return path.is_file() and path.stat().st_size == assets.ASSETS[name].size
+
+    return [name for name in assets.ASSETS if not whole(name)]
+
+
+def _container_room() -> float:
+    """Bytes left under the memory limit of this container (cgroup 2), or infinity."""
+    try:
+        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
+        return float(limit) - float(used)
+    except (OSError, ValueError):  # no container, or the word "max": no limit
+        return float("inf")
+
+
+def _lines(path: Path) -> list[str]:
+    """Requirement lines of a file and of the files that it names with -r."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        option, _, value = line.strip().partition(" ")
+        lines += _lines(path.parent / value.strip()) if option == "-r" else [line.strip()]
+    return lines
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,180 @@
+"""Load a policy (LoRA, optional 4-bit), save it, merge it, and check that the three say the same.
+
+On CUDA unsloth does the loading where it is installed (requirements-gpu.txt); everywhere else transformers + peft
+do, with bitsandbytes for 4-bit. The rest of the kit sees a `Policy` and cannot tell which.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+
+from recr1_lite import assets
+from recr1_lite.errors import RecR1Error
+from recr1_lite.profiles import Profile
+from recr1_lite.rollouts import completion_logps
+
+PARITY_TOLERANCE = 1e-3  # nats a token between float32 models; 16-bit weights round more
+
+
+@dataclass
+class Policy:
+    """A causal language model, its tokenizer (left padding, pad token that is not the end token) and the backend."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    backend: str  # "transformers" or "unsloth"
+
+
+def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = None, trainable: bool = True) -> Policy:
+    """The profile's model with a LoRA adapter: a fresh one, or the one saved in the folder `adapter`.
+
+    The seed is set before the adapter is made, so that its random half is the same in every run with that seed.
+    `trainable=False` without `adapter` gives the bare model. Raises RecR1Error for a model or an adapter that
+    cannot be read, and for 4-bit without bitsandbytes.
+    """
+    set_seed(seed)
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise RecR1Error(f"there is no adapter in {str(adapter)!r} (adapter_config.json is missing); train one first")
+    source = _source(profile.model)
+    if _use_unsloth():
+        return _load_unsloth(profile, source, seed, adapter, trainable)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {"dtype": getattr(torch, profile.dtype)}
+    if profile.load_in_4bit:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise RecR1Error("4-bit loading needs bitsandbytes; run: pip install bitsandbytes")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=options["dtype"])
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, device_map=device, attn_implementation="grouped",
+                                                     **options)
+    except (OSError, ValueError) as error:
+        raise RecR1Error(f"the model {profile.model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+    elif trainable:
+        set_seed(seed)  # reading the weights may have drawn numbers
+        model = get_peft_model(model, LoraConfig(r=profile.lora_rank, lora_alpha=2 * profile.lora_rank,
+                                                 target_modules="all-linear", task_type="CAUSAL_LM"))
+    return Policy(model.eval(), _ready(tokenizer), "transformers")
+
+
+def save_adapter(policy: Policy, folder: str | Path) -> Path:
+    """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all."""
+    return _place(folder, lambda work: policy.model.save_pretrained(work))
+
+
+def save_merged(policy: Policy, folder: str | Path) -> Path:
+    """Fold the adapter into a copy of the weights and write a plain transformers model with its tokenizer."""
+    if getattr(policy.model.get_base_model(), "is_loaded_in_4bit", False):
+        raise RecR1Error("a 4-bit model cannot be merged without loss; load the policy with load_in_4bit=False first")
+
+    def write(work: Path) -> None:
+        merged = copy.deepcopy(policy.model).merge_and_unload(safe_merge=True)
+        merged.save_pretrained(work)
+        policy.tokenizer.save_pretrained(work)
+
+    return _place(folder, write)
+
+
+def _place(folder: str | Path, write) -> Path:
+    """Let `write` fill a temporary neighbour of `folder`, then swap it in."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    old = work.with_name(work.name + ".old")
+    try:
+        write(work)
+        os.chmod(work, 0o755)
+        if folder.exists():
+            folder.rename(old)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+    """Log-probability of every completion token after its rendered prompt, in nats; 0 at padding. Shape (B, T)."""
+    prompts, ends = zip(*pairs, strict=True)
+    options = dict(return_tensors="pt", padding=True, add_special_tokens=False)
+    left = policy.tokenizer(list(prompts), padding_side="left", **options).to(policy.model.device)
+    right = policy.tokenizer(list(ends), padding_side="right", **options).to(policy.model.device)
+    with torch.no_grad():
+        values, _ = completion_logps(policy.model, left.input_ids, left.attention_mask, right.input_ids,
+                                     right.attention_mask)
+    return values * right.attention_mask
+
+
+def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Largest difference in nats a token between the adapter and the same adapter merged, and saved and reloaded.
+
+    Keys `merged` and `reloaded`. Raises RecR1Error when one is above PARITY_TOLERANCE: then what was saved is not
+    what was trained.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        adapter, merged = save_adapter(policy, Path(work) / "adapter"), save_merged(policy, Path(work) / "merged")
+        others = {"merged": load_policy(profile.but(model=str(merged)), trainable=False),
+                  "reloaded": load_policy(profile, adapter=adapter, trainable=False)}
+    here = token_logps(policy, pairs)
+    differences = {name: float((token_logps(other, pairs) - here).abs().max()) for name, other in others.items()}
+    worst = max(differences, key=differences.get)
+    if differences[worst] > PARITY_TOLERANCE:
+        raise RecR1Error(f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats a token "
+                         f"(allowed: {PARITY_TOLERANCE}); do not use it, and report this with `python -m recr1_lite "
+                         "doctor`")
+    return differences
+
+
+def _source(model: str) -> str:
+    """Where to load a model from: this kit's cache, a local folder, or the Hub by name."""
+    if model in assets.MODELS:
+        return str(assets.model_folder(model))
+    if "/" not in model and not Path(model).is_dir():
+        raise RecR1Error(f"there is no model {model!r}; name one of {', '.join(assets.MODELS)}, a local folder, or a "
+                         "model of the Hugging Face Hub as owner/name")
+    return model
+
+
+def _ready(tokenizer):
+    """Left padding, and a pad token that is not the end token: else the end of an answer is masked like padding."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        spare = next((token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token), None)
+        if spare is None:
+            raise RecR1Error("the tokenizer has no special token to pad with but its end token; choose another model")
+        tokenizer.pad_token = spare
+    return tokenizer
+
+
+def _use_unsloth() -> bool:
+    return torch.cuda.is_available() and importlib.util.find_spec("unsloth") is not None
+
+
+def _load_unsloth(profile: Profile, source: str, seed: int, adapter, trainable: bool) -> Policy:
+    """The same through unsloth's FastLanguageModel (CUDA only; not yet run by the authors)."""
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(adapter or source), max_seq_length=profile.max_prompt_tokens + profile.max_completion_tokens,
+        load_in_4bit=profile.load_in_4bit, dtype=getattr(torch, profile.dtype))
+    if adapter is None and trainable:
+        model = FastLanguageModel.get_peft_model(
+            model, r=profile.lora_rank, lora_alpha=2 * profile.lora_rank, lora_dropout=0, random_state=seed,
+            use_gradient_checkpointing="unsloth",
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    return Policy(model, _ready(tokenizer), "unsloth")

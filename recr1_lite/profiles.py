@@ -1,0 +1,82 @@
+"""Every size and budget of a run in one place: `smoke`, `cpu`, `t4`, `gpu24`, `paper`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from recr1_lite.errors import RecR1Error
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes and budgets of one run. Times are in seconds, lengths in tokens, counts in examples."""
+
+    name: str
+    about: str
+    model: str = "smollm2-135m-instruct"  # an asset of this kit, a Hub name, or a local folder
+    dtype: str = "float32"
+    load_in_4bit: bool = False
+    lora_rank: int = 16
+    # GRPO: a step is prompts_per_step groups of group_size rollouts
+    preset: str = "modern"
+    recipe: str = "ndcg"
+    steps: int = 60
+    prompts_per_step: int = 8
+    group_size: int = 8
+    micro_batch: int | None = None  # rollouts in one backward pass; None: the whole step
+    max_prompt_tokens: int = 512
+    max_completion_tokens: int = 8
+    learning_rate: float = 3e-4
+    # evaluation
+    validate_every: int = 20
+    n_validate: int = 100  # validation requests scored while training
+    n_val: int | None = 400
+    n_test: int | None = 600
+    n_headroom: int = 48
+    batch_size: int = 50
+
+    def but(self, **changes) -> Profile:
+        """A copy with some fields changed. Raises RecR1Error for a field that does not exist."""
+        try:
+            return replace(self, **changes)
+        except TypeError as error:
+            raise RecR1Error(f"a profile has no such setting ({error}); see recr1_lite/profiles.py") from None
+
+
+_GPU = dict(model="Qwen/Qwen2.5-1.5B-Instruct", load_in_4bit=True, prompts_per_step=8, group_size=8, steps=300,
+            max_completion_tokens=128, learning_rate=2e-5, validate_every=50, batch_size=64)
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("smoke", "proves in a minute or two that everything runs; learns nothing", steps=2,
+                prompts_per_step=2, group_size=4, validate_every=1, n_validate=4, n_val=8, n_test=8, n_headroom=4,
+                batch_size=8),
+        Profile("cpu", "the real loop on a plain CPU, with a 135M model"),
+        Profile("t4", "15 GB card without bfloat16 (not yet measured)", dtype="float16", micro_batch=16,
+                **(_GPU | dict(model="Qwen/Qwen2.5-0.5B-Instruct"))),
+        Profile("gpu24", "24 GB card (not yet measured)", dtype="bfloat16", micro_batch=32, **_GPU),
+        Profile("paper", "the paper's settings on one card: 32 prompts x 12 rollouts, lr 1e-6, KL 1e-3 (not yet "
+                "measured)", dtype="bfloat16", preset="paper", recipe="paper",
+                **(_GPU | dict(model="Qwen/Qwen2.5-3B-Instruct", prompts_per_step=32, group_size=12, steps=1000,
+                               max_completion_tokens=512, learning_rate=1e-6, )), micro_batch=12),
+    )
+}
+
+
+def detect() -> str:
+    """Name of the profile that fits this machine: by CUDA memory, else `cpu`."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return "gpu24" if torch.cuda.get_device_properties(0).total_memory > 20e9 else "t4"
+
+
+def get_profile(name: str | None = None) -> Profile:
+    """The profile called `name`, or RECR1_PROFILE, or the one `detect` picks. Raises RecR1Error for another."""
+    name = name or os.environ.get("RECR1_PROFILE") or detect()
+    if name not in PROFILES:
+        raise RecR1Error(f"there is no profile {name!r}; choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]

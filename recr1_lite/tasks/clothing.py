@@ -1,0 +1,120 @@
+"""Product search on real data: a shopper's message is the request, the garment it is about is what to find.
+
+Women's E-Commerce Clothing Reviews (CC0). Part of each garment's reviews are held out as messages; the
+item's text is its class, its department and what OTHER shoppers wrote, so that no message is in the index
+itself.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from recr1_lite import assets
+from recr1_lite.errors import RecR1Error
+from recr1_lite.prompts import Prompt
+from recr1_lite.tasks.base import Task
+
+PROMPT = Prompt(
+    style="compact",
+    instruction="What garment is this review about, and what are its features? "
+    "Answer in five keywords.\n\n{request}",
+    mode="expand",
+)
+FEW_SHOT = replace(
+    PROMPT,
+    instruction="What did this customer buy? {request}",
+    prefix="",
+    examples=(
+        ("So soft and cozy! I wear it over leggings.", "sweater, cardigan, knit, soft"),
+        ("I wore it to a wedding, it hits above the knee.", "dress, dresses, lace, knee"),
+        ("They fit well in the waist, too long for me.", "pants, trousers, waist, long"),
+    ),
+)
+WHEEL = assets.ASSETS["clothing-reviews"].wheel
+MIN_REVIEWS = 8  # a garment with fewer says too little about itself
+MIN_WORDS = 10  # a shorter review is no message
+OPENING = 40  # two reviews with the same first words count as one
+HELD_OUT, CAP = 0.25, 16  # share of a garment's reviews that become messages, and at most so many
+N_TEST, N_VAL = 600, 400
+
+
+def load(words: int = 40, seed: int = 0) -> Task:
+    """The clothing task: messages are cut to their first `words` words, `seed` draws messages and splits.
+
+    Raises RecR1Error: `words` below 10, or the data cannot be fetched.
+    """
+    if words < MIN_WORDS:
+        raise RecR1Error(f"words={words} is too short for a message; use {MIN_WORDS} or more")
+    return build(read_reviews(), words, seed)
+
+
+def read_reviews() -> pd.DataFrame:
+    """The published reviews, no text twice: `row` (in the file), `garment`, `kind`, `department`, `text`."""
+    raw = pd.read_parquet(assets.fetch("clothing-reviews"))
+    raw = raw.dropna(subset=["Review Text", "Class Name", "Department Name"])
+    columns = {
+        "row": raw.index,
+        "garment": raw["Clothing ID"].astype(str),
+        "kind": raw["Class Name"].astype(str),
+        "department": raw["Department Name"].astype(str),
+        "text": [" ".join(html.unescape(text).split()) for text in raw["Review Text"]],
+    }
+    reviews = pd.DataFrame(columns)
+    opening = reviews["text"].str.lower().str.findall(r"\w+").str[:OPENING].str.join(" ")
+    return reviews[(opening != "") & ~opening.duplicated()].reset_index(drop=True)
+
+
+def build(reviews: pd.DataFrame, words: int, seed: int) -> Task:
+    """Task from cleaned reviews (see `read_reviews`)."""
+    reviews = reviews[reviews.groupby("garment")["row"].transform("size") >= MIN_REVIEWS]
+    messages = _hold_out(reviews, seed)
+    items = _items(reviews[~reviews["row"].isin(messages["row"])])
+    columns = {
+        "example_id": "review-" + messages["row"].astype(str),
+        "request": messages["text"].str.split().str[:words].str.join(" "),
+        "relevant": [{garment: 1.0} for garment in messages["garment"]],
+    }
+    examples = pd.DataFrame(columns).drop_duplicates("request")
+    return Task(
+        name="clothing",
+        items=items,
+        train=examples[N_TEST + N_VAL :],
+        val=examples[N_TEST : N_TEST + N_VAL],
+        test=examples[:N_TEST],
+        prompt=PROMPT,
+        k_train=1000,
+        k_eval=100,
+        metrics=("ndcg@100", "ndcg@10", "recall@10", "mrr"),
+        about={
+            "source": f"Women's E-Commerce Clothing Reviews (Kaggle, nicapotato), in the PyPI wheel {WHEEL}",
+            "licence": "CC0 1.0",
+            "request": f"a held-out review, cut to its first {words} words",
+            "item text": "class, department and the other shoppers' reviews of the garment",
+            "seed": seed,
+        },
+    )
+
+
+def _hold_out(reviews: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Messages in random order: of each garment a quarter of its long enough reviews, at most CAP."""
+    random = np.random.RandomState(seed)  # its stream is frozen: the splits stay the same with any NumPy
+    long = reviews[reviews["text"].str.split().str.len() >= MIN_WORDS]
+    long = long.iloc[random.permutation(len(long))]
+    garments = long.groupby("garment")["row"]
+    quota = (HELD_OUT * garments.transform("size")).round().clip(upper=CAP)
+    messages = long[garments.cumcount() < quota]
+    # shuffled again: a garment with many reviews fills its quota early, and would fill the first split
+    return messages.iloc[random.permutation(len(messages))]
+
+
+def _items(reviews: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for garment, own in reviews.groupby("garment", sort=False):
+        kind, department = own["kind"].mode()[0], own["department"].mode()[0]
+        rows.append((garment, f"{kind} #{garment}", f"{kind}. {department}. {' '.join(own['text'])}"))
+    items = pd.DataFrame(rows, columns=["item_id", "title", "text"])
+    return items.sort_values("item_id", key=lambda ids: ids.astype(int)).reset_index(drop=True)

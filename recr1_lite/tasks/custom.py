@@ -1,0 +1,209 @@
+"""Your own task: a catalogue and requests from DataFrames or from CSV, JSONL or Parquet files.
+
+`items` has the columns `item_id`, `title`, `text`. `requests` has `request` and `relevant`, and may have
+`gain`, `split` (train, val or test) and `example_id`; other columns are left alone. `relevant` is one item
+id, a JSON list of ids, or a JSON object {id: gain}, where a gain of null leaves the id out. `gain` is the
+gain of ids that are not in an object, 1 where it is empty or absent. Rows that share an `example_id` are
+one example with several relevant items, as in a qrels file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recr1_lite.errors import RecR1Error
+from recr1_lite.prompts import Prompt
+from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.checks import EXAMPLE_COLUMNS, ITEM_COLUMNS, shown
+from recr1_lite.tasks.tables import read_table
+
+PROMPT = Prompt(
+    style="compact",
+    instruction="What is this request about? Answer in five keywords.\n\n{request}",
+    mode="expand",
+)
+SPLITS = ("train", "val", "test")
+Table = pd.DataFrame | str | os.PathLike
+
+
+def load(
+    items: Table,
+    requests: Table,
+    val: float = 0.2,
+    test: float = 0.2,
+    seed: int = 0,
+    prompt: Prompt | str | None = None,
+    name: str = "custom",
+    k_train: int = 1000,
+    k_eval: int = 100,
+    metrics: tuple[str, ...] = ("ndcg@100", "ndcg@10", "recall@10", "mrr"),
+    unreachable: str = "error",
+    source: str = "",
+    licence: str = "",
+) -> Task:
+    """A task from your own tables; see the module for their columns.
+
+    Without a `split` column the shares `val` and `test` of the different requests are drawn with `seed`;
+    equal requests go to one split. `prompt`: a Prompt, or just an instruction with {request} in it.
+    `unreachable`: "error" stops at a relevant id that the catalogue lacks, "count" keeps it as one that is
+    never found. Raises RecR1Error that names the file and its first offending row (rows count from 1,
+    without the header).
+    """
+    if unreachable not in ("error", "count"):
+        raise RecR1Error(f"there is no unreachable={unreachable!r}; choose 'error' or 'count'")
+    if isinstance(prompt, str):
+        prompt = Prompt(style="compact", instruction=prompt, mode="expand")
+    catalogue, items_name = read_table(items, "items")
+    catalogue = _catalogue(catalogue, items_name)
+    table, requests_name = read_table(requests, "requests")
+    examples = _examples(table, requests_name)
+    if unreachable == "error":
+        _check_targets(examples, catalogue, requests_name, items_name)
+    if "split" not in table:
+        examples["split"] = _draw_splits(examples["request"], val, test, seed, requests_name)
+    splits = {split: examples.loc[examples["split"] == split, list(EXAMPLE_COLUMNS)] for split in SPLITS}
+    source = source or f"{items_name}, {requests_name}"
+    return Task(
+        name=name,
+        items=catalogue,
+        **splits,
+        prompt=prompt or PROMPT,
+        k_train=k_train,
+        k_eval=k_eval,
+        metrics=tuple(metrics),
+        about={"source": source, "licence": licence or "not stated", "seed": seed},
+    )
+
+
+def _catalogue(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    _need(table, ITEM_COLUMNS, where)
+    items = table[list(ITEM_COLUMNS)].astype(object)
+    ids = enumerate(items["item_id"], start=1)
+    items["item_id"] = [_id(value, f"{where}, row {row}: item_id") for row, value in ids]
+    return items
+
+
+def _examples(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """One row an example: `example_id`, `request`, `relevant`, `split` (None without such a column)."""
+    _need(table, ("request", "relevant"), where)
+    examples: dict[str, dict] = {}
+    for number, row in enumerate(table.to_dict("records"), start=1):
+        place = f"{where}, row {number}"
+        request = row["request"]
+        if not isinstance(request, str) or not request.strip():
+            raise RecR1Error(f"{place}: request is {shown(request)}; fill it in or leave the row out")
+        example_id = _id(row.get("example_id", f"row-{number}"), f"{place}: example_id")
+        split = row.get("split")
+        if "split" in row and split not in SPLITS:
+            raise RecR1Error(f"{place}: split is {shown(split)}; write one of {', '.join(SPLITS)}")
+        example = examples.setdefault(
+            example_id, {"example_id": example_id, "request": request, "relevant": {}, "split": split}
+        )
+        if (example["request"], example["split"]) != (request, split):
+            raise RecR1Error(
+                f"{place}: example_id {example_id!r} stands in an earlier row with another request or "
+                "split; give each example its own"
+            )
+        for item, gain in _relevant(row["relevant"], row.get("gain"), place).items():
+            if example["relevant"].setdefault(item, gain) != gain:
+                raise RecR1Error(
+                    f"{place}: item {item!r} has two gains in example {example_id!r}; keep one of them"
+                )
+    return pd.DataFrame(list(examples.values()), columns=[*EXAMPLE_COLUMNS, "split"])
+
+
+def _relevant(value: Any, gain: Any, place: str) -> dict[str, float]:
+    """`{item_id: gain}` of one cell: an id, or a list of ids or an object of gains, perhaps as JSON text."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(value)
+        except ValueError as problem:
+            raise RecR1Error(
+                f"{place}: relevant starts like JSON and is not ({problem}); check the quotes"
+            ) from problem
+    if isinstance(value, dict):
+        if not _missing(gain):
+            raise RecR1Error(f"{place} has gains in relevant and in gain; keep one of the two")
+        judged = {item: own for item, own in value.items() if own is not None}  # Parquet fills up with None
+        found = {_id(item, f"{place}: relevant"): _gain(own, place) for item, own in judged.items()}
+    else:
+        ids = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
+        shared = 1.0 if _missing(gain) else _gain(gain, place)
+        found = {_id(item, f"{place}: relevant"): shared for item in ids}
+    if not found:
+        raise RecR1Error(f"{place}: relevant is empty; name at least one item, or leave the row out")
+    return found
+
+
+def _id(value: Any, place: str) -> str:
+    """An id as text. A number with decimals is refused: 7.0 is how a damaged "7" or "007" looks."""
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_)):
+        return str(value)
+    raise RecR1Error(f"{place} is {shown(value)}; an id is text or a whole number")
+
+
+def _gain(value: Any, place: str) -> float:
+    try:
+        gain = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        gain = math.nan
+    if not math.isfinite(gain) or gain <= 0:
+        raise RecR1Error(
+            f"{place}: the gain {value!r} is not a positive finite number; mend it or leave the item out"
+        )
+    return gain
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, str) and not value.strip())
+
+
+def _need(table: pd.DataFrame, wanted: tuple[str, ...], where: str) -> None:
+    if missing := [column for column in wanted if column not in table.columns]:
+        found = ", ".join(map(str, table.columns)) or "none"
+        raise RecR1Error(f"{where} has no column {missing[0]!r} (it has {found}); rename or add it")
+    if twice := table.columns[table.columns.duplicated()].tolist():
+        raise RecR1Error(f"{where} has two columns {twice[0]!r}; rename one")
+    if table.empty:
+        raise RecR1Error(f"{where} has a header and no rows; add some")
+
+
+def _check_targets(examples: pd.DataFrame, catalogue: pd.DataFrame, where: str, items_name: str) -> None:
+    known = set(catalogue["item_id"])
+    for example, relevant in zip(examples["example_id"], examples["relevant"], strict=True):
+        if lost := [item for item in relevant if item not in known]:
+            raise RecR1Error(
+                f"{where}: example {example!r} wants item {lost[0]!r}, which {items_name} lacks (its ids look "
+                f"like {catalogue['item_id'].iloc[0]!r}); add the item, or keep such targets with "
+                "unreachable='count'"
+            )
+
+
+def _draw_splits(requests: pd.Series, val: float, test: float, seed: int, where: str) -> list[str]:
+    shares = all(isinstance(share, numbers.Real) and share > 0 for share in (val, test))
+    if not shares or val + test >= 1:
+        raise RecR1Error(
+            f"val={val!r} and test={test!r} are no shares of the requests; take such as 0.2 and 0.2"
+        )
+    distinct = requests.str.strip().drop_duplicates().tolist()
+    n_val, n_test = max(round(val * len(distinct)), 1), max(round(test * len(distinct)), 1)
+    if len(distinct) <= n_val + n_test:
+        raise RecR1Error(
+            f"{where} has {len(distinct)} different requests, too few for a train, a val and a test "
+            "split; give it more"
+        )
+    random = np.random.RandomState(seed)  # its stream is frozen: the same splits with any NumPy
+    shuffled = [distinct[i] for i in random.permutation(len(distinct))]
+    split_of = dict.fromkeys(shuffled, "train")
+    split_of |= dict.fromkeys(shuffled[:n_test], "test")
+    split_of |= dict.fromkeys(shuffled[n_test : n_test + n_val], "val")
+    return [split_of[request.strip()] for request in requests]

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import ast
+import json
+import math
+import random
+import warnings
+
+import ir_measures
+import numpy as np
+import pytest
+import pytrec_eval
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recr1_lite.errors import RecR1Error
+from recr1_lite.metrics import (
+    Interval,
+    compute,
+    dcg,
+    mean_interval,
+    ndcg,
+    paired_interval,
+    parse_name,
+    recall,
+    reciprocal_rank,
+)
+
+
+def test_toy_ranking_by_hand():
+    ranking, relevant = ["a", "b", "c", "d"], {"b": 3, "d": 1, "z": 2}
+    assert dcg(ranking, relevant, 4) == pytest.approx(3 / math.log2(3) + 1 / math.log2(5))
+    assert dcg(ranking, relevant, 4, "exponential") == pytest.approx(7 / math.log2(3) + 1 / math.log2(5))
+    ideal = 3 + 2 / math.log2(3) + 1 / 2
+    assert ndcg(ranking, relevant, 4) == pytest.approx((3 / math.log2(3) + 1 / math.log2(5)) / ideal)
+    assert ndcg(ranking, relevant, 1) == 0.0
+    assert ndcg(["b"], relevant, 1) == 1.0  # the ideal is cut at k too
+    assert recall(ranking, relevant, 2) == pytest.approx(1 / 3)
+    assert recall(ranking, relevant, 4) == pytest.approx(2 / 3)
+    assert reciprocal_rank(ranking, relevant) == 0.5
+    assert reciprocal_rank(ranking, relevant, 1) == 0.0
+
+
+def test_a_duplicate_in_the_ranking_counts_once_and_keeps_its_place():
+    assert dcg(["a", "a", "b"], ["a", "b"], 3) == pytest.approx(1 + 1 / math.log2(4))
+    assert ndcg(["a", "a"], ["a", "b"], 2) == pytest.approx(1 / (1 + 1 / math.log2(3)))
+    assert recall(["a", "a"], ["a", "b"], 2) == 0.5
+
+
+def test_a_duplicate_target_counts_once_unless_legacy():
+    assert ndcg(["a", "b"], ["a", "a", "b"], 10) == 1.0
+    short = (1 + 1 / math.log2(3)) / (1 + 1 / math.log2(3) + 1 / 2)
+    assert ndcg(["a", "b"], ["a", "a", "b"], 10, legacy=True) == pytest.approx(short)
+    with pytest.raises(RecR1Error, match="list of ids"):
+        ndcg(["a"], {"a": 1.0}, 10, legacy=True)
+
+
+def test_nothing_relevant_or_nothing_found_is_zero():
+    for relevant in ({}, [], {"a": 0.0}):
+        assert (
+            ndcg(["a"], relevant, 5) == recall(["a"], relevant, 5) == reciprocal_rank(["a"], relevant) == 0.0
+        )
+    assert ndcg([], {"a": 1}, 5) == recall([], {"a": 1}, 5) == reciprocal_rank([], {"a": 1}) == 0.0
+
+
+def test_names():
+    ranking, relevant = ["x", "a"], {"a": 2.0}
+    assert compute("ndcg@100", ranking, relevant) == pytest.approx(1 / math.log2(3))
+    assert compute("recall@1", ranking, relevant) == 0.0
+    assert compute("mrr", ranking, relevant) == compute("mrr@2", ranking, relevant) == 0.5
+    assert compute("mrr@1", ranking, relevant) == 0.0
+    assert parse_name("ndcg@100") == ("ndcg", 100) and parse_name("mrr") == ("mrr", None)
+
+
+@pytest.mark.parametrize(
+    "name", ["ndcg", "ndcg@0", "ndcg@-1", "recall@", "map@10", "NDCG@10", "ndcg@10 ", "", None]
+)
+def test_an_unknown_name_says_what_to_write(name):
+    with pytest.raises(RecR1Error, match="ndcg@100"):
+        compute(name, ["a"], ["a"])
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, "10", None, True])
+def test_a_bad_cutoff(k):
+    for metric in (ndcg, recall, dcg):
+        with pytest.raises(RecR1Error, match="cut-off"):
+            metric(["a"], ["a"], k)
+
+
+def test_bad_relevance():
+    for gain in (math.nan, -1, math.inf, "1"):
+        with pytest.raises(RecR1Error, match="'a'"):
+            ndcg(["a"], {"a": gain}, 5)
+    with pytest.raises(RecR1Error, match="string"):
+        ndcg(["a"], "a", 5)
+    with pytest.raises(RecR1Error, match="exponential"):
+        ndcg(["a"], ["a"], 5, gain="quadratic")
+
+
+def random_run(seed: int) -> tuple[list[str], dict[str, int]]:
+    """A ranking without ties and whole-number gains, 0 among them, some items relevant but not retrieved."""
+    rng = random.Random(seed)
+    pool = [f"d{number}" for number in range(40)]
+    ranking = rng.sample(pool, rng.randint(1, 30))
+    return ranking, {item: rng.randint(0, 4) for item in rng.sample(pool, rng.randint(1, 20))}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_agrees_with_pytrec_eval_and_ir_measures(seed):
+    ranking, relevant = random_run(seed)
+    k = random.Random(seed).choice([1, 3, 10, 100])
+    run = {"q": {item: float(-rank) for rank, item in enumerate(ranking)}}
+    theirs = pytrec_eval.RelevanceEvaluator({"q": relevant}, {f"ndcg_cut.{k}", f"recall.{k}", "recip_rank"})
+    found = theirs.evaluate(run)["q"]
+    assert ndcg(ranking, relevant, k) == pytest.approx(found[f"ndcg_cut_{k}"], abs=1e-9)
+    assert recall(ranking, relevant, k) == pytest.approx(found[f"recall_{k}"], abs=1e-9)
+    assert reciprocal_rank(ranking, relevant) == pytest.approx(found["recip_rank"], abs=1e-9)
+
+    exponential = {gain: 2**gain - 1 for gain in range(5)}
+    measures = [ir_measures.nDCG(gains=exponential) @ k, ir_measures.RR @ k]
+    values = ir_measures.calc_aggregate(measures, {"q": relevant}, run)
+    assert ndcg(ranking, relevant, k, "exponential") == pytest.approx(values[measures[0]], abs=1e-9)
+    assert reciprocal_rank(ranking, relevant, k) == pytest.approx(values[measures[1]], abs=1e-9)
+
+
+@settings(deadline=None)
+@given(
+    ranking=st.lists(st.sampled_from("abcdefgh")),
+    relevant=st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 10)),
+    k=st.integers(1, 12),
+    gain=st.sampled_from(["linear", "exponential"]),
+)
+def test_always_in_the_unit_range_and_1_for_the_ideal(ranking, relevant, k, gain):
+    assert 0 <= ndcg(ranking, relevant, k, gain) <= 1 + 1e-12
+    assert 0 <= recall(ranking, relevant, k) <= 1
+    assert 0 <= reciprocal_rank(ranking, relevant, k) <= 1
+    best = sorted(relevant, key=relevant.get, reverse=True)
+    if any(2.0**value > 1.0 for value in relevant.values()):
+        assert ndcg(best, relevant, k, gain) == pytest.approx(1)
+
+
+# Means of nDCG in percent as stored, and with each target counted once.
+GOLDEN = {
+    "amazon_review__query_metric_results-Rec-r1-inductive": None,
+    "amazon_review__query_metric_results-Rec-r1-transductive": None,
+    "amazon_review__query_metric_results-gpt-4o-inductive": None,
+    "amazon_review__query_metric_results-gpt-4o-transductive": None,
+    "esci__ori_query": (12.44, 13.27),
+    "esci__query_metric_results-gpt-4o": (26.06, 27.38),
+    "esci__query_metric_results-rec-r1": (32.22, 33.51),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_official_numbers_both_ways(shared_data, name):
+    rows = list(json.loads((shared_data / "rec_r1" / "golden_metrics" / f"{name}.json").read_text()).values())
+    assert len(rows) in (103, 538, 1000)
+    stored, once = [], []
+    for row in rows:
+        ranking = ast.literal_eval(row["retrieved"])
+        targets = ast.literal_eval(row["target"]) if row["target"].startswith("[") else [row["target"]]
+        for metric, value in row.items():
+            if metric.startswith("ndcg@"):
+                k = int(metric.removeprefix("ndcg@"))
+                assert ndcg(ranking, targets, k, legacy=True) == pytest.approx(value, abs=1e-12)
+                clean = compute(metric, ranking, dict.fromkeys(targets, 1.0))
+                if len(set(targets)) == len(targets):
+                    assert clean == pytest.approx(value, abs=1e-12)
+                else:  # a definition of its own: each target once in the ideal
+                    ideal = sum(1 / math.log2(r + 2) for r in range(min(k, len(set(targets)))))
+                    assert clean == pytest.approx(dcg(ranking, set(targets), k) / ideal, abs=1e-12)
+                stored.append(value)
+                once.append(clean)
+            elif metric.startswith("recall@"):
+                assert compute(metric, ranking, targets) == pytest.approx(value, abs=1e-12)
+    if GOLDEN[name]:
+        means = round(100 * np.mean(stored), 2), round(100 * np.mean(once), 2)
+        assert means == GOLDEN[name]
+    else:
+        assert stored == pytest.approx(once, abs=1e-12)
+
+
+def test_interval_covers_the_mean_and_repeats():
+    values = np.random.default_rng(3).random(600)
+    interval = mean_interval(values)
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low < interval.mean < interval.high
+    assert interval.n == 600
+    assert mean_interval(values) == interval != mean_interval(values, seed=1)
+    normal = 1.96 * values.std(ddof=1) / math.sqrt(600)
+    assert interval.high - interval.low == pytest.approx(2 * normal, rel=0.1)
+    wider = mean_interval(values, level=0.99)
+    assert wider.low < interval.low and wider.high > interval.high
+
+
+def test_interval_of_constants_and_of_one_value():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mean_interval([0.25] * 40) == Interval(0.25, 0.25, 0.25, 40)
+        assert mean_interval([0.5]) == Interval(0.5, 0.5, 0.5, 1)
+        assert paired_interval([0.1, 0.9], [0.1, 0.9]) == Interval(0.0, 0.0, 0.0, 2)
+
+
+def test_interval_as_text():
+    assert str(Interval(0.2514, 0.224, 0.2791, 600)) == "0.251 [0.224, 0.279]"
+
+
+def test_pairing_is_by_example():
+    rng = np.random.default_rng(0)
+    b = rng.random(300)
+    a = b + 0.01 + rng.normal(0, 0.01, 300)  # a small gain, the same for easy and hard examples
+    paired = paired_interval(a, b)
+    assert paired.low > 0 and paired.mean == pytest.approx(np.mean(a - b))
+    assert mean_interval(a).low < mean_interval(b).high  # unpaired, the two means cannot be told apart
+    swapped = paired_interval(b, a)
+    assert swapped.high < 0
+
+
+@pytest.mark.parametrize("values", [[], [0.1, math.nan], [math.inf], [[0.1], [0.2]]])
+def test_values_without_a_mean(values):
+    with pytest.raises(RecR1Error):
+        mean_interval(values)
+
+
+def test_other_bad_intervals():
+    with pytest.raises(RecR1Error, match="same examples"):
+        paired_interval([0.1, 0.2], [0.1])
+    with pytest.raises(RecR1Error, match="level"):
+        mean_interval([0.1, 0.2], level=95)
