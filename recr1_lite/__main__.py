@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--requests", help="custom requests: CSV, JSONL or Parquet of request,relevant")
         if "train" in groups:
             sub.add_argument("--steps", type=int, help="GRPO steps (default: the profile's)")
-            sub.add_argument("--out", help="folder of the run (default: runs/<command>-<profile>-seed<seed>)")
+            sub.add_argument("--out", help="folder of the run (default: the next free runs/<command>-<profile>-seed<seed>)")
             sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
         return sub
 
@@ -173,8 +174,16 @@ def _task(arguments):
 
 
 def _out(arguments) -> Path:
+    """--out, else the next free folder under runs/; with --resume the last one there."""
+    if arguments.out:
+        return Path(arguments.out)
     runs = Path(os.environ.get("RECR1_RUNS") or "runs")
-    return Path(arguments.out or runs / f"{arguments.command}-{arguments.profile}-seed{arguments.seed}")
+    name = f"{arguments.command}-{arguments.profile}-seed{arguments.seed}"
+    names = (runs / (f"{name}-{number}" if number > 1 else name) for number in itertools.count(1))
+    taken = list(itertools.takewhile(Path.exists, names))
+    if arguments.resume and taken:
+        return taken[-1]
+    return runs / (f"{name}-{len(taken) + 1}" if taken else name)
 
 
 def _command() -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from recr1_lite import grpo
+from recr1_lite.errors import RecR1Error
 from recr1_lite.evaluation import EvalResult, evaluate, methods_table
 from recr1_lite.inspector import inspect_rewrites
 from recr1_lite.ledger import Ledger
@@ -37,6 +38,8 @@ def demo(profile: Profile, out: str | Path, seed: int = 0, resume: bool = False,
     sealed test, raw request first, GRPO last.
     """
     out, ledger = Path(out), ledger or Ledger()
+    if not resume and grpo.last_checkpoint(out / "grpo"):
+        raise RecR1Error(f"{out} already holds a run; go on with it (--resume) or give another folder (--out)")
     run = out.name
     mark = dict(ledger=ledger, profile=profile.name, seed=seed, run=run)
     started = time.perf_counter()
@@ -88,15 +91,14 @@ def rewriter(policy: Policy, prompt, profile: Profile, name: str, merged=None) -
 def train(policy: Policy, task: Task, retriever: Retriever, profile: Profile, folder: Path, seed: int = 0,
           resume: bool = False, progress: bool = True, ledger: Ledger | None = None, run: str = "",
           command: str = "") -> grpo.Training:
-    """GRPO on the task's training requests; `n_validate` of its val pick the best adapter. A "train" row is left."""
-    small = task.subsample(n_val=profile.n_validate)
+    """GRPO on the task's training requests; val picks the best adapter. A "train" row is left."""
     metric = task.metrics[0]
 
     def validate(merged) -> Interval:
         policy_now = rewriter(policy, task.prompt, profile, "policy", merged)
-        return evaluate(policy_now, small, retriever, "val", progress=False).summary[metric]
+        return evaluate(policy_now, task, retriever, "val", progress=False).summary[metric]
 
-    raw = evaluate(RawRewriter(), small, retriever, "val", progress=False).summary[metric]
+    raw = evaluate(RawRewriter(), task, retriever, "val", progress=False).summary[metric]
     done = grpo.train(policy, task.train, retriever, task.prompt, profile, folder, task.k_train, validate, seed,
                       resume, progress)
     (ledger or Ledger()).append({

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from recr1_lite import assets
 from recr1_lite.errors import RecR1Error
 from recr1_lite.profiles import Profile
 from recr1_lite.rollouts import completion_logps
 
-PARITY_TOLERANCE = 1e-3  # nats a token between float32 models; 16-bit weights round more
+# largest difference between two forms of one model, in nats a token; 16-bit weights round more
+PARITY_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+
+disable_progress_bar()  # a bar for each weights file read or written
+logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # tells of the pad token that _ready chose
 
 
 @dataclass
@@ -34,6 +43,7 @@ class Policy:
     model: torch.nn.Module
     tokenizer: object
     backend: str  # "transformers" or "unsloth"
+    name: str = ""  # the model's name in the profile
 
 
 def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = None, trainable: bool = True) -> Policy:
@@ -57,33 +67,45 @@ def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = No
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=options["dtype"])
-    try:
+    with _readable(f"the model {profile.model!r}"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, device_map=device, attn_implementation="grouped",
                                                      **options)
-    except (OSError, ValueError) as error:
-        raise RecR1Error(f"the model {profile.model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        with _readable(f"the adapter {str(adapter)!r} for the model {profile.model!r}"):
+            model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     elif trainable:
         set_seed(seed)  # reading the weights may have drawn numbers
         model = get_peft_model(model, LoraConfig(r=profile.lora_rank, lora_alpha=2 * profile.lora_rank,
                                                  target_modules="all-linear", task_type="CAUSAL_LM"))
-    return Policy(model.eval(), _ready(tokenizer), "transformers")
+    return Policy(model.eval(), _ready(tokenizer), "transformers", profile.model)
 
 
 def save_adapter(policy: Policy, folder: str | Path) -> Path:
-    """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all."""
-    return _place(folder, lambda work: policy.model.save_pretrained(work))
+    """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all.
+
+    It names its model as the profile does, so that an adapter made here can be used and given away elsewhere.
+    """
+    def write(work: Path) -> None:
+        policy.model.save_pretrained(work, selected_adapters=["default"], save_embedding_layers=False)
+        (work / "README.md").unlink(missing_ok=True)  # an empty form with the model's local path in it
+        config = json.loads((work / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = policy.name
+        (work / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+
+    return _place(folder, write)
 
 
 def save_merged(policy: Policy, folder: str | Path) -> Path:
     """Fold the adapter into a copy of the weights and write a plain transformers model with its tokenizer."""
-    if getattr(policy.model.get_base_model(), "is_loaded_in_4bit", False):
-        raise RecR1Error("a 4-bit model cannot be merged without loss; load the policy with load_in_4bit=False first")
+    if getattr(policy.model, "is_loaded_in_4bit", False):
+        raise RecR1Error("a 4-bit model cannot be merged without loss; load the policy with load_in_4bit=False "
+                         "first")
 
     def write(work: Path) -> None:
-        merged = copy.deepcopy(policy.model).merge_and_unload(safe_merge=True)
+        merged = policy.model
+        if isinstance(merged, PeftModel):
+            merged = copy.deepcopy(merged).merge_and_unload(safe_merge=True)
         merged.save_pretrained(work)
         policy.tokenizer.save_pretrained(work)
 
@@ -123,8 +145,8 @@ def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tenso
 def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
     """Largest difference in nats a token between the adapter and the same adapter merged, and saved and reloaded.
 
-    Keys `merged` and `reloaded`. Raises RecR1Error when one is above PARITY_TOLERANCE: then what was saved is not
-    what was trained.
+    pairs: (rendered prompt, completion). Keys `merged` and `reloaded`. Raises RecR1Error when one is above the
+    PARITY_TOLERANCE of the profile's dtype: then what was saved is not what was trained.
     """
     with tempfile.TemporaryDirectory() as work:
         adapter, merged = save_adapter(policy, Path(work) / "adapter"), save_merged(policy, Path(work) / "merged")
@@ -133,9 +155,10 @@ def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -
     here = token_logps(policy, pairs)
     differences = {name: float((token_logps(other, pairs) - here).abs().max()) for name, other in others.items()}
     worst = max(differences, key=differences.get)
-    if differences[worst] > PARITY_TOLERANCE:
+    allowed = PARITY_TOLERANCE[getattr(torch, profile.dtype)]
+    if not differences[worst] <= allowed:  # a NaN is a difference too
         raise RecR1Error(f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats a token "
-                         f"(allowed: {PARITY_TOLERANCE}); do not use it, and report this with `python -m recr1_lite "
+                         f"(allowed: {allowed}); do not use it, and report this with `python -m recr1_lite "
                          "doctor`")
     return differences
 
@@ -148,6 +171,16 @@ def _source(model: str) -> str:
         raise RecR1Error(f"there is no model {model!r}; name one of {', '.join(assets.MODELS)}, a local folder, or a "
                          "model of the Hugging Face Hub as owner/name")
     return model
+
+
+@contextmanager
+def _readable(what: str):
+    """What the libraries say of files they cannot read, as one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RecR1Error(f"{what} cannot be loaded ({reason}); check the name, the files and the network") from error
 
 
 def _ready(tokenizer):
@@ -177,4 +210,4 @@ def _load_unsloth(profile: Profile, source: str, seed: int, adapter, trainable: 
             model, r=profile.lora_rank, lora_alpha=2 * profile.lora_rank, lora_dropout=0, random_state=seed,
             use_gradient_checkpointing="unsloth",
             target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
-    return Policy(model, _ready(tokenizer), "unsloth")
+    return Policy(model, _ready(tokenizer), "unsloth", profile.model)

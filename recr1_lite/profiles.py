@@ -21,18 +21,17 @@ class Profile:
     # GRPO: a step is prompts_per_step groups of group_size rollouts
     preset: str = "modern"
     recipe: str = "ndcg"
-    steps: int = 60
-    prompts_per_step: int = 8
-    group_size: int = 8
+    steps: int = 50
+    prompts_per_step: int = 12
+    group_size: int = 10
     micro_batch: int | None = None  # rollouts in one backward pass; None: the whole step
     max_prompt_tokens: int = 512
-    max_completion_tokens: int = 8
-    learning_rate: float = 3e-4
+    max_completion_tokens: int = 5
+    learning_rate: float = 4e-4
     # evaluation
-    validate_every: int = 20
-    n_validate: int = 100  # validation requests scored while training
-    n_val: int | None = 400
-    n_test: int | None = 600
+    validate_every: int = 25
+    n_val: int = 100  # of the validation requests, scored before and while training
+    n_test: int = 400
     n_headroom: int = 48
     batch_size: int = 50
 
@@ -51,7 +50,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("smoke", "proves in a minute or two that everything runs; learns nothing", steps=2,
-                prompts_per_step=2, group_size=4, validate_every=1, n_validate=4, n_val=8, n_test=8, n_headroom=4,
+                prompts_per_step=2, group_size=4, validate_every=1, n_val=8, n_test=8, n_headroom=4,
                 batch_size=8),
         Profile("cpu", "the real loop on a plain CPU, with a 135M model"),
         Profile("t4", "15 GB card without bfloat16 (not yet measured)", dtype="float16", micro_batch=16,

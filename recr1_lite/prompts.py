@@ -54,8 +54,8 @@ class Prompt:
     `instruction` is the user's turn and holds "{request}". `examples` are few-shot pairs (request, answer),
     the answer written in full as the model should write it (see `format_answer`). `prefix` opens the
     assistant's turn; the model goes on from there, and `read` parses what it writes. `mode`: `rewrite`
-    sends the model's query to the retriever, `expand` the request followed by it. Raises RecR1Error for an
-    unknown style or mode, an instruction without {request}, an example whose answer does not parse.
+    sends the model's query to the retriever, `expand` the request followed by it, `weight` times. Raises
+    RecR1Error for an unknown style or mode, an instruction without {request}, an example whose answer does not parse.
     """
 
     style: str
@@ -64,12 +64,15 @@ class Prompt:
     system: str | None = None
     prefix: str = ""
     mode: str = "rewrite"
+    weight: int = 1
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise RecR1Error(f"there is no prompt style {self.style!r}; choose one of {', '.join(STYLES)}")
         if self.mode not in MODES:
             raise RecR1Error(f"there is no prompt mode {self.mode!r}; choose one of {', '.join(MODES)}")
+        if self.weight < 1:
+            raise RecR1Error(f"a prompt's weight of {self.weight} repeats nothing; take 1 or more")
         if "{request}" not in self.instruction:
             raise RecR1Error('the instruction lacks "{request}", the place where the request goes; add it')
         for number, (_, answer) in enumerate(self.examples):
@@ -186,15 +189,16 @@ def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
     return parsed
 
 
-def compose(request: str, parsed_query: str, mode: str) -> str:
-    """What is sent to the retriever: `rewrite` the query alone, `expand` the request and the query after it.
+def compose(request: str, parsed_query: str, mode: str, weight: int = 1) -> str:
+    """What is sent to the retriever: `rewrite` the query alone, `expand` the request and the query `weight` times
+    after it: for a bag of words, repeating a word weighs it (query2doc, arXiv 2303.07678, repeats the request).
 
     With no query ("", a completion that failed to parse) that is nothing in `rewrite`, the request in
     `expand`.
     """
     if mode not in MODES:
         raise RecR1Error(f"there is no prompt mode {mode!r}; choose one of {', '.join(MODES)}")
-    return parsed_query if mode == "rewrite" else f"{request} {parsed_query}".strip()
+    return parsed_query if mode == "rewrite" else " ".join([request, *[parsed_query] * weight]).strip()
 
 
 def _found(query: str) -> Parsed:

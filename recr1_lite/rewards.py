@@ -84,7 +84,7 @@ class Scorer:
                 raise RecR1Error(f"example {example!r} is unknown to the scorer; give it that example's row")
         prompt = self.prompt
         parsed = [prompt.read(text, cut) for text, cut in zip(completions, truncated)]
-        sent = [compose(self.requests[e], p.query, prompt.mode) for e, p in zip(example_ids, parsed)]
+        sent = [compose(self.requests[e], p.query, prompt.mode, prompt.weight) for e, p in zip(example_ids, parsed)]
         new = [example for example in dict.fromkeys(example_ids) if example not in self._raw]
         hits = search_all(self.retriever, sent + [self.requests[example] for example in new], self.k)
         for example, (ids, _) in zip(new, hits[len(sent) :]):

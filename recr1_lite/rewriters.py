@@ -71,7 +71,8 @@ class ModelRewriter(Rewriter):
             length = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
             text = tokenizer.decode(row[:length], skip_special_tokens=True)
             parsed = prompt.read(text, truncated=tokenizer.eos_token_id not in row)
-            answers.append(Rewrite(compose(request, parsed.query, prompt.mode), text, str(parsed.outcome), length))
+            query = compose(request, parsed.query, prompt.mode, prompt.weight)
+            answers.append(Rewrite(query, text, str(parsed.outcome), length))
         return answers
 
 

@@ -19,6 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
+from recr1_lite.errors import RecR1Error
+
 
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """Grouped-query attention that copies no key or value: the query heads of one key head become query rows.
@@ -34,17 +36,11 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, d
     out = scaled_dot_product_attention(query.reshape(rows, key.size(1), groups * length, width), key, value,
                                        attn_mask=attention_mask.repeat(1, 1, groups, 1), dropout_p=dropout,
                                        scale=scaling)
-    return out.view(rows, heads, length, width).transpose(1, 2).contiguous(), None
+    return out.reshape(rows, heads, length, width).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", eager_mask)
-
-
-def trim_left(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Drop columns that are padding in every row. Shapes (B, P) -> (B, P')."""
-    start = int((prompt_mask.sum(0) > 0).int().argmax())
-    return prompt_ids[:, start:], prompt_mask[:, start:]
 
 
 def shared_prefill(model, prompt_ids, prompt_mask) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
@@ -54,11 +50,11 @@ def shared_prefill(model, prompt_ids, prompt_mask) -> tuple[DynamicCache, torch.
     the row -> distinct prompt index (B,). `position_ids` come from the mask: with left padding the default 0..L-1
     would put every shorter prompt at the wrong positions, and nothing would fail.
     """
-    unique, inverse = torch.unique(prompt_ids, dim=0, return_inverse=True)
-    first = torch.zeros(len(unique), dtype=torch.long, device=prompt_ids.device)
+    distinct, inverse = torch.unique(prompt_ids.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
+    first = torch.zeros(len(distinct), dtype=torch.long, device=prompt_ids.device)
     first[inverse] = torch.arange(len(prompt_ids), device=prompt_ids.device)
     mask = prompt_mask[first]
-    out = model(input_ids=unique, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+    out = model(input_ids=prompt_ids[first], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
                 past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
     out.past_key_values.batch_select_indices(inverse)
     return out.past_key_values, out.logits, inverse
@@ -78,8 +74,8 @@ def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None)
         probabilities, order = probabilities.sort(dim=-1, descending=True)
         probabilities[(probabilities.cumsum(-1) - probabilities) >= top_p] = 0
     cumulative = probabilities.cumsum(-1)
-    draw = torch.rand(len(logits), 1, device=logits.device, generator=generator) * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, draw, right=True).clamp(max=logits.size(-1) - 1)
+    draw = 1 - torch.rand(len(logits), 1, device=logits.device, generator=generator)  # above 0, up to 1: no token
+    token = torch.searchsorted(cumulative, draw * cumulative[:, -1:])  # of probability 0 is ever drawn
     return (token if order is None else order.gather(-1, token)).squeeze(-1)
 
 
@@ -88,9 +84,13 @@ def generate_grouped(model: PreTrainedModel, prompt_ids, prompt_mask, max_new_to
                      temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
     """Completions (B, T) of left-padded prompts (B, L), identical rows sharing one prompt pass.
 
-    After a row's end token come pad tokens; T is the longest completion's length.
+    After a row's end token come pad tokens; T is the longest completion's length. Raises RecR1Error where the
+    logits are no numbers.
     """
     cache, logits, inverse = shared_prefill(model, prompt_ids, prompt_mask)
+    if logits.isnan().any():
+        raise RecR1Error("the model's logits are no numbers (NaN): the training has diverged; take a lower learning "
+                         "rate or a dtype with more range, and go on from an earlier checkpoint")
     logits, position = logits[inverse][:, -1], prompt_mask.sum(1, keepdim=True)
     finished = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)
     mask, tokens = prompt_mask, []
@@ -107,8 +107,12 @@ def generate_grouped(model: PreTrainedModel, prompt_ids, prompt_mask, max_new_to
     return torch.stack(tokens, dim=1)
 
 
-def completion_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature=1.0):
-    """Log-probabilities (B, T) and entropies (B, T) of completion tokens under softmax(logits / temperature)."""
+def completion_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature: float = 1.0,
+                     entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities (B, T) of completion tokens under softmax(logits / temperature), with gradients, and the
+    entropies (B, T) of those distributions, without, if asked for. Prompts (B, L) left-padded, completions right."""
+    start = int(prompt_mask.any(0).int().argmax())  # columns that are padding in every row
+    prompt_ids, prompt_mask = prompt_ids[:, start:], prompt_mask[:, start:]
     cache, logits, inverse = shared_prefill(model, prompt_ids, prompt_mask)
     logits = logits[inverse]
     if completion_ids.size(1) > 1:
@@ -119,7 +123,7 @@ def completion_logps(model, prompt_ids, prompt_mask, completion_ids, completion_
         logits = torch.cat([logits, out.logits], dim=1)
     logits = logits / temperature
     with torch.no_grad():
-        entropies = entropy_from_logits(logits)
+        entropies = entropy_from_logits(logits) if entropy else None
     return selective_log_softmax(logits, completion_ids), entropies
 
 
@@ -138,10 +142,11 @@ class MergedCopy:
         self.pairs = []
         for module in base.modules():
             if isinstance(module, LoraLinear):
-                plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.base_layer.bias is not None,
-                                        device=module.base_layer.weight.device, dtype=module.base_layer.weight.dtype)
+                # on the meta device: initialising real weights would draw random numbers, and a resumed run,
+                # which makes its copy at another moment, would part from the uninterrupted one
+                plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+                plain.weight = torch.nn.Parameter(torch.empty_like(module.base_layer.weight), requires_grad=False)
                 plain.bias = module.base_layer.bias
-                plain.weight.requires_grad_(False)
                 memo[id(module)] = plain
                 self.pairs.append((module, plain))
         memo |= {id(p): p for p in base.parameters()} | {id(b): b for b in base.buffers()}
@@ -159,6 +164,7 @@ class MergedCopy:
         """The plain model with the adapter's present weights folded in; valid until the adapter changes."""
         for lora, plain in self.pairs:
             (name,) = lora.active_adapters
-            torch.addmm(lora.base_layer.weight, lora.lora_B[name].weight, lora.lora_A[name].weight,
+            base = lora.base_layer.weight
+            torch.addmm(base, lora.lora_B[name].weight.to(base.dtype), lora.lora_A[name].weight.to(base.dtype),
                         alpha=lora.scaling[name], out=plain.weight)
         return self.model

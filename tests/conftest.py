@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,24 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder.name}; set RECR1_SHARED_DATA to check against it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A tiny random model and its tokenizer, saved as transformers saves them."""
+    from tiny import save_tiny  # torch and all that: only for the tests that need it
+
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def network(monkeypatch) -> list[str]:
+    """The hosts that somebody tried to reach since the test began; none is reached."""
+    tried: list[str] = []
+
+    def refuse(host, *_, **__):
+        tried.append(str(host))
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return tried

@@ -18,11 +18,14 @@ from recr1_lite.errors import RecR1Error
 from recr1_lite.prompts import Prompt
 from recr1_lite.tasks.base import Task
 
+# Chosen on training requests: of thirteen wordings this one had the best greedy rewrites. The query is repeated four
+# times: once, one right word moves the ranking too little for a hundred rollouts to notice (benchmarks/README.md).
 PROMPT = Prompt(
     style="compact",
-    instruction="What garment is this review about, and what are its features? "
-    "Answer in five keywords.\n\n{request}",
+    instruction="{request}\n\nIn one word, what did the customer buy?",
+    prefix="The customer bought a",
     mode="expand",
+    weight=4,
 )
 FEW_SHOT = replace(
     PROMPT,

@@ -1,0 +1,198 @@
+"""The watch over a GRPO run: validation, the best adapter, a line a step, a sentence when something looks wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from recr1_lite.files import atomic_write
+from recr1_lite.metrics import Interval
+from recr1_lite.models import Policy, save_adapter
+from recr1_lite.profiles import Profile
+from recr1_lite.rollouts import MergedCopy
+
+NAMES = {  # TRL's name in the log -> this kit's name in a step's row
+    "reward": "reward", "reward_std": "reward_std", "frac_reward_zero_std": "zero_advantage_share",
+    "zero_advantage": "zero_advantage_share", "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "truncated_share", "clip_ratio/region_mean": "clip_ratio", "entropy": "entropy",
+    "kl": "kl", "distinct": "distinct", "ndcg": "ndcg", "raw_ndcg": "raw_ndcg", "gain": "gain",
+    "grad_norm": "grad_norm",
+}
+
+
+@dataclass
+class Training:
+    """What a run leaves: one dict a step (`curve`), one a validation (`val`), the best step, and why it stopped."""
+
+    curve: list[dict]
+    val: list[dict]
+    best_step: int
+    seconds: float
+    stopped: str  # "finished" or "interrupted"
+    folder: Path
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter that scored best on val; without validation, the last one."""
+        return self.folder / "best"
+
+
+class Monitor(TrainerCallback):
+    """Validates, keeps the best adapter, prints one line a step, and says when something looks wrong.
+
+    Everything it knows is in the trainer's log history, which every checkpoint holds, so a resumed run has it all.
+    """
+
+    def __init__(self, trainer, policy: Policy, folder: Path, profile: Profile,
+                 validate: Callable[[MergedCopy | None], Interval] | None, progress: bool):
+        self.trainer, self.policy, self.folder, self.profile = trainer, policy, folder, profile
+        self.validate, self.progress, self.stop_asked, self.said = validate, progress, False, set()
+        self.seconds = 0.0
+
+    def on_train_begin(self, args, state, control, **_):
+        if state.global_step == 0:
+            self.score(state)
+        self.keep_best(state)
+        self.started, self.first_step = time.perf_counter(), state.global_step
+
+    def on_step_begin(self, args, state, control, **_):
+        self.step_start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        self.seconds = time.perf_counter() - self.step_start
+        control.should_training_stop |= self.stop_asked
+        control.should_save |= self.stop_asked or self.due(state)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" not in (logs or {}):  # the summary at the end of a run
+            return
+        row = step_row(state.log_history[-1]) | {"seconds": round(self.seconds, 2)}
+        state.log_history[-1]["recr1"] = row
+        left = (time.perf_counter() - self.started) / (state.global_step - self.first_step) * (
+            state.max_steps - state.global_step)
+        if self.progress:
+            print(progress_line(row, state.max_steps, left), flush=True)
+        for warning in suspicions(steps(state), self.profile):
+            if warning not in self.said:
+                self.said.add(warning)
+                print(f"  note: {warning}", file=sys.stderr, flush=True)
+        if self.due(state):
+            self.score(state)
+
+    def on_save(self, args, state, control, **_):
+        # after the checkpoint is whole: a kill in between loses neither, because a resumed run repairs `best`
+        self.keep_best(state)
+
+    def due(self, state) -> bool:
+        return state.global_step % self.profile.validate_every == 0 or state.global_step == state.max_steps
+
+    def score(self, state) -> None:
+        if self.validate is None:
+            return
+        interval = self.validate(getattr(self.trainer, "merged", lambda: None)())
+        state.log_history.append({"step": state.global_step, "val": interval._asdict()})
+        if self.progress:
+            best = "  best so far" if best_step(state) == state.global_step else ""
+            print(f"val  {state.global_step:>4}  {interval}{best}", flush=True)
+
+    def keep_best(self, state) -> None:
+        """Save the adapter as `best` if this very step is the best on val so far."""
+        if best_step(state) == state.global_step:
+            save_adapter(self.policy, self.folder / "best")
+
+    def close(self, seconds: float) -> Training:
+        """Save what is left to save and describe the run in training.json. seconds: of this process."""
+        state = self.trainer.state
+        save_adapter(self.policy, self.folder / "last")
+        best = best_step(state)
+        if best is None:
+            best = state.global_step
+            save_adapter(self.policy, self.folder / "best")
+        stopped = "finished" if state.global_step >= state.max_steps else "interrupted"
+        done = Training(steps(state), points(state), best, seconds, stopped, self.folder)
+        atomic_write(self.folder / "training.json", json.dumps(
+            asdict(done) | {"folder": self.folder.name, "profile": asdict(self.profile)}, indent=1))
+        return done
+
+
+def points(state) -> list[dict]:
+    """Validation points of a trainer's state: dicts of step, mean, low, high, n."""
+    return [{"step": row["step"], **row["val"]} for row in state.log_history if "val" in row]
+
+
+def best_step(state) -> int | None:
+    """The step of the best validation point, the earliest of equals; None without validation."""
+    return max(points(state), key=lambda point: point["mean"], default={"step": None})["step"]
+
+
+def steps(state) -> list[dict]:
+    """The rows of the steps so far."""
+    return [row["recr1"] for row in state.log_history if "recr1" in row]
+
+
+def step_row(log: dict) -> dict:
+    """One step of TRL's log under this kit's names; rewards and gains are nDCG units, lengths tokens."""
+    row = {"step": log["step"], **{ours: log[theirs] for theirs, ours in NAMES.items() if theirs in log}}
+    parts = {key: value for key, value in log.items() if key.startswith(("rewards/", "outcome/"))}
+    return {key: round(value, 5) if isinstance(value, float) else value for key, value in (row | parts).items()}
+
+
+def progress_line(row: dict, max_steps: int, left: float) -> str:
+    """A step in one line; `left`: seconds to go."""
+    shown = {key: row.get(key, math.nan) for key in ("reward", "gain", "zero_advantage_share", "completion_length",
+                                                     "entropy", "seconds")}
+    return ("step {step:>4}/{max_steps}  reward {reward:.3f}  gain {gain:+.3f}  zero-advantage "
+            "{zero_advantage_share:.0%}  length {completion_length:.1f}  entropy {entropy:.2f}  {seconds:.1f} s  "
+            "left {left:.1f} min").format(step=row["step"], max_steps=max_steps, left=left / 60, **shown)
+
+
+def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str]:
+    """Sentences on what looks wrong in the last `window` steps: no signal, length at the limit, no diversity."""
+    recent = curve[-window:]
+    if len(recent) < window:
+        return []
+
+    def mean(key: str) -> float:
+        return sum(row.get(key, math.nan) for row in recent) / window
+
+    found = []
+    if mean("zero_advantage_share") > 0.8:
+        found.append("over 80% of the groups pay all their rollouts the same, so they teach nothing; raise the "
+                     "temperature or the group size, or look at the reward")
+    if mean("truncated_share") > 0.9 and curve[0].get("truncated_share", 1.0) < 0.5:
+        found.append(f"completions now run to the limit of {profile.max_completion_tokens} tokens; look at some of "
+                     "them, and raise the limit or use the length_penalised recipe")
+    if mean("distinct") < 0.3:
+        found.append("rollouts of one group are mostly the same text; the policy has stopped exploring: lower the "
+                     "learning rate or raise the temperature")
+    return found
+
+
+@contextmanager
+def interruptible(monitor: Monitor):
+    """First Ctrl-C: stop after this step and keep everything; second: stop now."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number, frame):
+        if monitor.stop_asked:
+            raise KeyboardInterrupt
+        monitor.stop_asked = True
+        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

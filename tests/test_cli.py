@@ -1,0 +1,108 @@
+"""The command line: help a newcomer can follow, and one sentence for everything a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from recr1_lite.__main__ import COMMANDS, main, parser
+
+ITEMS = "item_id,title,text\na,Red dress,a red dress of silk\nb,Blue jeans,blue jeans of denim\nc,Coat,a warm coat\n"
+REQUESTS = "request,relevant\n" + "".join(f"message number {i} about a dress,a\n" for i in range(12))
+
+
+def run(capsys, *arguments: str) -> tuple[int, str]:
+    code = main(list(arguments))
+    return code, capsys.readouterr().err.strip()
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "items.csv").write_text(ITEMS)
+    (tmp_path / "requests.csv").write_text(REQUESTS)
+    return tmp_path
+
+
+def test_every_command_has_help_and_an_action(capsys):
+    text = parser().format_help()
+    for name in COMMANDS:
+        assert f"  {name} " in text
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0
+
+
+def test_evaluate_raw_on_a_custom_task(files, capsys):
+    arguments = ("evaluate", "--raw", "--profile", "smoke", "--task", "custom", "--items", str(files / "items.csv"),
+                 "--requests", str(files / "requests.csv"))
+    assert main(list(arguments)) == 0
+    assert "ndcg@100" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (files / "runs" / "ledger.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["eval"] and rows[0]["metrics"]["ndcg@100"]["mean"] == 1.0
+    assert main([*arguments, "--split", "test"]) == 0
+    rows = [json.loads(line) for line in (files / "runs" / "ledger.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["eval", "unseal", "eval"]
+
+
+BAD = {  # what is wrong -> (file to change, its new content or None to delete it, a word of the sentence)
+    "missing items": ("items.csv", None, "items.csv"),
+    "missing requests": ("requests.csv", None, "requests.csv"),
+    "empty file": ("items.csv", b"", "empty"),
+    "no such column": ("items.csv", b"id,title,text\na,b,c\n", "item_id"),
+    "duplicate id": ("items.csv", b"item_id,title,text\na,b,c\na,d,e\n", "'a'"),
+    "empty text": ("items.csv", b"item_id,title,text\na,b,c\nb,d,\n", "text"),
+    "wrong encoding": ("items.csv", "item_id,title,text\na,caf\xe9,x\n".encode("latin-1"), "UTF-8"),
+    "target not there": ("requests.csv", REQUESTS.replace(",a\n", ",nobody\n", 1).encode(), "nobody"),
+    "empty request": ("requests.csv", (REQUESTS + ",a\n").encode(), "request"),
+    "bad gain": ("requests.csv", (REQUESTS + '"x y","{""a"": -1}"\n').encode(), "gain"),
+    "gain not a number": ("requests.csv", (REQUESTS + '"x y","{""a"": NaN}"\n').encode(), "gain"),
+    "too few requests": ("requests.csv", b"request,relevant\nhello there,a\n", "split"),
+    "request in two splits": ("requests.csv", b"request,relevant,split\nx y,a,train\nx y,a,val\nz w,a,test\n", "x y"),
+    "unknown split": ("requests.csv", b"request,relevant,split\nx y,a,dev\n", "dev"),
+    "binary file": ("items.csv", b"\x00\xff\xfe\x00", "items.csv"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_files_are_one_sentence(files, capsys, what):
+    name, content, word = BAD[what]
+    (files / name).unlink() if content is None else (files / name).write_bytes(content)
+    before = sorted(path.name for path in files.iterdir())
+    code, said = run(capsys, "evaluate", "--raw", "--profile", "smoke", "--task", "custom", "--items",
+                     str(files / "items.csv"), "--requests", str(files / "requests.csv"))
+    assert code == 2 and said.startswith("recr1_lite: ") and len(said.splitlines()) == 1, said
+    assert word in said and "Traceback" not in said
+    assert sorted(path.name for path in files.iterdir()) == before
+
+
+@pytest.mark.parametrize(("arguments", "word"), [
+    (["evaluate", "--raw", "--profile", "huge"], "huge"),
+    (["evaluate", "--raw", "--task", "chess"], "chess"),
+    (["evaluate", "--raw", "--task", "custom"], "--items"),
+    (["evaluate", "--task", "custom", "--items", "{items}", "--requests", "{requests}", "--adapter", "nowhere"],
+     "nowhere"),
+    (["train", "--steps", "0"], "--steps"),
+    (["report"], "make demo"),
+])
+def test_bad_arguments_are_one_sentence(files, capsys, arguments, word):
+    places = {"{items}": str(files / "items.csv"), "{requests}": str(files / "requests.csv")}
+    code, said = run(capsys, *[places.get(argument, argument) for argument in arguments])
+    assert code == 2 and len(said.splitlines()) == 1 and word in said, said
+
+
+def test_profile_from_the_environment(files, capsys, monkeypatch):
+    monkeypatch.setenv("RECR1_PROFILE", "nonsense")
+    code, said = run(capsys, "evaluate", "--raw")
+    assert code == 2 and "nonsense" in said and "cpu" in said
+
+
+def test_parquet_that_is_cut_short(files, capsys):
+    path = files / "items.parquet"
+    pd.DataFrame({"item_id": ["a"], "title": ["b"], "text": ["c"]}).to_parquet(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    code, said = run(capsys, "evaluate", "--raw", "--task", "custom", "--items", str(path), "--requests",
+                     str(files / "requests.csv"))
+    assert code == 2 and len(said.splitlines()) == 1 and "items.parquet" in said

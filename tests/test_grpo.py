@@ -1,0 +1,475 @@
+"""GRPO: equal to stock TRL in loss, gradient and greedy rollouts; resumable, interruptible, and it learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import GOOD, PROMPT, examples, perturb, tiny_policy, tiny_profile, toy_retriever
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from recr1_lite.errors import RecR1Error
+from recr1_lite.grpo import (
+    PRESETS,
+    GroupedGRPOTrainer,
+    configure,
+    draw_order,
+    last_checkpoint,
+    train,
+)
+from recr1_lite.metrics import Interval
+from recr1_lite.models import Policy, load_policy
+from recr1_lite.monitor import suspicions
+from recr1_lite.retrievers import CallableRetriever, RetrieverError
+from recr1_lite.tasks.base import Task
+
+
+def run(policy: Policy, profile, folder, retriever=None, n: int = 6, **options):
+    return train(policy, examples(n), retriever or toy_retriever(), PROMPT, profile, folder, k=10,
+                 **({"progress": False} | options))
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(torch.allclose(left[key], right[key], rtol=0, atol=1e-6)
+                                               for key in left)
+
+
+def scripted(*means: float):
+    """A validation that gives these means, and how often it was asked."""
+    left, asked = list(means), []
+
+    def validate(merged) -> Interval:
+        asked.append(merged)
+        return Interval(left.pop(0), 0.0, 1.0, 8)
+
+    return validate, asked
+
+
+# --- the same numbers as stock TRL ---------------------------------------------------------------------------------
+
+
+def watched(trainer_class, completions=None, scale: float = 0.0):
+    """The trainer with given completions (or its own), a policy moved off the reference, and its numbers kept."""
+    class Watched(trainer_class):
+        losses, gradients, rollouts = [], [], []
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            perturb(Policy(self.model, None, ""), scale)  # after TRL made its copy, the reference
+            self.add_callback(Keep())
+
+        def _generate_single_turn(self, prompt_ids, *others):
+            if completions is not None:
+                return completions[:len(prompt_ids)], None
+            rollouts, logps = super()._generate_single_turn(prompt_ids, *others)
+            self.rollouts.extend(rollouts)
+            return rollouts, logps
+
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            self.losses.append(loss.item())
+            return loss
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            Watched.gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()
+                                                if weight.requires_grad]))
+
+    return Watched
+
+
+def random_completions(rows: int, seed: int = 0) -> list[list[int]]:
+    """Of 1 to 5 tokens, half of them ended."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, 5, (rows,), generator=generator).tolist()
+    return [torch.randint(4, 124, (length + 1,), generator=generator).tolist() if row % 2 else
+            [*torch.randint(4, 124, (length,), generator=generator).tolist(), 3]
+            for row, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("preset, settings", [
+    ("paper", {}), ("paper", {"beta": 0.3}), ("modern", {}), ("modern", {"beta": 0.3}),
+    ("modern", {"micro_batch": 4, "beta": 0.3}), ("paper", {"micro_batch": 4}),
+    ("modern", {"num_iterations": 2}),  # the second step is off-policy: old log-probabilities, ratios, clipping
+], ids=str)
+def test_loss_and_gradient_equal_stock(tiny_folder, tmp_path, preset, settings):
+    settings = dict(settings)
+    profile = tiny_profile(tiny_folder, preset=preset, steps=2, prompts_per_step=3, micro_batch=settings.pop(
+        "micro_batch", None))
+    # rewards that differ within a group, whatever the words
+    retriever = CallableRetriever(lambda queries, k: [["x"] * (len(query) % 4) + ["gold"] for query in queries])
+    seen = []
+    for name, trainer_class, attention in [("ours", GroupedGRPOTrainer, "grouped"), ("stock", GRPOTrainer, "eager")]:
+        policy = load_policy(profile, seed=0)
+        policy.model.get_base_model().set_attn_implementation(attention)
+        trainer = watched(trainer_class, random_completions(12), scale=0.2)
+        done = run(policy, profile, tmp_path / name, retriever, trainer_class=trainer, max_grad_norm=0, **settings)
+        seen.append((trainer, done))
+    (ours, done), (stock, other) = seen
+    assert len(ours.losses) == len(stock.losses) >= 2
+    assert ours.losses == pytest.approx(stock.losses, rel=1e-4, abs=1e-6)
+    for mine, theirs in zip(ours.gradients, stock.gradients, strict=True):
+        assert theirs.norm() > 1e-3
+        assert (mine - theirs).norm() < 1e-4 * theirs.norm()
+    for key in ("reward", "entropy", "clip_ratio", "completion_length", "truncated_share"):
+        assert [row[key] for row in done.curve] == pytest.approx([row[key] for row in other.curve], abs=1e-4)
+    if "beta" in settings:
+        assert done.curve[0]["kl"] == pytest.approx(other.curve[0]["kl"], rel=1e-3) and done.curve[0]["kl"] > 0.01
+    if "num_iterations" in settings:
+        assert done.curve[1]["clip_ratio"] > 0
+    assert 0 < done.curve[0]["truncated_share"] < 1
+
+
+def test_greedy_rollouts_equal_stock(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder, steps=1, prompts_per_step=6, max_completion_tokens=8)
+    rollouts = []
+    for name, trainer_class in [("ours", GroupedGRPOTrainer), ("stock", GRPOTrainer)]:
+        trainer = watched(trainer_class, scale=0.2)
+        run(load_policy(profile), profile, tmp_path / name, trainer_class=trainer, temperature=1e-4)
+        rollouts.append(trainer.rollouts)
+    assert rollouts[0] == rollouts[1]
+    lengths = {len(row) for row in rollouts[0]}
+    assert len(rollouts[0]) == 24 and len(lengths) > 1 and max(lengths) == 8
+
+
+def exact_kl(policy: Policy) -> float:
+    """KL of the policy from the model without its adapter, whole vocabulary, in nats a token on fixed contexts."""
+    torch.manual_seed(0)
+    ids = torch.randint(4, 124, (16, 12))
+    with torch.no_grad():
+        here = torch.log_softmax(policy.model(input_ids=ids).logits, -1)
+        with policy.model.disable_adapter():
+            there = torch.log_softmax(policy.model(input_ids=ids).logits, -1)
+    return (here.exp() * (here - there)).sum(-1).mean().item()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_kl_term_alone_lowers_the_kl(tiny_folder, tmp_path, preset):
+    """The official code has the wrong sign there: its term drives the policy away from the reference."""
+    profile = tiny_profile(tiny_folder, preset=preset, steps=1, prompts_per_step=6, group_size=16)
+    nothing = CallableRetriever(lambda queries, k: [[] for _ in queries])  # no reward, so no advantage
+    after = {}
+    for beta in (1.0, -1.0):
+        policy = load_policy(profile)
+        trainer = watched(GroupedGRPOTrainer, scale=0.3)
+        before = exact_kl(perturb(load_policy(profile), 0.3))
+        done = run(policy, profile, tmp_path / str(beta), nothing, trainer_class=trainer, beta=beta, optim="sgd",
+                   warmup_steps=0, learning_rate=0.05, max_grad_norm=0, temperature=1.0, top_p=1.0)
+        assert done.curve[0]["reward"] == 0 and done.curve[0]["zero_advantage_share"] == 1
+        assert done.curve[0]["kl"] > 0.01
+        after[beta] = exact_kl(policy)
+    assert after[1.0] < before < after[-1.0]
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_and_says_so_in_lines(tiny_folder, tmp_path, capfd, network):
+    profile = tiny_profile(tiny_folder, steps=25, prompts_per_step=4, group_size=8, learning_rate=2e-2,
+                           validate_every=25)
+    validate, asked = scripted(0.1, 0.9)
+    done = run(load_policy(profile), profile, tmp_path / "run", validate=validate, progress=True)
+    rewards = [row["reward"] for row in done.curve]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
+    assert done.curve[-1]["ndcg"] == pytest.approx(rewards[-1], abs=1e-4)
+    assert [row["step"] for row in done.curve] == list(range(1, 26))
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert len(lines) == 25 + 2 and all(line.startswith(("step", "val ")) for line in lines), out
+    assert "left" in lines[1] and "zero-advantage" in lines[1]
+    assert "best so far" in lines[-1]
+    assert err == ""
+    assert network == []
+
+
+def test_the_best_adapter_is_the_best_validation_point(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder, steps=6, learning_rate=5e-2)
+    policy = load_policy(profile)
+    weights = {}
+
+    def validate(merged) -> Interval:
+        weights[len(weights) * 2] = [w.clone() for n, w in policy.model.named_parameters() if ".default." in n]
+        return Interval([0.2, 0.5, 0.5, 0.4][len(weights) - 1], 0.0, 1.0, 8)
+
+    done = run(policy, profile, tmp_path / "run", validate=validate, seed=3)
+    assert done.best_step == 2 and done.stopped == "finished"
+    assert [(point["step"], point["mean"]) for point in done.val] == [(0, 0.2), (2, 0.5), (4, 0.5), (6, 0.4)]
+    loaded = load_policy(profile, adapter=done.adapter).model
+    found = [weight for name, weight in loaded.named_parameters() if ".default." in name]
+    assert all(torch.equal(ours, kept) for ours, kept in zip(found, weights[2], strict=True))
+    assert not all(torch.equal(ours, kept) for ours, kept in zip(found, weights[4], strict=True))
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["best_step"] == 2 and record["val"] == done.val and record["curve"] == done.curve
+    assert record["profile"]["steps"] == 6 and str(tmp_path) not in json.dumps(record["folder"])
+
+
+def test_without_validation_the_best_adapter_is_the_last(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder)
+    done = run(load_policy(profile), profile, tmp_path / "run")
+    assert (done.best_step, done.val) == (4, [])
+    assert same(adapter(done.adapter), adapter(tmp_path / "run" / "last"))
+
+
+def test_two_runs_with_one_policy_and_a_reference(tiny_folder, tmp_path):
+    """As when a notebook's cell is run again; the second starts where the first ended, and so does its KL."""
+    profile = tiny_profile(tiny_folder, preset="paper", steps=2)
+    policy = load_policy(profile)
+    run(policy, profile, tmp_path / "one")
+    assert list(policy.model.peft_config) == ["default"]
+    done = run(policy, profile, tmp_path / "two")
+    assert abs(done.curve[0]["kl"]) < 1e-6 and done.curve[1]["kl"] > 1e-6
+    assert not list((tmp_path / "two" / "best").glob("ref*"))
+
+
+def test_seeds(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder, steps=2)
+    one, again, other = (run(load_policy(profile, seed), profile, tmp_path / str(at), seed=seed)
+                         for at, seed in enumerate((5, 5, 6)))
+    assert same(adapter(one.adapter), adapter(again.adapter))
+    assert not same(adapter(one.adapter), adapter(other.adapter))
+
+
+def test_a_failing_retriever_stops_the_run_with_the_query(tiny_folder, tmp_path):
+    seen = []
+
+    def search(queries, k):
+        seen.extend(queries)
+        raise TimeoutError("the index is away")
+
+    profile = tiny_profile(tiny_folder)
+    with pytest.raises(RetrieverError, match="the index is away") as caught:
+        run(load_policy(profile), profile, tmp_path / "run", CallableRetriever(search))
+    assert any(repr(query) in str(caught.value) for query in seen if query)
+
+
+def test_zero_advantage_is_counted_by_group_in_every_preset(tiny_folder, tmp_path):
+    """Stock TRL counts it over the whole batch when the batch's deviation is what it scales by."""
+    word, good = 20, 8 + 119
+    completions = [[word, 3]] * 4 + [[word, 3], [good, 3]] * 2
+    for preset in PRESETS:
+        profile = tiny_profile(tiny_folder, preset=preset, steps=1)
+        done = run(load_policy(profile), profile, tmp_path / preset, toy_retriever(),
+                   trainer_class=watched(GroupedGRPOTrainer, completions))
+        assert done.curve[0]["reward"] == pytest.approx(0.25 * 0.63093, abs=1e-4)
+        assert done.curve[0]["zero_advantage_share"] == 0.5
+
+
+def test_the_share_of_distinct_rollouts(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder, steps=1)
+    assert run(load_policy(profile), profile, tmp_path / "a", temperature=1e-4).curve[0]["distinct"] == 0.25
+    assert run(load_policy(profile), profile, tmp_path / "b").curve[0]["distinct"] > 0.7
+
+
+def test_the_sealed_test_stays_closed_while_a_trainer_runs(tiny_folder, tmp_path):
+    rows = examples(6)
+    task = Task(name="toy", items=pd.DataFrame({"item_id": ["gold", "lead"], "title": ["Gold", "Lead"],
+                                                "text": sorted(GOOD)[:2]}),
+                train=rows[:4], val=rows[4:5], test=rows[5:], prompt=PROMPT, k_train=10, k_eval=10,
+                metrics=("ndcg@10",))
+    profile = tiny_profile(tiny_folder)
+    with pytest.raises(RecR1Error, match="sealed while a trainer runs"):
+        run(load_policy(profile), profile, tmp_path / "run", validate=lambda merged: task.unseal_test())
+
+
+# --- stop and go on ------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {paths!r}
+import torch
+from test_grpo import run, scripted
+from tiny import tiny_profile
+from recr1_lite.models import load_policy
+torch.set_num_threads({threads})
+validate, asked = scripted(.1, .3, .2)
+def deadly(merged):
+    if len(asked) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)  # at step 4, validated but not yet saved
+    return validate(merged)
+profile = tiny_profile({model!r}, preset="paper", steps=6, learning_rate=5e-2)
+run(load_policy(profile, 1), profile, {folder!r}, n=3, validate=deadly, seed=1, beta=0.2)
+"""
+
+
+def test_resume_after_kill_equals_the_uninterrupted_run(tiny_folder, tmp_path):
+    """With a KL reference, over several epochs of 3 examples."""
+    profile = tiny_profile(tiny_folder, preset="paper", steps=6, learning_rate=5e-2)
+    validate, _ = scripted(0.1, 0.3, 0.2, 0.25)
+    whole = run(load_policy(profile, 1), profile, tmp_path / "whole", n=3, validate=validate, seed=1, beta=0.2)
+
+    here = Path(__file__).parent
+    code = KILLED.format(paths=[str(here), str(here.parent)], threads=torch.get_num_threads(),
+                         model=str(tiny_folder), folder=str(tmp_path / "killed"))
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert last_checkpoint(tmp_path / "killed").name == "checkpoint-2"
+
+    validate, asked = scripted(0.2, 0.25)
+    resumed = run(load_policy(profile, 1), profile, tmp_path / "killed", n=3, validate=validate, seed=1, beta=0.2,
+                  resume=True)
+    assert len(asked) == 2, "steps 0 and 2 are in the checkpoint's log and not scored again"
+    assert same(adapter(tmp_path / "killed" / "last"), adapter(tmp_path / "whole" / "last"))
+    assert same(adapter(resumed.adapter), adapter(whole.adapter))
+    assert resumed.val == whole.val and resumed.best_step == whole.best_step == 2
+    for ours, theirs in zip(resumed.curve, whole.curve, strict=True):
+        assert {**ours, "seconds": 0} == pytest.approx({**theirs, "seconds": 0}, abs=1e-4)
+
+
+def stopping(after: int):
+    """A retriever that presses Ctrl-C at its `after`-th search."""
+    toy, calls = toy_retriever(), []
+
+    def search(queries, k):
+        calls.append(queries)
+        if len(calls) == after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return [hits.ids for hits in toy.search(queries, k)]
+
+    return CallableRetriever(search)
+
+
+def test_ctrl_c_keeps_everything_and_resume_goes_on(tiny_folder, tmp_path, capfd):
+    profile = tiny_profile(tiny_folder, steps=5, learning_rate=5e-2, validate_every=2)
+    whole = run(load_policy(profile), profile, tmp_path / "whole", validate=scripted(0.1, 0.2, 0.3, 0.4)[0])
+    handler = signal.getsignal(signal.SIGINT)
+    stopped = run(load_policy(profile), profile, tmp_path / "run", stopping(3), validate=scripted(0.1, 0.2)[0])
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "stopping after this step" in capfd.readouterr().err
+    assert stopped.stopped == "interrupted" and [row["step"] for row in stopped.curve] == [1, 2, 3]
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["stopped"] == "interrupted"
+    assert load_policy(profile, adapter=tmp_path / "run" / "last", trainable=False)
+    assert stopped.best_step == 2 and stopped.adapter.is_dir()
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-3"
+
+    resumed = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.3, 0.4)[0], resume=True)
+    assert resumed.stopped == "finished" and resumed.best_step == 5
+    assert [point["step"] for point in resumed.val] == [0, 2, 4, 5]
+    assert same(adapter(resumed.adapter), adapter(whole.adapter))
+
+    again = run(load_policy(profile), profile, tmp_path / "run", validate=scripted()[0], resume=True)
+    assert same(adapter(again.adapter), adapter(whole.adapter)) and again.curve == resumed.curve
+    longer = run(load_policy(profile), profile.but(steps=6), tmp_path / "run", validate=scripted(0.1)[0], resume=True)
+    assert [row["step"] for row in longer.curve] == [1, 2, 3, 4, 5, 6] and longer.best_step == 5
+
+
+def test_a_second_ctrl_c_stops_at_once(tiny_folder, tmp_path):
+    profile, calls = tiny_profile(tiny_folder), []
+
+    def impatient(queries, k):
+        calls.append(queries)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return [[] for _ in queries]
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(load_policy(profile), profile, tmp_path / "run", CallableRetriever(impatient))
+    assert len(calls) == 1 and signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_best_adapter_lost_between_checkpoint_and_copy_is_made_again(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder, steps=2)
+    done = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.1, 0.2)[0])
+    kept = adapter(done.adapter)
+    (done.adapter / "adapter_model.safetensors").unlink()
+    again = run(load_policy(profile), profile, tmp_path / "run", resume=True)
+    assert same(adapter(again.adapter), kept)
+
+
+def test_incomplete_checkpoints_are_ignored(tmp_path):
+    assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "none") is None
+    for name, state in [("checkpoint-2", "{}"), ("checkpoint-10", "{}"), ("checkpoint-11", '{"global_step": 1'),
+                        ("checkpoint-12", None), ("checkpoint-old", "{}")]:
+        (tmp_path / name).mkdir()
+        if state is not None:
+            (tmp_path / name / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_run_is_refused(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder, steps=1)
+    run(load_policy(profile), profile, tmp_path / "run")
+    with pytest.raises(RecR1Error, match="already holds a run.*--resume"):
+        run(load_policy(profile), profile, tmp_path / "run")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"preset": "moden"}, "no GRPO preset 'moden'; choose one of paper, modern"),
+    ({"group_size": 1}, "groups of 2 or more"),
+    ({"micro_batch": 3}, "micro_batch that divides"),
+    ({"max_prompt_tokens": 5}, "tokens and the limit is 5"),
+    ({"recipe": "gold"}, "no reward recipe 'gold'"),
+])
+def test_wrong_settings_are_refused_before_anything_runs(tiny_folder, tmp_path, change, message):
+    profile = tiny_profile(tiny_folder)
+    with pytest.raises(RecR1Error, match=message):
+        run(load_policy(profile), replace(profile, **change), tmp_path / "run")
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_no_examples_and_unsupported_settings_are_refused(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder)
+    with pytest.raises(RecR1Error, match="no examples"):
+        run(load_policy(profile), profile, tmp_path / "run", n=0)
+    with pytest.raises(RecR1Error, match="min_p=0.1 is not in the grouped trainer"):
+        run(load_policy(profile), profile, tmp_path / "run", min_p=0.1)
+
+
+def test_configure(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder, micro_batch=4, preset="paper", prompts_per_step=4)
+    config = configure(profile, tmp_path, seed=7, beta=0.5)
+    assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (4, 4)
+    assert (config.beta, config.temperature, config.scale_rewards, config.seed) == (0.5, 0.6, "group", 7)
+    assert config.save_steps == 2 and config.report_to == []
+
+
+def test_draw_order_takes_every_example_once_an_epoch_and_grows_at_its_end():
+    order = draw_order(5, 12, seed=1)
+    assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5)) and len(order) == 12
+    assert draw_order(5, 30, seed=1)[:12] == order and draw_order(5, 12, seed=2) != order
+
+
+# --- the monitors' sentences ---------------------------------------------------------------------------------------
+
+HEALTHY = {"zero_advantage_share": 0.3, "truncated_share": 0.2, "distinct": 0.9}
+
+
+@pytest.mark.parametrize("late, sentence", [
+    ({}, None),
+    ({"zero_advantage_share": 0.9}, "same, so they teach nothing"),
+    ({"truncated_share": 0.95}, "run to the limit of 5 tokens"),
+    ({"distinct": 0.2}, "stopped exploring"),
+])
+def test_suspicions(tiny_folder, late, sentence):
+    profile = tiny_profile(tiny_folder)
+    curve = [HEALTHY] * 5 + [HEALTHY | late] * 5
+    found = suspicions(curve, profile)
+    assert (len(found) == 1 and sentence in found[0]) if sentence else found == []
+    assert suspicions(curve[:6], profile) == [], "one step is no trend"
+
+
+def test_a_prompt_that_always_fills_the_limit_is_no_news(tiny_folder):
+    assert suspicions([HEALTHY | {"truncated_share": 1.0}] * 10, tiny_profile(tiny_folder)) == []
+
+
+def test_a_reward_without_signal_is_noted_once(tiny_folder, tmp_path, capfd):
+    profile = tiny_profile(tiny_folder, steps=8, validate_every=8)
+    run(tiny_policy(tiny_folder), profile, tmp_path / "run", CallableRetriever(lambda queries, k: [[]] * len(queries)))
+    assert capfd.readouterr().err.count("teach nothing") == 1

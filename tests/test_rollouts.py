@@ -1,0 +1,247 @@
+"""Grouped rollouts and scores against plain transformers, on left-padded prompts of unequal length."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from tiny import left_padded, perturb, save_tiny, tiny_model, tiny_policy, tiny_profile
+
+from recr1_lite.errors import RecR1Error
+from recr1_lite.models import load_policy
+from recr1_lite.rollouts import MergedCopy, completion_logps, generate_grouped, sample
+
+END, PAD = 3, 0
+
+
+@pytest.fixture
+def policy(tiny_folder):
+    return tiny_policy(tiny_folder)
+
+
+def completions(rows: int, length: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random right-padded completions of unequal length."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 120, (rows, length), generator=generator)
+    ends = torch.randint(1, length + 1, (rows, 1), generator=generator)
+    ends[0] = length
+    mask = (torch.arange(length) < ends).long()
+    return ids.masked_fill(mask == 0, PAD), mask
+
+
+def plain_logps(model, prompt_ids, prompt_mask, ids, mask, temperature):
+    """What a textbook forward pass over prompt + completion gives."""
+    logits = model(input_ids=torch.cat([prompt_ids, ids], 1), attention_mask=torch.cat([prompt_mask, mask], 1)).logits
+    logps = torch.log_softmax(logits[:, prompt_ids.size(1) - 1:-1] / temperature, -1)
+    return logps.gather(-1, ids[..., None]).squeeze(-1), -(logps.exp() * logps).sum(-1)
+
+
+def gradient(model, loss) -> torch.Tensor:
+    """The gradient of all trainable weights as one vector."""
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.requires_grad])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_rollouts_equal_generate(policy, seed):
+    ids, mask = left_padded(seed=seed)
+    assert len(set(mask.sum(1).tolist())) > 3, "prompts of unequal length, or the test shows nothing"
+    ours = generate_grouped(policy.model, ids, mask, 8, END, PAD, temperature=0)
+    policy.model.get_base_model().set_attn_implementation("sdpa")
+    plain = policy.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False,
+                                  eos_token_id=END, pad_token_id=PAD)[:, ids.size(1):]
+    assert (plain == END).any() and not (plain == END).any(1).all(), "some end, some do not"
+    assert torch.equal(ours, plain)
+
+
+def test_rollouts_stop_when_all_have_ended(policy):
+    torch.manual_seed(0)
+    tokens = generate_grouped(policy.model, *left_padded(2), 200, END, PAD)
+    lengths = [row.index(END) + 1 for row in tokens.tolist()]
+    assert tokens.size(1) == max(lengths) < 200
+    assert min(lengths) < max(lengths)
+    assert all(set(row[length:]) <= {PAD} for row, length in zip(tokens.tolist(), lengths))
+
+
+def test_sampled_rollouts_of_a_group_differ_and_have_the_likely_tokens(policy):
+    torch.manual_seed(0)
+    ids, mask = left_padded(1, repeat=4000)
+    first = generate_grouped(policy.model, ids, mask, 1, END, PAD, temperature=0.7)[:, 0]
+    logits = policy.model(input_ids=ids[:1], attention_mask=mask[:1]).logits[0, -1]
+    expected = torch.softmax(logits.detach() / 0.7, -1)
+    likely = expected > 5 / 4000
+    observed = torch.bincount(first, minlength=len(expected))[likely].double()
+    expected = expected[likely].double()
+    assert chisquare(observed, expected / expected.sum() * observed.sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logps_equal_the_plain_forward(policy, temperature):
+    prompts, (ids, mask) = left_padded(), completions(12)
+    ours, entropies = completion_logps(policy.model, *prompts, ids, mask, temperature, entropy=True)
+    policy.model.get_base_model().set_attn_implementation("eager")
+    plain, plain_entropies = plain_logps(policy.model, *prompts, ids, mask, temperature)
+    assert ((ours - plain) * mask).abs().max() < 1e-5
+    assert ((entropies - plain_entropies) * mask).abs().max() < 1e-4
+    assert ours.requires_grad and not entropies.requires_grad
+    assert completion_logps(policy.model, *prompts, ids, mask)[1] is None
+
+
+def test_logps_of_one_token_and_of_prompts_with_needless_padding(policy):
+    (prompt_ids, prompt_mask), (ids, mask) = left_padded(), completions(12, length=1)
+    wide = torch.nn.functional.pad(prompt_ids, (3, 0)), torch.nn.functional.pad(prompt_mask, (3, 0))
+    plain, _ = plain_logps(policy.model, prompt_ids, prompt_mask, ids, mask, 1.0)
+    assert (completion_logps(policy.model, *wide, ids, mask)[0] - plain).abs().max() < 1e-5
+
+
+def test_gradient_through_the_shared_cache_is_the_plain_one(policy):
+    prompts, (ids, mask) = left_padded(), completions(12)
+    weights = torch.randn(12, 1, generator=torch.Generator().manual_seed(3)) * mask  # an advantage a row
+    ours = gradient(policy.model, (completion_logps(policy.model, *prompts, ids, mask, 0.7)[0] * weights).sum())
+    policy.model.get_base_model().set_attn_implementation("eager")
+    plain = gradient(policy.model, (plain_logps(policy.model, *prompts, ids, mask, 0.7)[0] * weights).sum())
+    assert plain.norm() > 1e-2
+    assert (ours - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_the_trap_of_missing_positions_would_be_caught(policy):
+    """Without positions from the mask, prompts of another length than the longest score wrongly, in silence."""
+    def trap(**inputs):
+        if "logits_to_keep" in inputs:  # the pass that fills the cache
+            inputs.pop("position_ids")
+        return policy.model(**inputs)
+
+    (prompt_ids, prompt_mask), (ids, mask) = left_padded(), completions(12)
+    plain, _ = plain_logps(policy.model, prompt_ids, prompt_mask, ids, mask, 1.0)
+    caught, _ = completion_logps(trap, prompt_ids, prompt_mask, ids, mask)
+    wrong = ((caught - plain) * mask).abs().amax(1)
+    longest = prompt_mask.sum(1) == prompt_ids.size(1)
+    assert wrong[longest].max() < 1e-5, "the longest prompt has no padding, so the trap spares it"
+    assert wrong[~longest].max() > 1e-2, "the comparison with the plain forward would not notice the trap"
+
+
+def test_prompts_that_differ_only_in_their_mask_are_two_prompts(policy):
+    """A tokenizer may pad with a token that prompts hold as well."""
+    prompt_ids, prompt_mask = torch.tensor([[2, 7, 8], [2, 7, 8]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
+    ids, mask = torch.tensor([[9, 10], [9, 10]]), torch.ones(2, 2, dtype=torch.long)
+    plain, _ = plain_logps(policy.model, prompt_ids, prompt_mask, ids, mask, 1.0)
+    assert (plain[0] - plain[1]).abs().max() > 1e-3
+    assert (completion_logps(policy.model, prompt_ids, prompt_mask, ids, mask)[0] - plain).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4], ids=["one key head", "grouped", "one key head a query head"])
+@pytest.mark.parametrize("other", ["sdpa", "eager"])
+def test_grouped_attention_equals_stock(heads, other):
+    model = tiny_model(num_key_value_heads=heads)
+    ids, mask = left_padded()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = {}
+    for name in ("grouped", other):
+        model.set_attn_implementation(name)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
+        longer = torch.cat([mask, torch.ones(len(ids), 2, dtype=torch.long)], 1)
+        more = model(input_ids=ids[:, -2:], attention_mask=longer, past_key_values=out.past_key_values,
+                     position_ids=positions[:, -1:] + torch.tensor([1, 2]))
+        logits[name] = torch.cat([out.logits[mask.bool()], more.logits.flatten(0, 1)])
+    assert (logits["grouped"] - logits[other]).abs().max() < 1e-5
+
+
+def test_a_diverged_model_is_named(policy):
+    ids, mask = left_padded(2)
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(RecR1Error, match="NaN.*lower learning rate"):
+        generate_grouped(policy.model, ids, mask, 2, END, PAD)
+
+
+LOGITS = torch.tensor([2.0, -30.0, 1.0, 0.0, 1.5, -1.0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sample_matches_softmax(temperature):
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(LOGITS.expand(20_000, -1), temperature, generator=generator)
+    observed, expected = torch.bincount(drawn, minlength=6), torch.softmax(LOGITS / temperature, -1) * 20_000
+    assert observed[1] == 0
+    keep = [0, 2, 3, 4, 5]
+    expected = expected[keep].double()
+    assert chisquare(observed[keep].double(), expected / expected.sum() * 20_000).pvalue > 1e-3
+
+
+def test_top_p_keeps_the_smallest_nucleus_and_its_proportions():
+    probabilities = torch.softmax(LOGITS, -1)  # .47 .28 .17 .06 .02 in the order 0 4 2 3 5
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(LOGITS.expand(20_000, -1), 1.0, top_p=0.6, generator=generator)
+    assert set(drawn.tolist()) == {0, 4}
+    share = (probabilities[0] / (probabilities[0] + probabilities[4])).item()
+    assert abs((drawn == 0).double().mean().item() - share) < 0.015
+    assert set(sample(LOGITS.expand(2000, -1), 1.0, top_p=0.01, generator=generator).tolist()) == {0}
+
+
+def test_no_draw_picks_a_token_of_probability_zero(monkeypatch):
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    for draw, token in [(0.0, 3), (0.5, 1), (1 - 2**-24, 1)]:
+        monkeypatch.setattr(torch, "rand", lambda *_, draw=draw, **__: torch.tensor([[draw]]))
+        assert sample(logits).item() == token
+        assert sample(logits, top_p=0.9).item() in (1, 3)
+
+
+def test_temperature_zero_is_argmax():
+    assert sample(torch.randn(7, 11), 0).shape == (7,)
+    assert sample(LOGITS.expand(5, -1), 0).tolist() == [0] * 5
+
+
+def test_merged_copy_equals_the_adapter_and_follows_it(policy):
+    ids, mask = left_padded()
+    merged = MergedCopy(policy.model)
+    for seed in (1, 2):
+        perturb(policy, 0.3, seed)
+        expected = policy.model(input_ids=ids, attention_mask=mask).logits
+        difference = merged.refresh()(input_ids=ids, attention_mask=mask).logits - expected
+        assert difference[mask.bool()].abs().max() < 1e-4
+    with policy.model.disable_adapter():
+        assert (policy.model(input_ids=ids).logits - expected).abs().max() > 0.1, "the adapter does something"
+
+
+def test_merged_copy_never_touches_the_base_and_does_not_drift(policy):
+    merged = MergedCopy(policy.model)
+    before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
+    first = {name: weight.clone() for name, weight in merged.refresh().named_parameters()}
+    for seed in range(2, 40):
+        perturb(policy, 0.5, seed)
+        merged.refresh()
+    perturb(policy, 0.1, 1)
+    assert all(torch.equal(weight, before[name]) for name, weight in policy.model.named_parameters())
+    assert all(torch.equal(weight, first[name]) for name, weight in merged.refresh().named_parameters())
+
+
+def test_merged_copy_shares_what_has_no_adapter(policy):
+    merged = MergedCopy(policy.model).model
+    base = dict(policy.model.get_base_model().named_parameters())
+    own = [name for name, weight in merged.named_parameters() if name not in base
+           or weight.data_ptr() != base[name].data_ptr()]
+    assert len(own) == 2 * 7 and all("proj" in name for name in own)
+    assert merged.lm_head.weight is merged.get_input_embeddings().weight is base["model.embed_tokens.weight"]
+    assert not any(weight.requires_grad for weight in merged.parameters())
+
+
+def test_merged_copy_draws_no_random_numbers(policy):
+    """A resumed run makes its copy at another moment than the uninterrupted one; they must not part there."""
+    before = torch.get_rng_state()
+    MergedCopy(policy.model).refresh()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_merged_copy_of_sixteen_bit_weights_and_of_biases(tmp_path):
+    folder = save_tiny(tmp_path / "model", attention_bias=True)
+    policy = tiny_policy(folder, dtype="bfloat16")
+    ids, mask = left_padded(2)
+    logits = MergedCopy(policy.model).refresh()(input_ids=ids, attention_mask=mask).logits
+    assert logits.dtype == torch.bfloat16
+    expected = policy.model(input_ids=ids, attention_mask=mask).logits
+    assert (logits - expected)[mask.bool()].float().abs().mean() < 0.05
+
+
+def test_no_merged_copy_of_a_bare_model(tiny_folder):
+    assert MergedCopy.of(load_policy(tiny_profile(tiny_folder), trainable=False).model) is None
