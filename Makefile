@@ -15,7 +15,7 @@ test: setup
 	$(PY) -m pytest $(ARGS)
 
 lab: setup
-	$(PY) -m jupyterlab --notebook-dir notebooks $(ARGS)
+	$(PY) -m jupyterlab --notebook-dir . $(ARGS)
 
 setup: $(VENV)/.ready
 

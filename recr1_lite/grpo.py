@@ -6,19 +6,21 @@ Against stock TRL 1.12.0 (same loss, same gradients: tests compare them on the s
 - prompts are rendered by this kit (chat template + assistant prefix) and passed as text;
 - the order of the prompts is drawn here for the whole run, so that a resumed run finds its place in it;
 - the share of groups without advantage is counted by group (stock counts it over the batch when that is what it
-  scales by), and the log also says how many rollouts of a group differ;
+scales by), and the log also says how many rollouts of a group differ;
 - a checkpoint of a policy with a KL reference brings back the policy (stock loads the reference alone);
 - no telemetry, no model card.
 Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights, one device.
 
-Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages divided by the group's standard
-deviation, each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p 0.95. `modern`: no KL
-and a higher upper clip (DAPO, arXiv 2503.14476), no length bias in the loss (Dr. GRPO, arXiv 2503.20783), advantages
-divided by the batch's standard deviation (arXiv 2508.08221), temperature 1.
+Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages divided by the group's
+standard deviation, each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p
+0.95. `modern`: no KL and a higher upper clip (DAPO, arXiv 2503.14476), no length bias in the loss (Dr.
+GRPO, arXiv 2503.20783), advantages divided by the batch's standard deviation (arXiv 2508.08221),
+temperature 1.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +49,8 @@ PRESETS = {
                    top_p=1.0),
 }
 
+
+KL_EVERY = 5  # steps between two measurements of the KL to the untrained model, where the loss has no KL term
 
 # Settings of stock TRL that the grouped rollouts and scores do not have: a run with one of them must not seem to work.
 UNSUPPORTED = {"use_vllm": False, "use_transformers_continuous_batching": False, "top_k": 0, "min_p": None,
@@ -100,7 +104,20 @@ class GroupedGRPOTrainer(GRPOTrainer):
                                               compute_entropy)
             values.append(logps)
             entropies.append(entropy)
-        return torch.cat(values), torch.cat(entropies) if compute_entropy else None, None
+        values = torch.cat(values)
+        if compute_entropy and self.beta == 0 and self.state.global_step % KL_EVERY == 0:
+            self._note_kl(model, input_ids, attention_mask, logits_to_keep, values.detach())
+        return values, torch.cat(entropies) if compute_entropy else None, None
+
+    @torch.no_grad()
+    def _note_kl(self, model, input_ids, attention_mask, keep, values) -> None:
+        """Log how far the policy is from the untrained model (Schulman's k3 estimate), which stock does
+        with KL only."""
+        ids, mask = input_ids[:, :-keep], attention_mask[:, :-keep]
+        ends, end_mask = input_ids[:, -keep:], attention_mask[:, -keep:]
+        with self.accelerator.unwrap_model(model).disable_adapter():
+            difference = completion_logps(model, ids, mask, ends, end_mask, self.temperature)[0] - values
+        self._note("kl", (((difference.exp() - difference - 1) * end_mask).sum() / end_mask.sum()).item())
 
     def _calculate_rewards(self, *inputs):
         parts = super()._calculate_rewards(*inputs)
@@ -126,15 +143,17 @@ class GroupedGRPOTrainer(GRPOTrainer):
 def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Prompt, profile: Profile,
           folder: str | Path, k: int, validate: Callable[[MergedCopy | None], Interval] | None = None, seed: int = 0,
           resume: bool = False, progress: bool = True, trainer_class=None, **overrides) -> Training:
-    """Train the policy's adapter with the ranking metric as reward; keep the adapter that `validate` likes best.
+    """Train the policy's adapter with the ranking metric as reward; keep the adapter that `validate` likes
+    best.
 
-    train_examples: DataFrame of example_id, request, relevant. k: cut-off of the reward's nDCG. validate: gets the
-    merged copy of the policy and returns an Interval; called before the first step, every `profile.validate_every`
-    steps and after the last. folder: gets `checkpoint-N`, `best`, `last` and `training.json`. resume: go on from the
-    newest whole checkpoint there, to the same adapter as an uninterrupted run (CPU, float32), with the policy loaded
-    as it was at first. overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and keeps
-    everything. Raises RecR1Error for an unknown preset, sizes that do not fit, no examples, too long a prompt, or a
-    folder already in use; RetrieverError with the query when a search fails.
+    train_examples: DataFrame of example_id, request, relevant. k: cut-off of the reward's nDCG. validate:
+    gets the merged copy of the policy and returns an Interval; called before the first step, every
+    `profile.validate_every` steps and after the last. folder: gets `checkpoint-N`, `best`, `last` and
+    `training.json`. resume: go on from the newest whole checkpoint there, to the same adapter as an
+    uninterrupted run (CPU, float32), with the policy loaded as it was at first. overrides: fields of TRL's
+    GRPOConfig. Ctrl-C stops after the running step and keeps everything. Raises RecR1Error for an unknown
+    preset, sizes that do not fit, no examples, too long a prompt, or a folder already in use;
+    RetrieverError with the query when a search fails.
     """
     folder, end = Path(folder), policy.tokenizer.eos_token_id
     checkpoint = last_checkpoint(folder)
@@ -167,7 +186,8 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
 
 
 def draw_order(examples: int, count: int, seed: int) -> list[int]:
-    """`count` row numbers: all examples in random order, then all again in another. A longer draw starts alike."""
+    """`count` row numbers: all examples in random order, then all again in another. A longer draw starts
+    alike."""
     generator, order = np.random.default_rng(seed), []
     while len(order) < count:
         order += generator.permutation(examples).tolist()
@@ -188,7 +208,7 @@ def configure(profile: Profile, folder: Path, seed: int, **overrides) -> GRPOCon
         output_dir=str(folder), seed=seed, max_steps=profile.steps, num_generations=profile.group_size,
         per_device_train_batch_size=micro, gradient_accumulation_steps=rollouts // micro, shuffle_dataset=False,
         max_completion_length=profile.max_completion_tokens, learning_rate=profile.learning_rate,
-        lr_scheduler_type="constant_with_warmup", warmup_steps=2, max_grad_norm=1.0, top_k=0,
+        lr_scheduler_type="constant", max_grad_norm=1.0, top_k=0,
         logging_steps=1, save_steps=profile.validate_every, save_total_limit=2, report_to="none", disable_tqdm=True,
         use_cpu=not cuda, bf16=cuda and profile.dtype == "bfloat16", fp16=cuda and profile.dtype == "float16",
         gradient_checkpointing=False, dataloader_pin_memory=cuda, remove_unused_columns=False)

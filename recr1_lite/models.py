@@ -1,7 +1,7 @@
 """Load a policy (LoRA, optional 4-bit), save it, merge it, and check that the three say the same.
 
-On CUDA unsloth does the loading where it is installed (requirements-gpu.txt); everywhere else transformers + peft
-do, with bitsandbytes for 4-bit. The rest of the kit sees a `Policy` and cannot tell which.
+On CUDA unsloth does the loading where it is installed (requirements-gpu.txt); everywhere else transformers
++ peft do, with bitsandbytes for 4-bit. The rest of the kit sees a `Policy` and cannot tell which.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # tells
 
 @dataclass
 class Policy:
-    """A causal language model, its tokenizer (left padding, pad token that is not the end token) and the backend."""
+    """A causal language model, its tokenizer (left padding, pad token that is not the end token) and the
+    backend."""
 
     model: torch.nn.Module
     tokenizer: object
@@ -49,9 +50,9 @@ class Policy:
 def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = None, trainable: bool = True) -> Policy:
     """The profile's model with a LoRA adapter: a fresh one, or the one saved in the folder `adapter`.
 
-    The seed is set before the adapter is made, so that its random half is the same in every run with that seed.
-    `trainable=False` without `adapter` gives the bare model. Raises RecR1Error for a model or an adapter that
-    cannot be read, and for 4-bit without bitsandbytes.
+    The seed is set before the adapter is made, so that its random half is the same in every run with that
+    seed. `trainable=False` without `adapter` gives the bare model. Raises RecR1Error for a model or an
+    adapter that cannot be read, and for 4-bit without bitsandbytes.
     """
     set_seed(seed)
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
@@ -67,10 +68,15 @@ def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = No
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=options["dtype"])
+    local = assets.offline() or Path(source).is_dir()
     with _readable(f"the model {profile.model!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, device_map=device, attn_implementation="grouped",
-                                                     **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(source, local_files_only=local, device_map=device,
+                                                     attn_implementation="grouped", **options)
+    if device == "cpu":
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes: a fast path for evaluation that has
+                module.support_avx512bf16_for_cpu = False  # no gradient and, once taken, stays on in training
     if adapter is not None:
         with _readable(f"the adapter {str(adapter)!r} for the model {profile.model!r}"):
             model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
@@ -84,7 +90,8 @@ def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = No
 def save_adapter(policy: Policy, folder: str | Path) -> Path:
     """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all.
 
-    It names its model as the profile does, so that an adapter made here can be used and given away elsewhere.
+    It names its model as the profile does, so that an adapter made here can be used and given away
+    elsewhere.
     """
     def write(work: Path) -> None:
         policy.model.save_pretrained(work, selected_adapters=["default"], save_embedding_layers=False)
@@ -97,7 +104,8 @@ def save_adapter(policy: Policy, folder: str | Path) -> Path:
 
 
 def save_merged(policy: Policy, folder: str | Path) -> Path:
-    """Fold the adapter into a copy of the weights and write a plain transformers model with its tokenizer."""
+    """Fold the adapter into a copy of the weights and write a plain transformers model with its
+    tokenizer."""
     if getattr(policy.model, "is_loaded_in_4bit", False):
         raise RecR1Error("a 4-bit model cannot be merged without loss; load the policy with load_in_4bit=False "
                          "first")
@@ -131,7 +139,8 @@ def _place(folder: str | Path, write) -> Path:
 
 
 def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
-    """Log-probability of every completion token after its rendered prompt, in nats; 0 at padding. Shape (B, T)."""
+    """Log-probability of every completion token after its rendered prompt, in nats; 0 at padding. Shape (B,
+    T)."""
     prompts, ends = zip(*pairs, strict=True)
     options = dict(return_tensors="pt", padding=True, add_special_tokens=False)
     left = policy.tokenizer(list(prompts), padding_side="left", **options).to(policy.model.device)
@@ -143,10 +152,11 @@ def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tenso
 
 
 def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Largest difference in nats a token between the adapter and the same adapter merged, and saved and reloaded.
+    """Largest difference in nats a token between the adapter and the same adapter merged, and saved and
+    reloaded.
 
-    pairs: (rendered prompt, completion). Keys `merged` and `reloaded`. Raises RecR1Error when one is above the
-    PARITY_TOLERANCE of the profile's dtype: then what was saved is not what was trained.
+    pairs: (rendered prompt, completion). Keys `merged` and `reloaded`. Raises RecR1Error when one is above
+    the PARITY_TOLERANCE of the profile's dtype: then what was saved is not what was trained.
     """
     with tempfile.TemporaryDirectory() as work:
         adapter, merged = save_adapter(policy, Path(work) / "adapter"), save_merged(policy, Path(work) / "merged")
@@ -184,7 +194,8 @@ def _readable(what: str):
 
 
 def _ready(tokenizer):
-    """Left padding, and a pad token that is not the end token: else the end of an answer is masked like padding."""
+    """Left padding, and a pad token that is not the end token: else the end of an answer is masked like
+    padding."""
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         spare = next((token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token), None)

@@ -1,4 +1,5 @@
-"""The watch over a GRPO run: validation, the best adapter, a line a step, a sentence when something looks wrong."""
+"""The watch over a GRPO run: validation, the best adapter, a line a step, a sentence when something looks
+wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ NAMES = {  # TRL's name in the log -> this kit's name in a step's row
 
 @dataclass
 class Training:
-    """What a run leaves: one dict a step (`curve`), one a validation (`val`), the best step, and why it stopped."""
+    """What a run leaves: one dict a step (`curve`), one a validation (`val`), the best step, and why it
+    stopped."""
 
     curve: list[dict]
     val: list[dict]
@@ -50,7 +52,8 @@ class Training:
 class Monitor(TrainerCallback):
     """Validates, keeps the best adapter, prints one line a step, and says when something looks wrong.
 
-    Everything it knows is in the trainer's log history, which every checkpoint holds, so a resumed run has it all.
+    Everything it knows is in the trainer's log history, which every checkpoint holds, so a resumed run has
+    it all.
     """
 
     def __init__(self, trainer, policy: Policy, folder: Path, profile: Profile,
@@ -157,7 +160,8 @@ def progress_line(row: dict, max_steps: int, left: float) -> str:
 
 
 def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str]:
-    """Sentences on what looks wrong in the last `window` steps: no signal, length at the limit, no diversity."""
+    """Sentences on what looks wrong in the last `window` steps: no signal, length at the limit, no
+    diversity."""
     recent = curve[-window:]
     if len(recent) < window:
         return []

@@ -215,7 +215,7 @@ def _headroom(row: Mapping, rows: list[dict]) -> str:
 def _training(row: Mapping, rows: list[dict]) -> str:
     curve, val = row.get("curve") or [], row.get("val") or []
     metric = row.get("metric") or _metric(rows)
-    base = row.get("baselines") or _baselines(rows, val[-1].get("n") if val else None)
+    base = {**(row.get("baselines") or {}), **_baselines(rows, val[-1].get("n") if val else None)}
     settings = [[str(key), str(value)] for key, value in (row.get("config") or {}).items()]
     stopped = f" ({row['stopped']})" if row.get("stopped") else ""
     return (

@@ -1,4 +1,5 @@
-"""Everything is a rewriter: the raw request, a prompted model and a trained adapter differ in nothing else."""
+"""Everything is a rewriter: the raw request, a prompted model and a trained adapter differ in nothing
+else."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from recr1_lite.rollouts import MergedCopy, generate_grouped
 
 @dataclass(frozen=True)
 class Rewrite:
-    """One answer: the query as sent to the retriever, the model's own words, how they parsed, tokens generated."""
+    """One answer: the query as sent to the retriever, the model's own words, how they parsed, tokens
+    generated."""
 
     query: str
     completion: str
@@ -48,7 +50,8 @@ class RawRewriter(Rewriter):
 class ModelRewriter(Rewriter):
     """A model asked with a prompt: greedy by default, sampled when temperature > 0.
 
-    `merged` (a MergedCopy of the policy) makes generation faster; without it one is made where the weights allow.
+    `merged` (a MergedCopy of the policy) makes generation faster; without it one is made where the weights
+    allow.
     """
 
     def __init__(self, policy: Policy, prompt: Prompt, name: str, max_new_tokens: int, batch_size: int = 50,
@@ -59,13 +62,18 @@ class ModelRewriter(Rewriter):
         self.merged = merged or MergedCopy.of(policy.model)
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
-        """One Rewrite a request, in order. Raises RecR1Error when a prompt is longer than `max_prompt_tokens`."""
+        """One Rewrite a request, in order. Raises RecR1Error when a prompt is longer than
+        `max_prompt_tokens`."""
+        if not requests:
+            return []
         tokenizer, prompt = self.policy.tokenizer, self.prompt
         ids, mask = encode(tokenizer, [prompt.render(tokenizer, request) for request in requests],
                            self.max_prompt_tokens, self.policy.model.device)
+        training = self.policy.model.training
         model = self.merged.refresh() if self.merged else self.policy.model.eval()
         tokens = generate_grouped(model, ids, mask, self.max_new_tokens, tokenizer.eos_token_id,
                                   tokenizer.pad_token_id, self.temperature)
+        self.policy.model.train(training)
         answers = []
         for request, row in zip(requests, tokens.tolist(), strict=True):
             length = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
@@ -77,7 +85,8 @@ class ModelRewriter(Rewriter):
 
 
 def encode(tokenizer, texts: Sequence[str], limit: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """Left-padded ids and mask (B, L) of rendered prompts. Raises RecR1Error when one is longer than `limit` tokens."""
+    """Left-padded ids and mask (B, L) of rendered prompts. Raises RecR1Error when one is longer than
+    `limit` tokens."""
     batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     if batch.input_ids.size(1) > limit:
         raise RecR1Error(f"a prompt has {batch.input_ids.size(1)} tokens and the limit is {limit}; shorten the request "

@@ -1,8 +1,9 @@
 """Run each prompt once for its whole group: rollouts and log-probabilities on a shared prompt cache.
 
-A GRPO group is G completions of one prompt. Stock code runs the prompt G times to generate and G times more to
-score. Here the prompt is run once, its key-value cache is copied to the G rows, and only the completions run on it.
-Gradients flow through the cache, so the update is the same one (tests compare loss and gradients with stock TRL's).
+A GRPO group is G completions of one prompt. Stock code runs the prompt G times to generate and G times more
+to score. Here the prompt is run once, its key-value cache is copied to the G rows, and only the completions
+run on it. Gradients flow through the cache, so the update is the same one (tests compare loss and gradients
+with stock TRL's).
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from recr1_lite.errors import RecR1Error
 
 
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """Grouped-query attention that copies no key or value: the query heads of one key head become query rows.
+    """Grouped-query attention that copies no key or value: the query heads of one key head become query
+    rows.
 
-    Stock attention on a CPU repeats keys and values for every query head and rebuilds the mask in every layer, which
-    costs as much as the matrix products. Shapes: query (B, H, T, D), key and value (B, K, L, D), out (B, T, H, D).
+    Stock attention on a CPU repeats keys and values for every query head and rebuilds the mask in every
+    layer, which costs as much as the matrix products. Shapes: query (B, H, T, D), key and value (B, K, L,
+    D), out (B, T, H, D).
     """
     rows, heads, length, width = query.shape
     groups = heads // key.size(1)
@@ -46,9 +49,9 @@ AttentionMaskInterface.register("grouped", eager_mask)
 def shared_prefill(model, prompt_ids, prompt_mask) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
     """Forward each distinct left-padded prompt of (B, L) once.
 
-    Returns the cache copied to all B rows, the logits after the last token of each distinct prompt (U, 1, V), and
-    the row -> distinct prompt index (B,). `position_ids` come from the mask: with left padding the default 0..L-1
-    would put every shorter prompt at the wrong positions, and nothing would fail.
+    Returns the cache copied to all B rows, the logits after the last token of each distinct prompt (U, 1,
+    V), and the row -> distinct prompt index (B,). `position_ids` come from the mask: with left padding the
+    default 0..L-1 would put every shorter prompt at the wrong positions, and nothing would fail.
     """
     distinct, inverse = torch.unique(prompt_ids.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
     first = torch.zeros(len(distinct), dtype=torch.long, device=prompt_ids.device)
@@ -61,10 +64,11 @@ def shared_prefill(model, prompt_ids, prompt_mask) -> tuple[DynamicCache, torch.
 
 
 def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None) -> torch.Tensor:
-    """Draw one token a row from softmax(logits / temperature), cut to its top_p nucleus; temperature 0 is greedy.
+    """Draw one token a row from softmax(logits / temperature), cut to its top_p nucleus; temperature 0 is
+    greedy.
 
-    Inverse-CDF: one uniform number a row. (`torch.multinomial` draws one exponential for each of the 49,152 words,
-    a sixth of a CPU rollout.) Shapes (B, V) -> (B,).
+    Inverse-CDF: one uniform number a row. (`torch.multinomial` draws one exponential for each of the 49,152
+    words, a sixth of a CPU rollout.) Shapes (B, V) -> (B,).
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -84,8 +88,8 @@ def generate_grouped(model: PreTrainedModel, prompt_ids, prompt_mask, max_new_to
                      temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
     """Completions (B, T) of left-padded prompts (B, L), identical rows sharing one prompt pass.
 
-    After a row's end token come pad tokens; T is the longest completion's length. Raises RecR1Error where the
-    logits are no numbers.
+    After a row's end token come pad tokens; T is the longest completion's length. Raises RecR1Error where
+    the logits are no numbers.
     """
     cache, logits, inverse = shared_prefill(model, prompt_ids, prompt_mask)
     if logits.isnan().any():
@@ -109,8 +113,9 @@ def generate_grouped(model: PreTrainedModel, prompt_ids, prompt_mask, max_new_to
 
 def completion_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature: float = 1.0,
                      entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probabilities (B, T) of completion tokens under softmax(logits / temperature), with gradients, and the
-    entropies (B, T) of those distributions, without, if asked for. Prompts (B, L) left-padded, completions right."""
+    """Log-probabilities (B, T) of completion tokens under softmax(logits / temperature), with gradients,
+    and the entropies (B, T) of those distributions, without, if asked for. Prompts (B, L) left-padded,
+    completions right."""
     start = int(prompt_mask.any(0).int().argmax())  # columns that are padding in every row
     prompt_ids, prompt_mask = prompt_ids[:, start:], prompt_mask[:, start:]
     cache, logits, inverse = shared_prefill(model, prompt_ids, prompt_mask)
@@ -130,9 +135,9 @@ def completion_logps(model, prompt_ids, prompt_mask, completion_ids, completion_
 class MergedCopy:
     """The base model with the adapter folded into its weights, refreshed before each round of rollouts.
 
-    A merged model generates faster than base + adapter. The copy is rewritten from the untouched base each time, so
-    no rounding error builds up over steps (merging and un-merging in place would drift). Costs one copy of the
-    adapted layers' weights; everything else is shared.
+    A merged model generates faster than base + adapter. The copy is rewritten from the untouched base each
+    time, so no rounding error builds up over steps (merging and un-merging in place would drift). Costs one
+    copy of the adapted layers' weights; everything else is shared.
     """
 
     def __init__(self, policy: PeftModel):
@@ -154,7 +159,8 @@ class MergedCopy:
 
     @classmethod
     def of(cls, model) -> MergedCopy | None:
-        """A merged copy where one can be made: a LoRA policy whose base weights are not quantised; else None."""
+        """A merged copy where one can be made: a LoRA policy whose base weights are not quantised; else
+        None."""
         if not isinstance(model, PeftModel) or getattr(model, "is_loaded_in_4bit", False):
             return None
         return cls(model)

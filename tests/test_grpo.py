@@ -1,4 +1,5 @@
-"""GRPO: equal to stock TRL in loss, gradient and greedy rollouts; resumable, interruptible, and it learns."""
+"""GRPO: equal to stock TRL in loss, gradient and greedy rollouts; resumable, interruptible, and it
+learns."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ def scripted(*means: float):
 
 
 def watched(trainer_class, completions=None, scale: float = 0.0):
-    """The trainer with given completions (or its own), a policy moved off the reference, and its numbers kept."""
+    """The trainer with given completions (or its own), a policy moved off the reference, and its numbers
+    kept."""
     class Watched(trainer_class):
         losses, gradients, rollouts = [], [], []
 
@@ -104,7 +106,7 @@ def random_completions(rows: int, seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("preset, settings", [
     ("paper", {}), ("paper", {"beta": 0.3}), ("modern", {}), ("modern", {"beta": 0.3}),
     ("modern", {"micro_batch": 4, "beta": 0.3}), ("paper", {"micro_batch": 4}),
-    ("modern", {"num_iterations": 2}),  # the second step is off-policy: old log-probabilities, ratios, clipping
+    ("modern", {"num_iterations": 2, "learning_rate": 5e-2}),  # the second step is off-policy: old log-probabilities, ratios, clipping
 ], ids=str)
 def test_loss_and_gradient_equal_stock(tiny_folder, tmp_path, preset, settings):
     settings = dict(settings)
@@ -126,7 +128,7 @@ def test_loss_and_gradient_equal_stock(tiny_folder, tmp_path, preset, settings):
         assert theirs.norm() > 1e-3
         assert (mine - theirs).norm() < 1e-4 * theirs.norm()
     for key in ("reward", "entropy", "clip_ratio", "completion_length", "truncated_share"):
-        assert [row[key] for row in done.curve] == pytest.approx([row[key] for row in other.curve], abs=1e-4)
+        assert [row.get(key) for row in done.curve] == pytest.approx([row.get(key) for row in other.curve], abs=1e-4)
     if "beta" in settings:
         assert done.curve[0]["kl"] == pytest.approx(other.curve[0]["kl"], rel=1e-3) and done.curve[0]["kl"] > 0.01
     if "num_iterations" in settings:
@@ -147,7 +149,8 @@ def test_greedy_rollouts_equal_stock(tiny_folder, tmp_path):
 
 
 def exact_kl(policy: Policy) -> float:
-    """KL of the policy from the model without its adapter, whole vocabulary, in nats a token on fixed contexts."""
+    """KL of the policy from the model without its adapter, whole vocabulary, in nats a token on fixed
+    contexts."""
     torch.manual_seed(0)
     ids = torch.randint(4, 124, (16, 12))
     with torch.no_grad():
@@ -168,7 +171,7 @@ def test_the_kl_term_alone_lowers_the_kl(tiny_folder, tmp_path, preset):
         trainer = watched(GroupedGRPOTrainer, scale=0.3)
         before = exact_kl(perturb(load_policy(profile), 0.3))
         done = run(policy, profile, tmp_path / str(beta), nothing, trainer_class=trainer, beta=beta, optim="sgd",
-                   warmup_steps=0, learning_rate=0.05, max_grad_norm=0, temperature=1.0, top_p=1.0)
+                   learning_rate=0.05, max_grad_norm=0, temperature=1.0, top_p=1.0)
         assert done.curve[0]["reward"] == 0 and done.curve[0]["zero_advantage_share"] == 1
         assert done.curve[0]["kl"] > 0.01
         after[beta] = exact_kl(policy)
@@ -192,7 +195,7 @@ def test_it_learns_and_says_so_in_lines(tiny_folder, tmp_path, capfd, network):
     assert len(lines) == 25 + 2 and all(line.startswith(("step", "val ")) for line in lines), out
     assert "left" in lines[1] and "zero-advantage" in lines[1]
     assert "best so far" in lines[-1]
-    assert err == ""
+    assert all(line.startswith("  note: over 80% of the groups") for line in err.splitlines()), err
     assert network == []
 
 
@@ -225,10 +228,11 @@ def test_without_validation_the_best_adapter_is_the_last(tiny_folder, tmp_path):
 
 
 def test_two_runs_with_one_policy_and_a_reference(tiny_folder, tmp_path):
-    """As when a notebook's cell is run again; the second starts where the first ended, and so does its KL."""
+    """As when a notebook's cell is run again; the second starts where the first ended, and so does its
+    KL."""
     profile = tiny_profile(tiny_folder, preset="paper", steps=2)
     policy = load_policy(profile)
-    run(policy, profile, tmp_path / "one")
+    run(policy, profile, tmp_path / "one", learning_rate=5e-2)
     assert list(policy.model.peft_config) == ["default"]
     done = run(policy, profile, tmp_path / "two")
     assert abs(done.curve[0]["kl"]) < 1e-6 and done.curve[1]["kl"] > 1e-6

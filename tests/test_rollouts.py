@@ -106,7 +106,8 @@ def test_gradient_through_the_shared_cache_is_the_plain_one(policy):
 
 
 def test_the_trap_of_missing_positions_would_be_caught(policy):
-    """Without positions from the mask, prompts of another length than the longest score wrongly, in silence."""
+    """Without positions from the mask, prompts of another length than the longest score wrongly, in
+    silence."""
     def trap(**inputs):
         if "logits_to_keep" in inputs:  # the pass that fills the cache
             inputs.pop("position_ids")
@@ -227,7 +228,8 @@ def test_merged_copy_shares_what_has_no_adapter(policy):
 
 
 def test_merged_copy_draws_no_random_numbers(policy):
-    """A resumed run makes its copy at another moment than the uninterrupted one; they must not part there."""
+    """A resumed run makes its copy at another moment than the uninterrupted one; they must not part
+    there."""
     before = torch.get_rng_state()
     MergedCopy(policy.model).refresh()
     assert torch.equal(torch.get_rng_state(), before)

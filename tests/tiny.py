@@ -33,7 +33,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(seed: int = 0, **config) -> LlamaForCausalLM:
-    """2 layers, 4 query heads on 2 key heads, weights large enough that positions matter and that it may end."""
+    """2 layers, 4 query heads on 2 key heads, weights large enough that positions matter and that it may
+    end."""
     torch.manual_seed(seed)
     sizes = dict(vocab_size=len(SPECIAL + WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2,
@@ -90,7 +91,8 @@ def toy_retriever() -> CallableRetriever:
 
 
 def left_padded(n: int = 6, repeat: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt ids and mask (n * repeat, L): unequal lengths, each prompt `repeat` times, in shuffled order."""
+    """Prompt ids and mask (n * repeat, L): unequal lengths, each prompt `repeat` times, in shuffled
+    order."""
     tokenizer = tiny_tokenizer()
     texts = [PROMPT.render(tokenizer, request) for request in requests(n)] * repeat
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()

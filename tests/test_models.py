@@ -1,0 +1,308 @@
+"""Loading, saving and merging a policy, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from peft import PeftModel
+from tiny import (
+    PROMPT,
+    examples,
+    left_padded,
+    perturb,
+    requests,
+    save_tiny,
+    tiny_policy,
+    tiny_profile,
+    toy_retriever,
+)
+
+from recr1_lite import models
+from recr1_lite.errors import RecR1Error
+from recr1_lite.grpo import train
+from recr1_lite.models import (
+    PARITY_TOLERANCE,
+    Policy,
+    load_policy,
+    parity,
+    save_adapter,
+    save_merged,
+    token_logps,
+)
+from recr1_lite.rollouts import generate_grouped
+
+
+def pairs(policy: Policy) -> list[tuple[str, str]]:
+    ends = ["w3 w4 <|im_end|>", "w110", "w7 w8 w9 w10 w11 w12", "w1 <|im_end|>"]
+    return [(PROMPT.render(policy.tokenizer, request), end) for request, end in zip(requests(4), ends)]
+
+
+def lora(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in policy.model.named_parameters() if "lora_" in name}
+
+
+def test_a_fresh_policy(tiny_folder):
+    policy = load_policy(tiny_profile(tiny_folder))
+    assert policy.backend == "transformers" and policy.name == str(tiny_folder)
+    assert len(lora(policy)) == 2 * 7 * 2, "A and B for 7 linear layers in 2 blocks, none for the head"
+    trainable = {name for name, weight in policy.model.named_parameters() if weight.requires_grad}
+    assert trainable == set(lora(policy))
+    assert not policy.model.training
+    assert all((weight == 0).all() == ("lora_B" in name) for name, weight in lora(policy).items())
+    bare = load_policy(tiny_profile(tiny_folder), trainable=False)
+    assert not isinstance(bare.model, PeftModel)
+    assert torch.allclose(token_logps(policy, pairs(policy)), token_logps(bare, pairs(bare)), atol=1e-6)
+
+
+def test_the_seed_makes_the_adapter(tiny_folder):
+    one, again, other = (lora(load_policy(tiny_profile(tiny_folder), seed)) for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one if "lora_A" in name)
+
+
+def test_pad_is_not_the_end_token(tmp_path):
+    """Many tokenizers pad with their end token; then a masked end is never learned."""
+    folder = save_tiny(tmp_path / "model")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "<|im_end|>"}))
+    tokenizer = load_policy(tiny_profile(folder)).tokenizer
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id == 3
+    assert tokenizer.padding_side == "left"
+    with pytest.raises(RecR1Error, match="no special token to pad with"):
+        models._ready(types.SimpleNamespace(pad_token_id=3, eos_token_id=3, eos_token="x", all_special_tokens=["x"]))
+
+
+def test_token_logps_are_those_of_the_completion_alone(tiny_folder):
+    policy = tiny_policy(tiny_folder)
+    logps = token_logps(policy, pairs(policy))
+    assert logps.shape == (4, 6)
+    for row, (prompt, end) in enumerate(pairs(policy)):
+        ids = policy.tokenizer(f"{prompt}{end}", return_tensors="pt", add_special_tokens=False).input_ids
+        length = len(end.split())
+        plain = torch.log_softmax(policy.model(input_ids=ids).logits[0, :-1], -1)
+        expected = plain[torch.arange(ids.size(1) - 1), ids[0, 1:]][-length:]
+        assert (logps[row, :length] - expected).abs().max() < 1e-5
+        assert (logps[row, length:] == 0).all()
+
+
+def test_save_and_load_an_adapter(tiny_folder, tmp_path):
+    profile, policy = tiny_profile(tiny_folder), tiny_policy(tiny_folder)
+    folder = save_adapter(policy, tmp_path / "runs" / "adapter")
+    for trainable in (True, False):
+        loaded = load_policy(profile, seed=9, adapter=folder, trainable=trainable)
+        assert all(torch.equal(weight, lora(loaded)[name]) for name, weight in lora(policy).items())
+        assert all(weight.requires_grad == trainable for weight in lora(loaded).values())
+    perturb(policy, 0.3, seed=8)
+    save_adapter(policy, folder)  # in the place of the one before
+    again = load_policy(profile, adapter=folder)
+    assert all(torch.equal(weight, lora(again)[name]) for name, weight in lora(policy).items())
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"], "nothing temporary stays"
+
+
+def test_a_saved_adapter_names_its_model_and_no_path_of_this_machine(tiny_folder, tmp_path):
+    policy = tiny_policy(tiny_folder)
+    policy.name = "smollm2-135m-instruct"
+    folder = save_adapter(policy, tmp_path / "adapter")
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    config = (folder / "adapter_config.json").read_text()
+    assert json.loads(config)["base_model_name_or_path"] == "smollm2-135m-instruct"
+    assert str(tiny_folder) not in config
+
+
+def test_a_failed_save_leaves_what_was_there(tiny_folder, tmp_path, monkeypatch):
+    policy = tiny_policy(tiny_folder)
+    folder = save_adapter(policy, tmp_path / "adapter")
+    before = (folder / "adapter_model.safetensors").read_bytes()
+
+    def full_disk(work, **_):
+        (Path(work) / "adapter_config.json").write_text("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(policy.model, "save_pretrained", full_disk)
+    with pytest.raises(OSError):
+        save_adapter(policy, folder)
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_merged_adapter_and_reloaded_model_say_the_same(tiny_folder, tmp_path):
+    profile, policy = tiny_profile(tiny_folder), tiny_policy(tiny_folder, scale=0.3)
+    before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
+    found = parity(policy, profile, pairs(policy))
+    assert set(found) == {"merged", "reloaded"} and max(found.values()) < 1e-4
+    assert found["reloaded"] == 0
+    assert all(torch.equal(weight, before[name]) for name, weight in policy.model.named_parameters())
+    folder = save_merged(policy, tmp_path / "merged")
+    assert not (folder / "adapter_config.json").exists() and (folder / "tokenizer.json").exists()
+    merged = load_policy(profile.but(model=str(folder)), trainable=False)
+    untrained = load_policy(profile, trainable=False)
+    here = token_logps(policy, pairs(policy))
+    assert (token_logps(merged, pairs(merged)) - here).abs().max() < 1e-4
+    assert (token_logps(untrained, pairs(untrained)) - here).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parity_holds_within_the_tolerance_of_the_dtype_and_notices_a_difference(tiny_folder, monkeypatch, dtype):
+    policy, profile = tiny_policy(tiny_folder, dtype=dtype), tiny_profile(tiny_folder, dtype=dtype)
+    assert max(parity(policy, profile, pairs(policy)).values()) <= PARITY_TOLERANCE[getattr(torch, dtype)]
+    save = save_merged
+
+    def forgetful(policy, folder):
+        return save(perturb(policy, 1.0, seed=5), folder)
+
+    monkeypatch.setattr(models, "save_merged", forgetful)
+    with pytest.raises(RecR1Error, match="differs from the trained one by"):
+        parity(policy, profile, pairs(policy))
+
+
+def test_a_bare_model_can_be_saved_as_merged(tiny_folder, tmp_path):
+    bare = load_policy(tiny_profile(tiny_folder), trainable=False)
+    again = load_policy(tiny_profile(save_merged(bare, tmp_path / "copy")), trainable=False)
+    assert torch.equal(token_logps(bare, pairs(bare)), token_logps(again, pairs(again)))
+
+
+def test_a_local_folder_touches_no_network(tiny_folder, tmp_path, network, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    profile, policy = tiny_profile(tiny_folder), tiny_policy(tiny_folder)
+    parity(policy, profile, pairs(policy))
+    load_policy(profile, adapter=save_adapter(policy, tmp_path / "adapter"))
+    assert network == []
+
+
+# --- what cannot be loaded -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model, message", [
+    ("smollm3", "there is no model 'smollm3'; name one of smollm2-135m-instruct"),
+    ("nobody/nothing", "the model 'nobody/nothing' cannot be loaded"),
+    ("/no/such/folder", "the model '/no/such/folder' cannot be loaded"),
+])
+def test_an_unknown_model(network, monkeypatch, model, message):
+    monkeypatch.setenv("RECR1_OFFLINE", "1")
+    with pytest.raises(RecR1Error, match=message) as caught:
+        load_policy(tiny_profile(model))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file, content", [("model.safetensors", b"\x00\x01"), ("config.json", b"{"),
+                                           ("config.json", b'{"model_type": "lama"}'), ("model.safetensors", None),
+                                           ("tokenizer.json", b"{")])
+def test_a_damaged_model(tmp_path, network, file, content):
+    folder = save_tiny(tmp_path / "model")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    with pytest.raises(RecR1Error, match="cannot be loaded") as caught:
+        load_policy(tiny_profile(folder))
+    assert "\n" not in str(caught.value) and network == []
+
+
+def test_a_missing_or_damaged_adapter(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder)
+    with pytest.raises(RecR1Error, match="there is no adapter in .*nowhere"):
+        load_policy(profile, adapter=tmp_path / "nowhere")
+    folder = save_adapter(tiny_policy(tiny_folder), tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").write_bytes(b"\x00\x01")
+    with pytest.raises(RecR1Error, match="the adapter .* cannot be loaded"):
+        load_policy(profile, adapter=folder)
+
+
+def test_an_adapter_of_another_model(tiny_folder, tmp_path):
+    folder = save_adapter(tiny_policy(tiny_folder), tmp_path / "adapter")
+    other = save_tiny(tmp_path / "wide", hidden_size=64)
+    with pytest.raises(RecR1Error, match="the adapter .* for the model .* cannot be loaded .*size mismatch"):
+        load_policy(tiny_profile(other), adapter=folder)
+
+
+# --- 4-bit and the choice of the backend ---------------------------------------------------------------------------
+
+
+def test_four_bits_on_a_cpu(tmp_path):
+    """NF4 weights, a LoRA adapter in training on them: forward, backward, one whole step of GRPO."""
+    folder = save_tiny(tmp_path / "model", hidden_size=64, intermediate_size=128)  # NF4 comes in blocks of 64
+    profile = tiny_profile(folder, load_in_4bit=True, steps=1)
+    policy = load_policy(profile)
+    assert policy.model.is_loaded_in_4bit
+    packed = policy.model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+    assert packed.dtype == torch.uint8 and packed.numel() == 128 * 64 // 2
+
+    # the same model in float32, its weights those that the 4 bits stand for: the same gradients, after generating
+    exact = load_policy(tiny_profile(folder))
+    for (name, packed), (_, plain) in zip(policy.model.named_modules(), exact.model.named_modules(), strict=True):
+        if name.endswith("base_layer"):
+            plain.weight.data = dequantize_4bit(packed.weight.data, packed.weight.quant_state)
+    ids, mask = left_padded(2)
+    rollouts, gradients = [], []
+    for each in (policy, exact):
+        perturb(each, 0.1)
+        rollouts.append(generate_grouped(each.model.eval(), ids, mask, 5, 3, 0, temperature=0))
+        each.model.train()(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in lora(each).values()]))
+    assert torch.equal(*rollouts)
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
+
+    before = {name: weight.detach().clone().float() for name, weight in lora(policy).items()}
+    done = train(policy, examples(4), toy_retriever(), PROMPT, profile, tmp_path / "run", 10, progress=False)
+    assert len(done.curve) == 1 and not policy.model.training
+    assert any(not torch.equal(weight.float(), before[name]) for name, weight in lora(policy).items())
+    with pytest.raises(RecR1Error, match="4-bit model cannot be merged"):
+        save_merged(policy, tmp_path / "merged")
+
+
+def test_four_bits_without_bitsandbytes(tiny_folder, monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RecR1Error, match="pip install bitsandbytes"):
+        load_policy(tiny_profile(tiny_folder, load_in_4bit=True))
+
+
+@pytest.mark.parametrize("cuda, installed, chosen", [(True, True, "unsloth"), (True, False, "transformers"),
+                                                     (False, True, "transformers")])
+def test_unsloth_only_on_cuda_and_only_where_it_is(tiny_folder, monkeypatch, cuda, installed, chosen):
+    asked = {}
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(name, **options):
+            asked.update(options, name=name)
+            policy = load(tiny_profile(tiny_folder), trainable=False)
+            return policy.model, policy.tokenizer
+
+        @staticmethod
+        def get_peft_model(model, **options):
+            asked["lora"] = options
+            return model
+
+    class AutoModel:
+        @staticmethod
+        def from_pretrained(name, device_map, **options):
+            asked.update(options, name=name, device_map=device_map)
+            return real.from_pretrained(name, device_map="cpu", **options)
+
+    real = models.AutoModelForCausalLM
+    find = models.importlib.util.find_spec
+    monkeypatch.setattr(models.importlib.util, "find_spec",
+                        lambda name: installed or None if name == "unsloth" else find(name))
+    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
+    profile = tiny_profile(tiny_folder, lora_rank=8)
+
+    def load(*args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            return load_policy(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: cuda)
+        patch.setattr(models, "AutoModelForCausalLM", AutoModel)
+        policy = load_policy(profile, seed=4)
+    assert policy.backend == chosen and asked["name"] == str(tiny_folder)
+    if chosen == "unsloth":
+        assert asked["lora"]["r"] == 8 and asked["lora"]["lora_alpha"] == 16 and asked["lora"]["random_state"] == 4
+        assert asked["max_seq_length"] == profile.max_prompt_tokens + profile.max_completion_tokens
+    else:
+        assert asked["device_map"] == ("cuda" if cuda else "cpu")
