@@ -26,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("ours", "stock")
+SIZES = ("steps", "prompts", "group", "tokens")
 SAME = 1e-4  # largest relative difference of the gradients that counts as none
 
 
@@ -52,8 +53,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         for number in range(arguments.rounds):
             for side in SIDES:
-                print(f"round {number + 1}, {side}: {arguments.steps} steps after one to warm up ...", flush=True)
-                sizes = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "prompts", "group", "tokens")]
+                print(f"round {number + 1}, {side}: one step to warm up, {arguments.steps} more", flush=True)
+                sizes = [f"--{name}={getattr(arguments, name)}" for name in SIZES]
                 subprocess.run([sys.executable, __file__, *sizes, "--side", side, "--work", work], check=True)
                 rows.append(json.loads((Path(work) / "row.json").read_text()))
                 print(f"  {line(rows[-1])}", flush=True)
@@ -114,8 +115,8 @@ def child(arguments) -> None:
     if stock:
         policy.model.get_base_model().set_attn_implementation("sdpa")
     with tempfile.TemporaryDirectory() as folder:
-        done = train(policy, task.train, BM25Retriever.build(task.items), task.prompt, profile, folder, task.k_train,
-                     progress=False, trainer_class=Timed, max_grad_norm=0, save_strategy="no")
+        done = train(policy, task.train, BM25Retriever.build(task.items), task.prompt, profile, folder,
+                     task.k_train, progress=False, trainer_class=Timed, max_grad_norm=0)
     if not given:
         rollouts.write_text(json.dumps(made))
     totals = [row["seconds"] for row in done.curve][1:]
@@ -123,7 +124,8 @@ def child(arguments) -> None:
     (arguments.work / "row.json").write_text(json.dumps({
         "side": arguments.side, "total": totals, "rollout": seconds[1:],
         "update": [total - part for total, part in zip(totals, seconds[1:], strict=True)],
-        "longest": [max(map(len, batch)) for batch in made][1:], "reward": [row["reward"] for row in done.curve][1:],
+        "longest": [max(map(len, batch)) for batch in made][1:],
+        "reward": [row["reward"] for row in done.curve][1:],
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "peak_cuda_mb": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
         "device": ledger.device(), "threads": torch.get_num_threads(), "versions": ledger.versions(),
@@ -142,29 +144,32 @@ def compare(work: Path) -> float:
 def summary(arguments, rows: list[dict], difference: float) -> dict:
     """All figures, and what they were measured on. Seconds are medians over the counted steps of all
     runs."""
-    median = {side: {part: statistics.median(value for row in rows if row["side"] == side for value in row[part])
+    runs = {side: [row for row in rows if row["side"] == side] for side in SIDES}
+    median = {side: {part: statistics.median(value for row in runs[side] for value in row[part])
                      for part in ("rollout", "update", "total")} for side in SIDES}
     return {
         "command": shlex.join(["python", "benchmarks/grpo_step.py", *sys.argv[1:]]),
-        "sizes": {name: getattr(arguments, name) for name in ("steps", "prompts", "group", "tokens", "rounds")},
+        "sizes": {name: getattr(arguments, name) for name in (*SIZES, "rounds")},
         "seconds": median, "ratio": median["stock"]["total"] / median["ours"]["total"],
-        "peak_rss_mb": {side: max(row["peak_rss_mb"] for row in rows if row["side"] == side) for side in SIDES},
+        "peak_rss_mb": {side: max(row["peak_rss_mb"] for row in runs[side]) for side in SIDES},
         "gradient_difference": difference, "runs": rows,
         **{name: rows[0][name] for name in ("device", "threads", "versions", "commit")},
     }
 
 
 def line(row: dict) -> str:
-    parts = ", ".join(f"{part} {statistics.median(row[part]):.2f} s" for part in ("rollout", "update", "total"))
-    return f"{row['side']}: {parts} a step; longest rollout {max(row['longest'])}; peak {row['peak_rss_mb']} MB"
+    parts = [f"{part} {statistics.median(row[part]):.2f} s" for part in ("rollout", "update", "total")]
+    return f"{', '.join(parts)} a step; longest rollout {max(row['longest'])}; peak {row['peak_rss_mb']} MB"
 
 
 def report(result: dict) -> str:
-    lines = [f"{side:>5}: rollout {part['rollout']:.2f} s + update {part['update']:.2f} s = {part['total']:.2f} s a step"
-             f", peak {result['peak_rss_mb'][side]} MB" for side, part in result["seconds"].items()]
-    verdict = "the same" if result["gradient_difference"] <= SAME else "NOT the same"
+    lines = [f"{side:>5}: rollout {part['rollout']:.2f} s + update {part['update']:.2f} s = "
+             f"{part['total']:.2f} s a step, peak {result['peak_rss_mb'][side]} MB"
+             for side, part in result["seconds"].items()]
+    apart = result["gradient_difference"]
     return "\n".join([*lines, f"ratio stock / ours: {result['ratio']:.2f}",
-                      f"gradients on the same rollouts: {verdict}, {result['gradient_difference']:.1e} apart (relative)",
+                      f"gradients on the same rollouts: {'the same' if apart <= SAME else 'NOT the same'}, "
+                      f"{apart:.1e} apart (relative)",
                       f"on {result['device']}, {result['threads']} threads"])
 
 

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--requests", help="custom requests: CSV, JSONL or Parquet of request,relevant")
         if "train" in groups:
             sub.add_argument("--steps", type=int, help="GRPO steps (default: the profile's)")
-            sub.add_argument("--out", help="folder of the run (default: the next free runs/<command>-<profile>-seed<seed>)")
+            sub.add_argument("--out", help="folder of the run (default: the next free one under runs/)")
             sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
         return sub
 
@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--raw", action="store_true", help="score the request itself, no model")
     sub.add_argument("--split", default="val", choices=("train", "val", "test"),
                      help="test opens the sealed split and leaves a mark in the ledger")
-    sub = command("inspect", "one request through the loop: rewrite, hits, and what an adapter changes", "profile", "task")
+    sub = command("inspect", "one request through the loop: rewrite, hits, and what an adapter changes", "profile",
+                  "task")
     sub.add_argument("request", help="what the shopper says")
     sub.add_argument("--adapter", help="folder of a trained adapter to set beside the untrained model")
     sub = command("report", "make the report of a run from the ledger")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -64,6 +65,8 @@ def demo(profile: Profile, out: str | Path, seed: int = 0, resume: bool = False,
     say(f"GRPO: {profile.steps} steps of {profile.prompts_per_step} prompts x {profile.group_size} rollouts")
     done = train(policy, task, retriever, profile, out / "grpo", seed, resume, ledger=ledger, run=run, command=command)
     print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
+    del policy, zero_shot, methods
+    gc.collect()  # the trainer and its policy refer to each other; two more models come
 
     say(f"sealed test: {profile.n_test} requests that nothing has seen so far")
     trained = rewriter(load_policy(profile, seed, adapter=done.adapter, trainable=False), task.prompt, profile, "GRPO")

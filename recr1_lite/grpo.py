@@ -5,11 +5,13 @@ Against stock TRL 1.12.0 (same loss, same gradients: tests compare them on the s
 - the update runs each prompt once for its group too, with gradients through the shared cache;
 - prompts are rendered by this kit (chat template + assistant prefix) and passed as text;
 - the order of the prompts is drawn here for the whole run, so that a resumed run finds its place in it;
-- the share of groups without advantage is counted by group (stock counts it over the batch when that is what it
-scales by), and the log also says how many rollouts of a group differ;
+- the share of groups without advantage is counted by group (stock counts it over the batch when that is what
+  it scales by), and the log also says how many rollouts of a group differ;
 - a checkpoint of a policy with a KL reference brings back the policy (stock loads the reference alone);
 - no telemetry, no model card.
-Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights, one device.
+
+Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights, one
+device.
 
 Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages divided by the group's
 standard deviation, each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p
@@ -52,10 +54,10 @@ PRESETS = {
 
 KL_EVERY = 5  # steps between two measurements of the KL to the untrained model, where the loss has no KL term
 
-# Settings of stock TRL that the grouped rollouts and scores do not have: a run with one of them must not seem to work.
+# Settings of stock TRL that the grouped rollouts and scores do not have: with one of them nothing would fail.
 UNSUPPORTED = {"use_vllm": False, "use_transformers_continuous_batching": False, "top_k": 0, "min_p": None,
-               "repetition_penalty": 1.0, "generation_kwargs": None, "use_liger_kernel": False, "entropy_coef": 0.0,
-               "use_adaptive_entropy": False, "gradient_checkpointing": False}
+               "repetition_penalty": 1.0, "generation_kwargs": None, "use_liger_kernel": False,
+               "entropy_coef": 0.0, "use_adaptive_entropy": False, "gradient_checkpointing": False}
 
 
 class GroupedGRPOTrainer(GRPOTrainer):
@@ -66,8 +68,8 @@ class GroupedGRPOTrainer(GRPOTrainer):
     def __init__(self, model, args: GRPOConfig, **others):
         for setting, only in UNSUPPORTED.items():
             if getattr(args, setting) != only:
-                raise RecR1Error(f"{setting}={getattr(args, setting)!r} is not in the grouped trainer; leave it at "
-                                 f"{only!r}, or use trl.GRPOTrainer")
+                raise RecR1Error(f"{setting}={getattr(args, setting)!r} is not in the grouped trainer; leave "
+                                 f"it at {only!r}, or use trl.GRPOTrainer")
         super().__init__(model=model, args=args, **others)
 
     def merged(self) -> MergedCopy | None:
@@ -81,27 +83,28 @@ class GroupedGRPOTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
         tokenizer, model = self.processing_class, self.accelerator.unwrap_model(self.model)
-        batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(model.device)
-        merged, training = self.merged(), model.training
-        tokens = generate_grouped(merged.refresh() if merged else model.eval(), batch.input_ids, batch.attention_mask,
-                                  self.max_completion_length, tokenizer.eos_token_id, tokenizer.pad_token_id,
-                                  self.temperature, self.top_p)
+        batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
+        batch, merged, training = batch.to(model.device), self.merged(), model.training
+        tokens = generate_grouped(merged.refresh() if merged else model.eval(), batch.input_ids,
+                                  batch.attention_mask, self.max_completion_length, tokenizer.eos_token_id,
+                                  tokenizer.pad_token_id, self.temperature, self.top_p)
         model.train(training)
         ended = tokens == tokenizer.eos_token_id
         kept = ended.cumsum(1) - ended.int() == 0  # up to the first end token, and with it
         completions = [row[keep].tolist() for row, keep in zip(tokens.cpu(), kept.cpu(), strict=True)]
-        groups = [completions[at:at + self.num_generations] for at in range(0, len(completions), self.num_generations)]
-        self._note("distinct", sum(len({tuple(row) for row in group}) / len(group) for group in groups) / len(groups))
+        starts = range(0, len(completions), self.num_generations)
+        groups = [{tuple(row) for row in completions[at:at + self.num_generations]} for at in starts]
+        self._note("distinct", sum(map(len, groups)) / len(completions))
         return completions, None
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
-                                           compute_entropy=False, **_):
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep,
+                                           batch_size=None, compute_entropy=False, **_):
         size, values, entropies = batch_size or len(input_ids), [], []
         for at in range(0, len(input_ids), size):
             ids, mask = input_ids[at:at + size], attention_mask[at:at + size]
-            logps, entropy = completion_logps(model, ids[:, :-logits_to_keep], mask[:, :-logits_to_keep],
-                                              ids[:, -logits_to_keep:], mask[:, -logits_to_keep:], self.temperature,
-                                              compute_entropy)
+            logps, entropy = completion_logps(
+                model, ids[:, :-logits_to_keep], mask[:, :-logits_to_keep], ids[:, -logits_to_keep:],
+                mask[:, -logits_to_keep:], self.temperature, compute_entropy)
             values.append(logps)
             entropies.append(entropy)
         values = torch.cat(values)
@@ -141,8 +144,9 @@ class GroupedGRPOTrainer(GRPOTrainer):
 
 
 def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Prompt, profile: Profile,
-          folder: str | Path, k: int, validate: Callable[[MergedCopy | None], Interval] | None = None, seed: int = 0,
-          resume: bool = False, progress: bool = True, trainer_class=None, **overrides) -> Training:
+          folder: str | Path, k: int, validate: Callable[[MergedCopy | None], Interval] | None = None,
+          seed: int = 0, resume: bool = False, progress: bool = True, trainer_class=None,
+          **overrides) -> Training:
     """Train the policy's adapter with the ranking metric as reward; keep the adapter that `validate` likes
     best.
 
@@ -158,12 +162,14 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
     folder, end = Path(folder), policy.tokenizer.eos_token_id
     checkpoint = last_checkpoint(folder)
     if checkpoint and not resume:
-        raise RecR1Error(f"{folder} already holds a run; go on with it (--resume) or give another folder (--out)")
+        raise RecR1Error(f"{folder} already holds a run; go on with it (--resume) or give another folder "
+                         "(--out)")
     if not len(train_examples):
         raise RecR1Error("there are no examples to train on; pass task.train")
     set_seed(seed)
     config = configure(profile, folder, seed, **overrides)
-    rows = train_examples.iloc[draw_order(len(train_examples), config.max_steps * profile.prompts_per_step, seed)]
+    count = config.max_steps * profile.prompts_per_step
+    rows = train_examples.iloc[draw_order(len(train_examples), count, seed)]
     texts = {request: prompt.render(policy.tokenizer, request) for request in rows["request"].unique()}
     encode(policy.tokenizer, list(texts.values()), profile.max_prompt_tokens)
     dataset = Dataset.from_dict({"prompt": [texts[request] for request in rows["request"]],
@@ -201,17 +207,20 @@ def configure(profile: Profile, folder: Path, seed: int, **overrides) -> GRPOCon
     rollouts = profile.prompts_per_step * profile.group_size
     micro = profile.micro_batch or rollouts
     if profile.group_size < 2 or rollouts % micro:
-        raise RecR1Error(f"a step of {profile.prompts_per_step} prompts x {profile.group_size} rollouts in micro-batches "
-                         f"of {micro} is not possible; take groups of 2 or more, and a micro_batch that divides a step")
+        raise RecR1Error(f"a step of {profile.prompts_per_step} prompts x {profile.group_size} rollouts in "
+                         f"micro-batches of {micro} is not possible; take groups of 2 or more, and a "
+                         "micro_batch that divides a step")
     cuda = torch.cuda.is_available()
     settings = dict(
         output_dir=str(folder), seed=seed, max_steps=profile.steps, num_generations=profile.group_size,
-        per_device_train_batch_size=micro, gradient_accumulation_steps=rollouts // micro, shuffle_dataset=False,
-        max_completion_length=profile.max_completion_tokens, learning_rate=profile.learning_rate,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=rollouts // micro,
+        shuffle_dataset=False, max_completion_length=profile.max_completion_tokens,
+        learning_rate=profile.learning_rate,
         lr_scheduler_type="constant", max_grad_norm=1.0, top_k=0,
-        logging_steps=1, save_steps=profile.validate_every, save_total_limit=2, report_to="none", disable_tqdm=True,
-        use_cpu=not cuda, bf16=cuda and profile.dtype == "bfloat16", fp16=cuda and profile.dtype == "float16",
-        gradient_checkpointing=False, dataloader_pin_memory=cuda, remove_unused_columns=False)
+        logging_steps=1, save_steps=profile.validate_every, save_total_limit=2, report_to="none",
+        disable_tqdm=True, use_cpu=not cuda, bf16=cuda and profile.dtype == "bfloat16",
+        fp16=cuda and profile.dtype == "float16", gradient_checkpointing=False, dataloader_pin_memory=cuda,
+        remove_unused_columns=False)
     return GRPOConfig(**(settings | PRESETS[profile.preset] | overrides))
 
 

@@ -33,7 +33,7 @@ from recr1_lite.rollouts import completion_logps
 PARITY_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 disable_progress_bar()  # a bar for each weights file read or written
-logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # tells of the pad token that _ready chose
+logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # tells of the pad token of _ready
 
 
 @dataclass
@@ -47,7 +47,8 @@ class Policy:
     name: str = ""  # the model's name in the profile
 
 
-def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = None, trainable: bool = True) -> Policy:
+def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = None,
+                trainable: bool = True) -> Policy:
     """The profile's model with a LoRA adapter: a fresh one, or the one saved in the folder `adapter`.
 
     The seed is set before the adapter is made, so that its random half is the same in every run with that
@@ -56,7 +57,8 @@ def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = No
     """
     set_seed(seed)
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise RecR1Error(f"there is no adapter in {str(adapter)!r} (adapter_config.json is missing); train one first")
+        raise RecR1Error(f"there is no adapter in {str(adapter)!r} (adapter_config.json is missing); train "
+                         "one first")
     source = _source(profile.model)
     if _use_unsloth():
         return _load_unsloth(profile, source, seed, adapter, trainable)
@@ -75,8 +77,9 @@ def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = No
                                                      attn_implementation="grouped", **options)
     if device == "cpu":
         for module in model.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes: a fast path for evaluation that has
-                module.support_avx512bf16_for_cpu = False  # no gradient and, once taken, stays on in training
+            # bitsandbytes' fast path for evaluation has no gradient and, once taken, stays on in training
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     if adapter is not None:
         with _readable(f"the adapter {str(adapter)!r} for the model {profile.model!r}"):
             model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
@@ -107,8 +110,8 @@ def save_merged(policy: Policy, folder: str | Path) -> Path:
     """Fold the adapter into a copy of the weights and write a plain transformers model with its
     tokenizer."""
     if getattr(policy.model, "is_loaded_in_4bit", False):
-        raise RecR1Error("a 4-bit model cannot be merged without loss; load the policy with load_in_4bit=False "
-                         "first")
+        raise RecR1Error("a 4-bit model cannot be merged without loss; load the policy with "
+                         "load_in_4bit=False first")
 
     def write(work: Path) -> None:
         merged = policy.model
@@ -159,17 +162,19 @@ def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -
     the PARITY_TOLERANCE of the profile's dtype: then what was saved is not what was trained.
     """
     with tempfile.TemporaryDirectory() as work:
-        adapter, merged = save_adapter(policy, Path(work) / "adapter"), save_merged(policy, Path(work) / "merged")
+        adapter = save_adapter(policy, Path(work) / "adapter")
+        merged = save_merged(policy, Path(work) / "merged")
         others = {"merged": load_policy(profile.but(model=str(merged)), trainable=False),
                   "reloaded": load_policy(profile, adapter=adapter, trainable=False)}
     here = token_logps(policy, pairs)
-    differences = {name: float((token_logps(other, pairs) - here).abs().max()) for name, other in others.items()}
+    differences = {name: float((token_logps(other, pairs) - here).abs().max())
+                   for name, other in others.items()}
     worst = max(differences, key=differences.get)
     allowed = PARITY_TOLERANCE[getattr(torch, profile.dtype)]
     if not differences[worst] <= allowed:  # a NaN is a difference too
-        raise RecR1Error(f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats a token "
-                         f"(allowed: {allowed}); do not use it, and report this with `python -m recr1_lite "
-                         "doctor`")
+        raise RecR1Error(f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats a "
+                         f"token (allowed: {allowed}); do not use it, and report this with "
+                         "`python -m recr1_lite doctor`")
     return differences
 
 
@@ -178,8 +183,8 @@ def _source(model: str) -> str:
     if model in assets.MODELS:
         return str(assets.model_folder(model))
     if "/" not in model and not Path(model).is_dir():
-        raise RecR1Error(f"there is no model {model!r}; name one of {', '.join(assets.MODELS)}, a local folder, or a "
-                         "model of the Hugging Face Hub as owner/name")
+        raise RecR1Error(f"there is no model {model!r}; name one of {', '.join(assets.MODELS)}, a local "
+                         "folder, or a model of the Hugging Face Hub as owner/name")
     return model
 
 
@@ -190,7 +195,8 @@ def _readable(what: str):
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RecR1Error(f"{what} cannot be loaded ({reason}); check the name, the files and the network") from error
+        raise RecR1Error(f"{what} cannot be loaded ({reason}); check the name, the files and the "
+                         "network") from error
 
 
 def _ready(tokenizer):
@@ -200,7 +206,8 @@ def _ready(tokenizer):
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         spare = next((token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token), None)
         if spare is None:
-            raise RecR1Error("the tokenizer has no special token to pad with but its end token; choose another model")
+            raise RecR1Error("the tokenizer has no special token to pad with but its end token; choose "
+                             "another model")
         tokenizer.pad_token = spare
     return tokenizer
 

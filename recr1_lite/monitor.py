@@ -25,9 +25,9 @@ from recr1_lite.rollouts import MergedCopy
 NAMES = {  # TRL's name in the log -> this kit's name in a step's row
     "reward": "reward", "reward_std": "reward_std", "frac_reward_zero_std": "zero_advantage_share",
     "zero_advantage": "zero_advantage_share", "completions/mean_length": "completion_length",
-    "completions/clipped_ratio": "truncated_share", "clip_ratio/region_mean": "clip_ratio", "entropy": "entropy",
-    "kl": "kl", "distinct": "distinct", "ndcg": "ndcg", "raw_ndcg": "raw_ndcg", "gain": "gain",
-    "grad_norm": "grad_norm",
+    "completions/clipped_ratio": "truncated_share", "clip_ratio/region_mean": "clip_ratio",
+    "entropy": "entropy", "kl": "kl", "distinct": "distinct", "ndcg": "ndcg", "raw_ndcg": "raw_ndcg",
+    "gain": "gain", "grad_norm": "grad_norm",
 }
 
 
@@ -147,16 +147,17 @@ def step_row(log: dict) -> dict:
     """One step of TRL's log under this kit's names; rewards and gains are nDCG units, lengths tokens."""
     row = {"step": log["step"], **{ours: log[theirs] for theirs, ours in NAMES.items() if theirs in log}}
     parts = {key: value for key, value in log.items() if key.startswith(("rewards/", "outcome/"))}
-    return {key: round(value, 5) if isinstance(value, float) else value for key, value in (row | parts).items()}
+    return {key: round(value, 5) if isinstance(value, float) else value
+            for key, value in (row | parts).items()}
 
 
 def progress_line(row: dict, max_steps: int, left: float) -> str:
     """A step in one line; `left`: seconds to go."""
-    shown = {key: row.get(key, math.nan) for key in ("reward", "gain", "zero_advantage_share", "completion_length",
-                                                     "entropy", "seconds")}
-    return ("step {step:>4}/{max_steps}  reward {reward:.3f}  gain {gain:+.3f}  zero-advantage "
-            "{zero_advantage_share:.0%}  length {completion_length:.1f}  entropy {entropy:.2f}  {seconds:.1f} s  "
-            "left {left:.1f} min").format(step=row["step"], max_steps=max_steps, left=left / 60, **shown)
+    keys = ("reward", "gain", "zero_advantage_share", "completion_length", "entropy", "seconds")
+    reward, gain, zero, length, entropy, seconds = (row.get(key, math.nan) for key in keys)
+    return (f"step {row['step']:>4}/{max_steps}  reward {reward:.3f}  gain {gain:+.3f}  "
+            f"zero-advantage {zero:.0%}  length {length:.1f}  entropy {entropy:.2f}  {seconds:.1f} s  "
+            f"left {left / 60:.1f} min")
 
 
 def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str]:
@@ -171,14 +172,14 @@ def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str
 
     found = []
     if mean("zero_advantage_share") > 0.8:
-        found.append("over 80% of the groups pay all their rollouts the same, so they teach nothing; raise the "
-                     "temperature or the group size, or look at the reward")
+        found.append("over 80% of the groups pay all their rollouts the same, so they teach nothing; raise "
+                     "the temperature or the group size, or look at the reward")
     if mean("truncated_share") > 0.9 and curve[0].get("truncated_share", 1.0) < 0.5:
-        found.append(f"completions now run to the limit of {profile.max_completion_tokens} tokens; look at some of "
-                     "them, and raise the limit or use the length_penalised recipe")
+        found.append(f"completions now run to the limit of {profile.max_completion_tokens} tokens; look at "
+                     "some of them, and raise the limit or use the length_penalised recipe")
     if mean("distinct") < 0.3:
-        found.append("rollouts of one group are mostly the same text; the policy has stopped exploring: lower the "
-                     "learning rate or raise the temperature")
+        found.append("rollouts of one group are mostly the same text; the policy has stopped exploring: "
+                     "lower the learning rate or raise the temperature")
     return found
 
 

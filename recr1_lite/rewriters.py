@@ -87,8 +87,9 @@ class ModelRewriter(Rewriter):
 def encode(tokenizer, texts: Sequence[str], limit: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded ids and mask (B, L) of rendered prompts. Raises RecR1Error when one is longer than
     `limit` tokens."""
-    batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left",
+                      add_special_tokens=False)
     if batch.input_ids.size(1) > limit:
-        raise RecR1Error(f"a prompt has {batch.input_ids.size(1)} tokens and the limit is {limit}; shorten the request "
-                         "or the few-shot examples, or raise max_prompt_tokens in the profile")
+        raise RecR1Error(f"a prompt has {batch.input_ids.size(1)} tokens and the limit is {limit}; shorten "
+                         "the request or the few-shot examples, or raise max_prompt_tokens in the profile")
     return batch.input_ids.to(device), batch.attention_mask.to(device)

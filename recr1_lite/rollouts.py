@@ -24,8 +24,7 @@ from recr1_lite.errors import RecR1Error
 
 
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """Grouped-query attention that copies no key or value: the query heads of one key head become query
-    rows.
+    """Grouped-query attention that copies no key or value: query heads of one key head become query rows.
 
     Stock attention on a CPU repeats keys and values for every query head and rebuilds the mask in every
     layer, which costs as much as the matrix products. Shapes: query (B, H, T, D), key and value (B, K, L,
@@ -34,8 +33,8 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, d
     rows, heads, length, width = query.shape
     groups = heads // key.size(1)
     if groups == 1 or attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
-                                      **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
+                                      dropout=dropout, **kwargs)
     out = scaled_dot_product_attention(query.reshape(rows, key.size(1), groups * length, width), key, value,
                                        attn_mask=attention_mask.repeat(1, 1, groups, 1), dropout_p=dropout,
                                        scale=scaling)
@@ -57,15 +56,15 @@ def shared_prefill(model, prompt_ids, prompt_mask) -> tuple[DynamicCache, torch.
     first = torch.zeros(len(distinct), dtype=torch.long, device=prompt_ids.device)
     first[inverse] = torch.arange(len(prompt_ids), device=prompt_ids.device)
     mask = prompt_mask[first]
-    out = model(input_ids=prompt_ids[first], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    out = model(input_ids=prompt_ids[first], attention_mask=mask, position_ids=positions,
                 past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
     out.past_key_values.batch_select_indices(inverse)
     return out.past_key_values, out.logits, inverse
 
 
 def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None) -> torch.Tensor:
-    """Draw one token a row from softmax(logits / temperature), cut to its top_p nucleus; temperature 0 is
-    greedy.
+    """One token a row from softmax(logits / temperature), cut to its top_p nucleus; temperature 0: greedy.
 
     Inverse-CDF: one uniform number a row. (`torch.multinomial` draws one exponential for each of the 49,152
     words, a sixth of a CPU rollout.) Shapes (B, V) -> (B,).
@@ -78,14 +77,15 @@ def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None)
         probabilities, order = probabilities.sort(dim=-1, descending=True)
         probabilities[(probabilities.cumsum(-1) - probabilities) >= top_p] = 0
     cumulative = probabilities.cumsum(-1)
-    draw = 1 - torch.rand(len(logits), 1, device=logits.device, generator=generator)  # above 0, up to 1: no token
-    token = torch.searchsorted(cumulative, draw * cumulative[:, -1:])  # of probability 0 is ever drawn
+    # above 0 and up to 1, so that no token of probability 0 is ever drawn
+    draw = 1 - torch.rand(len(logits), 1, device=logits.device, generator=generator)
+    token = torch.searchsorted(cumulative, draw * cumulative[:, -1:])
     return (token if order is None else order.gather(-1, token)).squeeze(-1)
 
 
 @torch.no_grad()
-def generate_grouped(model: PreTrainedModel, prompt_ids, prompt_mask, max_new_tokens: int, eos_id: int, pad_id: int,
-                     temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
+def generate_grouped(model: PreTrainedModel, prompt_ids, prompt_mask, max_new_tokens: int, eos_id: int,
+                     pad_id: int, temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
     """Completions (B, T) of left-padded prompts (B, L), identical rows sharing one prompt pass.
 
     After a row's end token come pad tokens; T is the longest completion's length. Raises RecR1Error where
@@ -93,8 +93,8 @@ def generate_grouped(model: PreTrainedModel, prompt_ids, prompt_mask, max_new_to
     """
     cache, logits, inverse = shared_prefill(model, prompt_ids, prompt_mask)
     if logits.isnan().any():
-        raise RecR1Error("the model's logits are no numbers (NaN): the training has diverged; take a lower learning "
-                         "rate or a dtype with more range, and go on from an earlier checkpoint")
+        raise RecR1Error("the model's logits are no numbers (NaN): the training has diverged; take a lower "
+                         "learning rate or a dtype with more range, and go on from an earlier checkpoint")
     logits, position = logits[inverse][:, -1], prompt_mask.sum(1, keepdim=True)
     finished = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)
     mask, tokens = prompt_mask, []
@@ -105,13 +105,14 @@ def generate_grouped(model: PreTrainedModel, prompt_ids, prompt_mask, max_new_to
         if finished.all() or step + 1 == max_new_tokens:
             break
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        logits = model(input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache,
-                       use_cache=True).logits[:, -1]
+        logits = model(input_ids=token[:, None], attention_mask=mask, position_ids=position,
+                       past_key_values=cache, use_cache=True).logits[:, -1]
         position = position + 1
     return torch.stack(tokens, dim=1)
 
 
-def completion_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature: float = 1.0,
+def completion_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask,
+                     temperature: float = 1.0,
                      entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities (B, T) of completion tokens under softmax(logits / temperature), with gradients,
     and the entropies (B, T) of those distributions, without, if asked for. Prompts (B, L) left-padded,
@@ -124,7 +125,8 @@ def completion_logps(model, prompt_ids, prompt_mask, completion_ids, completion_
         inputs = completion_ids[:, :-1]
         steps = torch.arange(inputs.size(1), device=inputs.device)
         out = model(input_ids=inputs, attention_mask=torch.cat([prompt_mask, completion_mask[:, :-1]], dim=1),
-                    position_ids=prompt_mask.sum(1, keepdim=True) + steps, past_key_values=cache, use_cache=True)
+                    position_ids=prompt_mask.sum(1, keepdim=True) + steps, past_key_values=cache,
+                    use_cache=True)
         logits = torch.cat([logits, out.logits], dim=1)
     logits = logits / temperature
     with torch.no_grad():
@@ -149,9 +151,10 @@ class MergedCopy:
             if isinstance(module, LoraLinear):
                 # on the meta device: initialising real weights would draw random numbers, and a resumed run,
                 # which makes its copy at another moment, would part from the uninterrupted one
-                plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-                plain.weight = torch.nn.Parameter(torch.empty_like(module.base_layer.weight), requires_grad=False)
-                plain.bias = module.base_layer.bias
+                own = module.base_layer
+                plain = torch.nn.Linear(own.in_features, own.out_features, bias=False, device="meta")
+                plain.weight = torch.nn.Parameter(torch.empty_like(own.weight), requires_grad=False)
+                plain.bias = own.bias
                 memo[id(module)] = plain
                 self.pairs.append((module, plain))
         memo |= {id(p): p for p in base.parameters()} | {id(b): b for b in base.buffers()}
@@ -170,7 +173,7 @@ class MergedCopy:
         """The plain model with the adapter's present weights folded in; valid until the adapter changes."""
         for lora, plain in self.pairs:
             (name,) = lora.active_adapters
-            base = lora.base_layer.weight
-            torch.addmm(base, lora.lora_B[name].weight.to(base.dtype), lora.lora_A[name].weight.to(base.dtype),
-                        alpha=lora.scaling[name], out=plain.weight)
+            base, left, right = lora.base_layer.weight, lora.lora_B[name].weight, lora.lora_A[name].weight
+            torch.addmm(base, left.to(base.dtype), right.to(base.dtype), alpha=lora.scaling[name],
+                        out=plain.weight)
         return self.model

@@ -31,7 +31,7 @@ def test_help():
 
 
 def test_summary(grpo_step):
-    rows = [{"side": side, "rollout": [slow, slow], "update": [2 * slow, 2 * slow], "total": [3 * slow, 3 * slow],
+    rows = [{"side": side, "rollout": [slow], "update": [2 * slow], "total": [3 * slow],
              "peak_rss_mb": 100, "device": "a machine", "threads": 2, "versions": {}, "commit": None}
             for side, slow in [("ours", 1.0), ("stock", 3.0), ("ours", 1.0), ("stock", 2.0)]]
     sizes = SimpleNamespace(steps=2, prompts=2, group=2, tokens=4, rounds=2)

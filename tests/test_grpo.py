@@ -60,7 +60,7 @@ def scripted(*means: float):
     return validate, asked
 
 
-# --- the same numbers as stock TRL ---------------------------------------------------------------------------------
+# the same numbers as stock TRL
 
 
 def watched(trainer_class, completions=None, scale: float = 0.0):
@@ -106,20 +106,23 @@ def random_completions(rows: int, seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("preset, settings", [
     ("paper", {}), ("paper", {"beta": 0.3}), ("modern", {}), ("modern", {"beta": 0.3}),
     ("modern", {"micro_batch": 4, "beta": 0.3}), ("paper", {"micro_batch": 4}),
-    ("modern", {"num_iterations": 2, "learning_rate": 5e-2}),  # the second step is off-policy: old log-probabilities, ratios, clipping
+    # the second step is off-policy: old log-probabilities, ratios, clipping
+    ("modern", {"num_iterations": 2, "learning_rate": 5e-2}),
 ], ids=str)
 def test_loss_and_gradient_equal_stock(tiny_folder, tmp_path, preset, settings):
     settings = dict(settings)
     profile = tiny_profile(tiny_folder, preset=preset, steps=2, prompts_per_step=3, micro_batch=settings.pop(
         "micro_batch", None))
     # rewards that differ within a group, whatever the words
-    retriever = CallableRetriever(lambda queries, k: [["x"] * (len(query) % 4) + ["gold"] for query in queries])
+    retriever = CallableRetriever(lambda queries, k: [["x"] * (len(q) % 4) + ["gold"] for q in queries])
     seen = []
-    for name, trainer_class, attention in [("ours", GroupedGRPOTrainer, "grouped"), ("stock", GRPOTrainer, "eager")]:
+    for name, trainer_class, attention in [("ours", GroupedGRPOTrainer, "grouped"),
+                                           ("stock", GRPOTrainer, "eager")]:
         policy = load_policy(profile, seed=0)
         policy.model.get_base_model().set_attn_implementation(attention)
         trainer = watched(trainer_class, random_completions(12), scale=0.2)
-        done = run(policy, profile, tmp_path / name, retriever, trainer_class=trainer, max_grad_norm=0, **settings)
+        done = run(policy, profile, tmp_path / name, retriever, trainer_class=trainer, max_grad_norm=0,
+                   **settings)
         seen.append((trainer, done))
     (ours, done), (stock, other) = seen
     assert len(ours.losses) == len(stock.losses) >= 2
@@ -128,9 +131,11 @@ def test_loss_and_gradient_equal_stock(tiny_folder, tmp_path, preset, settings):
         assert theirs.norm() > 1e-3
         assert (mine - theirs).norm() < 1e-4 * theirs.norm()
     for key in ("reward", "entropy", "clip_ratio", "completion_length", "truncated_share"):
-        assert [row.get(key) for row in done.curve] == pytest.approx([row.get(key) for row in other.curve], abs=1e-4)
+        assert [row.get(key) for row in done.curve] == pytest.approx(
+            [row.get(key) for row in other.curve], abs=1e-4)
     if "beta" in settings:
-        assert done.curve[0]["kl"] == pytest.approx(other.curve[0]["kl"], rel=1e-3) and done.curve[0]["kl"] > 0.01
+        assert done.curve[0]["kl"] == pytest.approx(other.curve[0]["kl"], rel=1e-3)
+        assert done.curve[0]["kl"] > 0.01
     if "num_iterations" in settings:
         assert done.curve[1]["clip_ratio"] > 0
     assert 0 < done.curve[0]["truncated_share"] < 1
@@ -170,15 +175,15 @@ def test_the_kl_term_alone_lowers_the_kl(tiny_folder, tmp_path, preset):
         policy = load_policy(profile)
         trainer = watched(GroupedGRPOTrainer, scale=0.3)
         before = exact_kl(perturb(load_policy(profile), 0.3))
-        done = run(policy, profile, tmp_path / str(beta), nothing, trainer_class=trainer, beta=beta, optim="sgd",
-                   learning_rate=0.05, max_grad_norm=0, temperature=1.0, top_p=1.0)
+        done = run(policy, profile, tmp_path / str(beta), nothing, trainer_class=trainer, beta=beta,
+                   optim="sgd", learning_rate=0.05, max_grad_norm=0, temperature=1.0, top_p=1.0)
         assert done.curve[0]["reward"] == 0 and done.curve[0]["zero_advantage_share"] == 1
         assert done.curve[0]["kl"] > 0.01
         after[beta] = exact_kl(policy)
     assert after[1.0] < before < after[-1.0]
 
 
-# --- a run ---------------------------------------------------------------------------------------------------------
+# a run
 
 
 def test_it_learns_and_says_so_in_lines(tiny_folder, tmp_path, capfd, network):
@@ -205,7 +210,8 @@ def test_the_best_adapter_is_the_best_validation_point(tiny_folder, tmp_path):
     weights = {}
 
     def validate(merged) -> Interval:
-        weights[len(weights) * 2] = [w.clone() for n, w in policy.model.named_parameters() if ".default." in n]
+        weights[len(weights) * 2] = [weight.clone() for name, weight in policy.model.named_parameters()
+                                     if ".default." in name]
         return Interval([0.2, 0.5, 0.5, 0.4][len(weights) - 1], 0.0, 1.0, 8)
 
     done = run(policy, profile, tmp_path / "run", validate=validate, seed=3)
@@ -278,6 +284,13 @@ def test_the_share_of_distinct_rollouts(tiny_folder, tmp_path):
     assert run(load_policy(profile), profile, tmp_path / "b").curve[0]["distinct"] > 0.7
 
 
+def test_the_kl_to_the_untrained_model_is_measured_without_a_kl_term(tiny_folder, tmp_path):
+    policy = load_policy(tiny_profile(tiny_folder), seed=1)
+    profile = replace(tiny_profile(tiny_folder), steps=6, preset="modern", learning_rate=1e-2)
+    kl = {row["step"]: row["kl"] for row in run(policy, profile, tmp_path / "run").curve if "kl" in row}
+    assert kl.keys() == {1, 6} and abs(kl[1]) < 1e-6 < kl[6]
+
+
 def test_the_sealed_test_stays_closed_while_a_trainer_runs(tiny_folder, tmp_path):
     rows = examples(6)
     task = Task(name="toy", items=pd.DataFrame({"item_id": ["gold", "lead"], "title": ["Gold", "Lead"],
@@ -289,7 +302,7 @@ def test_the_sealed_test_stays_closed_while_a_trainer_runs(tiny_folder, tmp_path
         run(load_policy(profile), profile, tmp_path / "run", validate=lambda merged: task.unseal_test())
 
 
-# --- stop and go on ------------------------------------------------------------------------------------------------
+# stop and go on
 
 KILLED = """
 import os, signal, sys
@@ -313,7 +326,8 @@ def test_resume_after_kill_equals_the_uninterrupted_run(tiny_folder, tmp_path):
     """With a KL reference, over several epochs of 3 examples."""
     profile = tiny_profile(tiny_folder, preset="paper", steps=6, learning_rate=5e-2)
     validate, _ = scripted(0.1, 0.3, 0.2, 0.25)
-    whole = run(load_policy(profile, 1), profile, tmp_path / "whole", n=3, validate=validate, seed=1, beta=0.2)
+    options = dict(n=3, seed=1, beta=0.2)
+    whole = run(load_policy(profile, 1), profile, tmp_path / "whole", validate=validate, **options)
 
     here = Path(__file__).parent
     code = KILLED.format(paths=[str(here), str(here.parent)], threads=torch.get_num_threads(),
@@ -323,8 +337,8 @@ def test_resume_after_kill_equals_the_uninterrupted_run(tiny_folder, tmp_path):
     assert last_checkpoint(tmp_path / "killed").name == "checkpoint-2"
 
     validate, asked = scripted(0.2, 0.25)
-    resumed = run(load_policy(profile, 1), profile, tmp_path / "killed", n=3, validate=validate, seed=1, beta=0.2,
-                  resume=True)
+    resumed = run(load_policy(profile, 1), profile, tmp_path / "killed", validate=validate, resume=True,
+                  **options)
     assert len(asked) == 2, "steps 0 and 2 are in the checkpoint's log and not scored again"
     assert same(adapter(tmp_path / "killed" / "last"), adapter(tmp_path / "whole" / "last"))
     assert same(adapter(resumed.adapter), adapter(whole.adapter))
@@ -350,7 +364,8 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tiny_folder, tmp_path, capfd
     profile = tiny_profile(tiny_folder, steps=5, learning_rate=5e-2, validate_every=2)
     whole = run(load_policy(profile), profile, tmp_path / "whole", validate=scripted(0.1, 0.2, 0.3, 0.4)[0])
     handler = signal.getsignal(signal.SIGINT)
-    stopped = run(load_policy(profile), profile, tmp_path / "run", stopping(3), validate=scripted(0.1, 0.2)[0])
+    stopped = run(load_policy(profile), profile, tmp_path / "run", stopping(3),
+                  validate=scripted(0.1, 0.2)[0])
     assert signal.getsignal(signal.SIGINT) is handler
     assert "stopping after this step" in capfd.readouterr().err
     assert stopped.stopped == "interrupted" and [row["step"] for row in stopped.curve] == [1, 2, 3]
@@ -359,14 +374,16 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tiny_folder, tmp_path, capfd
     assert stopped.best_step == 2 and stopped.adapter.is_dir()
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-3"
 
-    resumed = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.3, 0.4)[0], resume=True)
+    resumed = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.3, 0.4)[0],
+                  resume=True)
     assert resumed.stopped == "finished" and resumed.best_step == 5
     assert [point["step"] for point in resumed.val] == [0, 2, 4, 5]
     assert same(adapter(resumed.adapter), adapter(whole.adapter))
 
     again = run(load_policy(profile), profile, tmp_path / "run", validate=scripted()[0], resume=True)
     assert same(adapter(again.adapter), adapter(whole.adapter)) and again.curve == resumed.curve
-    longer = run(load_policy(profile), profile.but(steps=6), tmp_path / "run", validate=scripted(0.1)[0], resume=True)
+    longer = run(load_policy(profile), profile.but(steps=6), tmp_path / "run", validate=scripted(0.1)[0],
+                 resume=True)
     assert [row["step"] for row in longer.curve] == [1, 2, 3, 4, 5, 6] and longer.best_step == 5
 
 
@@ -396,15 +413,16 @@ def test_a_best_adapter_lost_between_checkpoint_and_copy_is_made_again(tiny_fold
 
 def test_incomplete_checkpoints_are_ignored(tmp_path):
     assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "none") is None
-    for name, state in [("checkpoint-2", "{}"), ("checkpoint-10", "{}"), ("checkpoint-11", '{"global_step": 1'),
-                        ("checkpoint-12", None), ("checkpoint-old", "{}")]:
+    for name, state in [("checkpoint-2", "{}"), ("checkpoint-10", "{}"),
+                        ("checkpoint-11", '{"global_step": 1'), ("checkpoint-12", None),
+                        ("checkpoint-old", "{}")]:
         (tmp_path / name).mkdir()
         if state is not None:
             (tmp_path / name / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# what is refused
 
 
 def test_a_folder_with_a_run_is_refused(tiny_folder, tmp_path):
@@ -450,7 +468,7 @@ def test_draw_order_takes_every_example_once_an_epoch_and_grows_at_its_end():
     assert draw_order(5, 30, seed=1)[:12] == order and draw_order(5, 12, seed=2) != order
 
 
-# --- the monitors' sentences ---------------------------------------------------------------------------------------
+# the monitors' sentences
 
 HEALTHY = {"zero_advantage_share": 0.3, "truncated_share": 0.2, "distinct": 0.9}
 
@@ -475,5 +493,6 @@ def test_a_prompt_that_always_fills_the_limit_is_no_news(tiny_folder):
 
 def test_a_reward_without_signal_is_noted_once(tiny_folder, tmp_path, capfd):
     profile = tiny_profile(tiny_folder, steps=8, validate_every=8)
-    run(tiny_policy(tiny_folder), profile, tmp_path / "run", CallableRetriever(lambda queries, k: [[]] * len(queries)))
+    nothing = CallableRetriever(lambda queries, k: [[] for _ in queries])
+    run(tiny_policy(tiny_folder), profile, tmp_path / "run", nothing)
     assert capfd.readouterr().err.count("teach nothing") == 1

@@ -75,7 +75,8 @@ def test_pad_is_not_the_end_token(tmp_path):
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == 3
     assert tokenizer.padding_side == "left"
     with pytest.raises(RecR1Error, match="no special token to pad with"):
-        models._ready(types.SimpleNamespace(pad_token_id=3, eos_token_id=3, eos_token="x", all_special_tokens=["x"]))
+        models._ready(types.SimpleNamespace(pad_token_id=3, eos_token_id=3, eos_token="x",
+                                            all_special_tokens=["x"]))
 
 
 def test_token_logps_are_those_of_the_completion_alone(tiny_folder):
@@ -148,7 +149,7 @@ def test_merged_adapter_and_reloaded_model_say_the_same(tiny_folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parity_holds_within_the_tolerance_of_the_dtype_and_notices_a_difference(tiny_folder, monkeypatch, dtype):
+def test_parity_within_its_tolerance_and_a_difference_noticed(tiny_folder, monkeypatch, dtype):
     policy, profile = tiny_policy(tiny_folder, dtype=dtype), tiny_profile(tiny_folder, dtype=dtype)
     assert max(parity(policy, profile, pairs(policy)).values()) <= PARITY_TOLERANCE[getattr(torch, dtype)]
     save = save_merged
@@ -175,7 +176,7 @@ def test_a_local_folder_touches_no_network(tiny_folder, tmp_path, network, monke
     assert network == []
 
 
-# --- what cannot be loaded -----------------------------------------------------------------------------------------
+# what cannot be loaded
 
 
 @pytest.mark.parametrize("model, message", [
@@ -191,8 +192,8 @@ def test_an_unknown_model(network, monkeypatch, model, message):
 
 
 @pytest.mark.parametrize("file, content", [("model.safetensors", b"\x00\x01"), ("config.json", b"{"),
-                                           ("config.json", b'{"model_type": "lama"}'), ("model.safetensors", None),
-                                           ("tokenizer.json", b"{")])
+                                           ("config.json", b'{"model_type": "lama"}'),
+                                           ("model.safetensors", None), ("tokenizer.json", b"{")])
 def test_a_damaged_model(tmp_path, network, file, content):
     folder = save_tiny(tmp_path / "model")
     (folder / file).unlink()
@@ -220,7 +221,7 @@ def test_an_adapter_of_another_model(tiny_folder, tmp_path):
         load_policy(tiny_profile(other), adapter=folder)
 
 
-# --- 4-bit and the choice of the backend ---------------------------------------------------------------------------
+# 4-bit and the choice of the backend
 
 
 def test_four_bits_on_a_cpu(tmp_path):
@@ -232,9 +233,10 @@ def test_four_bits_on_a_cpu(tmp_path):
     packed = policy.model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
     assert packed.dtype == torch.uint8 and packed.numel() == 128 * 64 // 2
 
-    # the same model in float32, its weights those that the 4 bits stand for: the same gradients, after generating
+    # a float32 model with the weights that the 4 bits stand for has the same gradients, after generating too
     exact = load_policy(tiny_profile(folder))
-    for (name, packed), (_, plain) in zip(policy.model.named_modules(), exact.model.named_modules(), strict=True):
+    modules = zip(policy.model.named_modules(), exact.model.named_modules(), strict=True)
+    for (name, packed), (_, plain) in modules:
         if name.endswith("base_layer"):
             plain.weight.data = dequantize_4bit(packed.weight.data, packed.weight.quant_state)
     ids, mask = left_padded(2)
@@ -242,7 +244,8 @@ def test_four_bits_on_a_cpu(tmp_path):
     for each in (policy, exact):
         perturb(each, 0.1)
         rollouts.append(generate_grouped(each.model.eval(), ids, mask, 5, 3, 0, temperature=0))
-        each.model.train()(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
+        labels = ids.masked_fill(mask == 0, -100)
+        each.model.train()(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         gradients.append(torch.cat([weight.grad.flatten() for weight in lora(each).values()]))
     assert torch.equal(*rollouts)
     assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
@@ -302,7 +305,7 @@ def test_unsloth_only_on_cuda_and_only_where_it_is(tiny_folder, monkeypatch, cud
         policy = load_policy(profile, seed=4)
     assert policy.backend == chosen and asked["name"] == str(tiny_folder)
     if chosen == "unsloth":
-        assert asked["lora"]["r"] == 8 and asked["lora"]["lora_alpha"] == 16 and asked["lora"]["random_state"] == 4
+        assert [asked["lora"][key] for key in ("r", "lora_alpha", "random_state")] == [8, 16, 4]
         assert asked["max_seq_length"] == profile.max_prompt_tokens + profile.max_completion_tokens
     else:
         assert asked["device_map"] == ("cuda" if cuda else "cpu")

@@ -22,9 +22,11 @@ def policy(tiny_folder):
 
 def tokens_alone(policy, prompt: Prompt, request: str, limit: int) -> list[int]:
     """What plain `generate` gives for this request by itself, up to and with the end token."""
-    ids = policy.tokenizer(prompt.render(policy.tokenizer, request), return_tensors="pt", add_special_tokens=False)
-    return policy.model.generate(**ids, max_new_tokens=limit, do_sample=False, eos_token_id=3, pad_token_id=0)[
-        0, ids.input_ids.size(1):].tolist()
+    text = prompt.render(policy.tokenizer, request)
+    ids = policy.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    whole = policy.model.generate(**ids, max_new_tokens=limit, do_sample=False, eos_token_id=3,
+                                  pad_token_id=0)
+    return whole[0, ids.input_ids.size(1):].tolist()
 
 
 def test_the_raw_request():
@@ -48,7 +50,8 @@ def test_each_answer_is_the_one_to_its_request_alone(policy):
     lengths = set()
     for request, answer in zip(asked, answers, strict=True):
         expected = tokens_alone(policy, PROMPT, request, 8)
-        assert answer.completion.split() == policy.tokenizer.decode(expected, skip_special_tokens=True).split()
+        text = policy.tokenizer.decode(expected, skip_special_tokens=True)
+        assert answer.completion.split() == text.split()
         assert answer.tokens == len(expected), "the end token counts, padding does not"
         lengths.add((answer.tokens, expected[-1] == 3))
     assert (8, False) in lengths and any(ended and length < 8 for length, ended in lengths)

@@ -31,7 +31,8 @@ def completions(rows: int, length: int = 5, seed: int = 0) -> tuple[torch.Tensor
 
 def plain_logps(model, prompt_ids, prompt_mask, ids, mask, temperature):
     """What a textbook forward pass over prompt + completion gives."""
-    logits = model(input_ids=torch.cat([prompt_ids, ids], 1), attention_mask=torch.cat([prompt_mask, mask], 1)).logits
+    both = torch.cat([prompt_ids, ids], 1), torch.cat([prompt_mask, mask], 1)
+    logits = model(input_ids=both[0], attention_mask=both[1]).logits
     logps = torch.log_softmax(logits[:, prompt_ids.size(1) - 1:-1] / temperature, -1)
     return logps.gather(-1, ids[..., None]).squeeze(-1), -(logps.exp() * logps).sum(-1)
 
@@ -98,7 +99,8 @@ def test_logps_of_one_token_and_of_prompts_with_needless_padding(policy):
 def test_gradient_through_the_shared_cache_is_the_plain_one(policy):
     prompts, (ids, mask) = left_padded(), completions(12)
     weights = torch.randn(12, 1, generator=torch.Generator().manual_seed(3)) * mask  # an advantage a row
-    ours = gradient(policy.model, (completion_logps(policy.model, *prompts, ids, mask, 0.7)[0] * weights).sum())
+    logps, _ = completion_logps(policy.model, *prompts, ids, mask, 0.7)
+    ours = gradient(policy.model, (logps * weights).sum())
     policy.model.get_base_model().set_attn_implementation("eager")
     plain = gradient(policy.model, (plain_logps(policy.model, *prompts, ids, mask, 0.7)[0] * weights).sum())
     assert plain.norm() > 1e-2

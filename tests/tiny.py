@@ -17,7 +17,8 @@ from recr1_lite.retrievers import CallableRetriever
 SPECIAL = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>"]
 WORDS = ["user", "assistant", "system", "find", *(f"w{number}" for number in range(120))]
 GOOD = set(WORDS[-16:])  # a query with one of these finds its item; no request holds one
-TEMPLATE = ("{% for turn in messages %}<|im_start|> {{ turn.role }} {{ turn.content }} <|im_end|> {% endfor %}"
+TEMPLATE = ("{% for turn in messages %}"
+            "<|im_start|> {{ turn.role }} {{ turn.content }} <|im_end|> {% endfor %}"
             "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}")
 PROMPT = Prompt(style="compact", instruction="find {request}")
 
@@ -37,8 +38,9 @@ def tiny_model(seed: int = 0, **config) -> LlamaForCausalLM:
     end."""
     torch.manual_seed(seed)
     sizes = dict(vocab_size=len(SPECIAL + WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2,
-                 tie_word_embeddings=True, pad_token_id=0, eos_token_id=3, bos_token_id=None)
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+                 initializer_range=0.2, tie_word_embeddings=True, pad_token_id=0, eos_token_id=3,
+                 bos_token_id=None)
     model = LlamaForCausalLM(LlamaConfig(**(sizes | config))).eval()
     model.get_input_embeddings().weight.data[3] *= 2.5
     return model
