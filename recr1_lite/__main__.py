@@ -66,6 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     except RecR1Error as error:
         print(f"recr1_lite: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("\nrecr1_lite: stopped; what was written stays", file=sys.stderr)
         return 130
