@@ -1,3 +1,11 @@
 """recr1_lite: Rec-R1 (arXiv 2503.24289) on one consumer GPU, or on a plain CPU."""
 
+import logging
+import os
+
 __version__ = "0.1.0"
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+# On a CPU bitsandbytes warns at import that an optional 4-bit kernel from the Hub is missing; nothing here needs it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -216,7 +216,8 @@ def configure(profile: Profile, folder: Path, seed: int, **overrides) -> GRPOCon
         per_device_train_batch_size=micro, gradient_accumulation_steps=rollouts // micro,
         shuffle_dataset=False, max_completion_length=profile.max_completion_tokens,
         learning_rate=profile.learning_rate,
-        lr_scheduler_type="constant", max_grad_norm=1.0, top_k=0,
+        # rates 0, 1/2, then 1: Adam has seen two gradients before it takes a whole step
+        lr_scheduler_type="constant_with_warmup", warmup_steps=2, max_grad_norm=1.0, top_k=0,
         logging_steps=1, save_steps=profile.validate_every, save_total_limit=2, report_to="none",
         disable_tqdm=True, use_cpu=not cuda, bf16=cuda and profile.dtype == "bfloat16",
         fp16=cuda and profile.dtype == "float16", gradient_checkpointing=False, dataloader_pin_memory=cuda,
