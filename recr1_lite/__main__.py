@@ -103,7 +103,8 @@ def train(arguments) -> None:
     from recr1_lite.models import load_policy
     from recr1_lite.retrievers import BM25Retriever
 
-    profile, task, out = _profile(arguments), _task(arguments), _out(arguments)
+    profile, out = _profile(arguments), _out(arguments)
+    task = _task(arguments).subsample(n_val=profile.n_val)
     done = loop.train(load_policy(profile, arguments.seed), task, BM25Retriever.build(task.items), profile, out,
                       arguments.seed, arguments.resume, run=out.name, command=_command())
     print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
@@ -118,7 +119,7 @@ def evaluate(arguments) -> None:
     from recr1_lite.rewriters import RawRewriter
 
     profile, task = _profile(arguments), _task(arguments)
-    task = task.subsample(n_val=profile.n_val, n_test=profile.n_test)
+    task = task.subsample(n_val=profile.n_val, n_test=profile.n_test)  # the examples that the demo takes
     method = RawRewriter()
     if not arguments.raw:
         policy = load_policy(profile, arguments.seed, arguments.adapter, trainable=False)

@@ -37,7 +37,7 @@ from recr1_lite.tasks.base import Task
 
 def run(policy: Policy, profile, folder, retriever=None, n: int = 6, **options):
     return train(policy, examples(n), retriever or toy_retriever(), PROMPT, profile, folder, k=10,
-                 **({"progress": False} | options))
+                 **({"progress": False, "lr_scheduler_type": "constant", "warmup_steps": 0} | options))
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
