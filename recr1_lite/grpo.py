@@ -8,6 +8,7 @@ Against stock TRL 1.12.0 (same loss, same gradients: tests compare them on the s
 - the share of groups without advantage is counted by group (stock counts it over the batch when that is what
   it scales by), and the log also says how many rollouts of a group differ;
 - a checkpoint of a policy with a KL reference brings back the policy (stock loads the reference alone);
+- the KL to the untrained model is measured every few steps where the loss has no KL term;
 - no telemetry, no model card.
 
 Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights, one
@@ -50,8 +51,6 @@ PRESETS = {
     "modern": dict(loss_type="dr_grpo", scale_rewards="batch", beta=0.0, epsilon_high=0.28, temperature=1.0,
                    top_p=1.0),
 }
-
-
 KL_EVERY = 5  # steps between two measurements of the KL to the untrained model, where the loss has no KL term
 
 # Settings of stock TRL that the grouped rollouts and scores do not have: with one of them nothing would fail.
