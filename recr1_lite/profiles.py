@@ -59,7 +59,7 @@ PROFILES = {
         Profile("paper", "the paper's settings on one card: 32 prompts x 12 rollouts, lr 1e-6, KL 1e-3 (not yet "
                 "measured)", dtype="bfloat16", preset="paper", recipe="paper",
                 **(_GPU | dict(model="Qwen/Qwen2.5-3B-Instruct", prompts_per_step=32, group_size=12, steps=1000,
-                               max_completion_tokens=512, learning_rate=1e-6, )), micro_batch=12),
+                               max_completion_tokens=512, learning_rate=1e-6)), micro_batch=12),
     )
 }
 
