@@ -182,9 +182,11 @@ def _task(arguments):
 
 def _out(arguments) -> Path:
     """--out, else the next free folder under runs/; with --resume the last one there."""
+    from recr1_lite.files import runs_folder
+
     if arguments.out:
         return Path(arguments.out)
-    runs = Path(os.environ.get("RECR1_RUNS") or "runs")
+    runs = runs_folder()
     name = f"{arguments.command}-{arguments.profile}-seed{arguments.seed}"
     names = (runs / (f"{name}-{number}" if number > 1 else name) for number in itertools.count(1))
     taken = list(itertools.takewhile(Path.exists, names))

@@ -27,3 +27,13 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def runs_folder() -> Path:
+    """Where runs and the ledger go: RECR1_RUNS, else `runs` in this checkout, else `runs` in the working folder.
+
+    In a checkout it is the same folder wherever a notebook or a command is started.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    elsewhere = (checkout / "pyproject.toml").is_file() and checkout != Path.cwd()
+    return Path(os.environ.get("RECR1_RUNS") or (checkout / "runs" if elsewhere else "runs")).expanduser()

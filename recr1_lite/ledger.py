@@ -19,16 +19,16 @@ import numpy as np
 from filelock import FileLock
 
 from recr1_lite.errors import RecR1Error
+from recr1_lite.files import runs_folder
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bm25s")
 
 
 class Ledger:
-    """A file of JSON lines. `path`: default `ledger.jsonl` in the folder RECR1_RUNS, else in `./runs`."""
+    """A file of JSON lines. `path`: default `ledger.jsonl` in `files.runs_folder()`."""
 
     def __init__(self, path: str | os.PathLike | None = None) -> None:
-        runs = Path(os.environ.get("RECR1_RUNS") or "runs")
-        self.path = Path(path if path else runs / "ledger.jsonl").expanduser()
+        self.path = Path(path if path else runs_folder() / "ledger.jsonl").expanduser()
 
     def __repr__(self) -> str:
         return f"Ledger({str(self.path)!r})"

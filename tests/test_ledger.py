@@ -123,8 +123,12 @@ def test_many_writers(ledger):
 
 
 def test_default_path(monkeypatch, tmp_path):
+    checkout = Path(__file__).parents[1].resolve()
     monkeypatch.delenv("RECR1_RUNS", raising=False)
+    monkeypatch.chdir(checkout)
     assert Ledger().path == Path("runs/ledger.jsonl")
+    monkeypatch.chdir(tmp_path)  # a notebook starts in its own folder, and writes into the same ledger
+    assert Ledger().path == checkout / "runs/ledger.jsonl"
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path))
     assert Ledger().path == tmp_path / "ledger.jsonl"
 
