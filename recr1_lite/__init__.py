@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 
 __version__ = "0.1.0"
 
@@ -9,3 +10,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # On a CPU bitsandbytes warns at import that an optional 4-bit kernel from the Hub is missing; nothing here needs it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+# bars are text here on purpose: a notebook keeps no widget
+warnings.filterwarnings("ignore", message="IProgress not found")

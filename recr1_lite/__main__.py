@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import shlex
 import sys
@@ -182,17 +181,16 @@ def _task(arguments):
 
 def _out(arguments) -> Path:
     """--out, else the next free folder under runs/; with --resume the last one there."""
-    from recr1_lite.files import runs_folder
+    from recr1_lite.files import free_folder, runs_folder
 
     if arguments.out:
         return Path(arguments.out)
-    runs = runs_folder()
-    name = f"{arguments.command}-{arguments.profile}-seed{arguments.seed}"
-    names = (runs / (f"{name}-{number}" if number > 1 else name) for number in itertools.count(1))
-    taken = list(itertools.takewhile(Path.exists, names))
-    if arguments.resume and taken:
-        return taken[-1]
-    return runs / (f"{name}-{len(taken) + 1}" if taken else name)
+    first = runs_folder() / f"{arguments.command}-{arguments.profile}-seed{arguments.seed}"
+    free = free_folder(first)
+    if not arguments.resume or free == first:
+        return free
+    number = int(free.name.removeprefix(first.name)[1:]) - 1
+    return first.with_name(f"{first.name}-{number}") if number > 1 else first
 
 
 def _command() -> str:

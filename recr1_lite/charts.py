@@ -36,7 +36,7 @@ def bars(values: Mapping, finding: str, axis: str, stacked: bool = False, baseli
     for number, key in enumerate(series):
         color = COLORS[number % len(COLORS)]
         cells = [row.get(key, 0.0) for row in rows.values()]
-        means = np.array([getattr(cell, "mean", cell) for cell in cells], float)
+        means = np.array([_mean(cell) for cell in cells], float)
         places = np.arange(len(rows)) + (0 if stacked else (number - (len(series) - 1) / 2) * height)
         reach = [(cell.mean - cell.low, cell.high - cell.mean) if hasattr(cell, "low") else (0, 0) for cell in cells]
         plot.barh(places, means, height * 0.92, left=left if stacked else 0, color=color, alpha=0.85,
@@ -45,7 +45,7 @@ def bars(values: Mapping, finding: str, axis: str, stacked: bool = False, baseli
         for place, start, mean, (_, up) in zip(places, left, means, reach, strict=True):
             if stacked and abs(mean) < 0.06 * max(1e-9, sum(map(abs, means))) / len(means):
                 continue  # no room for a number
-            at, side = (start + mean / 2, "center") if stacked else (max(mean, 0) + up, "left")
+            at, side = (start + mean / 2, "center") if stacked else (max(mean + up, 0), "left")
             plot.annotate(form.format(mean), (at, place), (0 if stacked else 4, 0), textcoords="offset points",
                           ha=side, va="center", fontsize=9.5, color="white" if stacked else BLACK)
         if stacked:
@@ -74,7 +74,7 @@ def lines(x: Sequence[float], series: Mapping[str, Sequence], finding: str, x_ax
     plot = figure.subplots()
     for number, (name, values) in enumerate(series.items()):
         color = COLORS[number % len(COLORS)]
-        means = [getattr(value, "mean", value) for value in values]
+        means = [_mean(value) for value in values]
         marker = MARKERS[number % len(MARKERS)] if len(means) <= 20 else ""
         plot.plot(x, means, color=color, marker=marker, label=name)
         if all(hasattr(value, "low") for value in values):
@@ -82,7 +82,7 @@ def lines(x: Sequence[float], series: Mapping[str, Sequence], finding: str, x_ax
                               color=color, alpha=0.15, lw=0)
     if baseline:
         name, value = baseline
-        plot.axhline(getattr(value, "mean", value), color=BLACK, ls="--", lw=1, label=name)
+        plot.axhline(_mean(value), color=BLACK, ls="--", lw=1, label=name)
         if hasattr(value, "low"):
             plot.axhspan(value.low, value.high, color=BLACK, alpha=0.07, lw=0)
     if log_x:
@@ -111,3 +111,7 @@ def histogram(groups: Mapping[str, Sequence[float]], finding: str, axis: str, bi
     figure.legend(loc="outside lower center", ncols=2)
     title(figure, finding)
     return figure
+
+
+def _mean(value) -> float:
+    return float(value.mean if hasattr(value, "low") else value)  # a NumPy number has a method of that name

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from recr1_lite import grpo
 from recr1_lite.errors import RecR1Error
@@ -18,6 +17,7 @@ from recr1_lite.ledger import Ledger
 from recr1_lite.metrics import Interval, mean_interval
 from recr1_lite.models import Policy, load_policy
 from recr1_lite.profiles import Profile
+from recr1_lite.progress import bar
 from recr1_lite.report import report_markdown, write_report
 from recr1_lite.retrievers import BM25Retriever, Retriever
 from recr1_lite.rewards import Scorer
@@ -93,8 +93,9 @@ def rewriter(policy: Policy, prompt, profile: Profile, name: str, merged=None) -
 
 def train(policy: Policy, task: Task, retriever: Retriever, profile: Profile, folder: Path, seed: int = 0,
           resume: bool = False, progress: bool = True, ledger: Ledger | None = None, run: str = "",
-          command: str = "") -> grpo.Training:
-    """GRPO on the task's training requests; val picks the best adapter. A "train" row is left."""
+          command: str = "", watch=None) -> grpo.Training:
+    """GRPO on the task's training requests; val picks the best adapter. A "train" row is left. progress, watch:
+    as in `grpo.train`."""
     metric = task.metrics[0]
 
     def validate(merged) -> Interval:
@@ -103,7 +104,7 @@ def train(policy: Policy, task: Task, retriever: Retriever, profile: Profile, fo
 
     raw = evaluate(RawRewriter(), task, retriever, "val", progress=False).summary[metric]
     done = grpo.train(policy, task.train, retriever, task.prompt, profile, folder, task.k_train, validate, seed,
-                      resume, progress)
+                      resume, progress, watch)
     (ledger or Ledger()).append({
         "kind": "train", "run": run, "method": "GRPO", "task": task.name, "config": asdict(profile),
         "curve": done.curve, "val": done.val, "best_step": done.best_step, "seconds": round(done.seconds, 1),
@@ -122,7 +123,7 @@ def headroom(policy: Policy, task: Task, retriever: Retriever, profile: Profile,
     sampler.temperature = grpo.PRESETS[profile.preset]["temperature"]
     scorer = Scorer(retriever, examples, task.prompt, task.k_eval)
     values = np.zeros((len(examples), ROLLOUTS))
-    for at in tqdm(range(0, len(examples), 8), desc="headroom", unit="batch", leave=False, disable=None):
+    for at in bar(range(0, len(examples), 8), desc="headroom", unit="batch"):
         batch = examples.iloc[at:at + 8].loc[lambda frame: frame.index.repeat(ROLLOUTS)]
         answers = sampler.complete(batch["request"].tolist())
         scored = scorer.score(batch["example_id"].tolist(), [answer.completion for answer in answers])

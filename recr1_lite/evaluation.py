@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
-from tqdm import tqdm
 
 from recr1_lite.errors import RecR1Error
 from recr1_lite.metrics import Interval, compute, mean_interval, paired_interval, parse_name
+from recr1_lite.progress import bar
 
 SPLITS = ("train", "val", "test")
 TOP = 10  # hits kept for each example, for the inspector
@@ -196,15 +196,13 @@ def _rewrites(rewriter, requests: list[str], label: str, progress: bool) -> list
     order = sorted(range(len(requests)), key=lambda i: (-len(requests[i]), i))
     size = getattr(rewriter, "batch_size", None) or 64
     found: dict[int, tuple[str, str, str, int]] = {}
-    # disable=None: a bar on a terminal, nothing in a log file
-    hide = None if progress else True
-    with tqdm(total=len(order), desc=label, unit="request", leave=False, disable=hide) as bar:
+    with bar(total=len(order), desc=label, unit="request", progress=progress) as shown:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             answers = _one_each(rewriter.complete([requests[i] for i in batch]), batch, label)
             for i, rewrite in zip(batch, answers):
                 found[i] = (rewrite.query, rewrite.completion, str(rewrite.outcome), int(rewrite.tokens))
-            bar.update(len(batch))
+            shown.update(len(batch))
     return [found[i] for i in range(len(requests))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -37,3 +38,10 @@ def runs_folder() -> Path:
     checkout = Path(__file__).resolve().parents[1]
     elsewhere = (checkout / "pyproject.toml").is_file() and checkout != Path.cwd()
     return Path(os.environ.get("RECR1_RUNS") or (checkout / "runs" if elsewhere else "runs")).expanduser()
+
+
+def free_folder(folder: str | Path) -> Path:
+    """`folder` if nothing is there yet, else the first free one of folder-2, folder-3, ..."""
+    folder = Path(folder)
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], names) if not path.exists())

@@ -38,7 +38,7 @@ from trl import GRPOConfig, GRPOTrainer
 from recr1_lite.errors import RecR1Error
 from recr1_lite.metrics import Interval
 from recr1_lite.models import Policy
-from recr1_lite.monitor import Monitor, Training, interruptible
+from recr1_lite.monitor import Monitor, Training, Watch, interruptible
 from recr1_lite.profiles import Profile
 from recr1_lite.prompts import Prompt
 from recr1_lite.rewards import Scorer, reward_functions
@@ -144,8 +144,8 @@ class GroupedGRPOTrainer(GRPOTrainer):
 
 def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Prompt, profile: Profile,
           folder: str | Path, k: int, validate: Callable[[MergedCopy | None], Interval] | None = None,
-          seed: int = 0, resume: bool = False, progress: bool = True, trainer_class=None,
-          **overrides) -> Training:
+          seed: int = 0, resume: bool = False, progress: bool = True, watch: Watch | None = None,
+          trainer_class=None, **overrides) -> Training:
     """Train the policy's adapter with the ranking metric as reward; keep the adapter that `validate` likes
     best.
 
@@ -153,8 +153,9 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
     gets the merged copy of the policy and returns an Interval; called before the first step, every
     `profile.validate_every` steps and after the last. folder: gets `checkpoint-N`, `best`, `last` and
     `training.json`. resume: go on from the newest whole checkpoint there, to the same adapter as an
-    uninterrupted run (CPU, float32), with the policy loaded as it was at first. overrides: fields of TRL's
-    GRPOConfig. Ctrl-C stops after the running step and keeps everything. Raises RecR1Error for an unknown
+    uninterrupted run (CPU, float32), with the policy loaded as it was at first. progress: print a line a
+    step. watch: called with the rows of all steps and of all validations so far, before the first step and
+    after each (`live.LiveCurves` draws them). overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and keeps everything. Raises RecR1Error for an unknown
     preset, sizes that do not fit, no examples, too long a prompt, or a folder already in use;
     RetrieverError with the query when a search fails.
     """
@@ -177,9 +178,9 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
         model=policy.model, args=config, train_dataset=dataset, processing_class=policy.tokenizer,
         reward_funcs=reward_functions(profile.recipe, Scorer(retriever, train_examples, prompt, k), {end}))
     trainer.remove_callback(PrinterCallback)
-    monitor = Monitor(trainer, policy, folder, profile, validate, progress)
+    monitor = Monitor(trainer, policy, folder, profile, validate, progress, watch)
     trainer.add_callback(monitor)
-    start = time.perf_counter()
+    start = time.perf_counter() - (_seconds_so_far(folder) if checkpoint else 0.0)
     try:
         with sealed(), interruptible(monitor):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -222,6 +223,14 @@ def configure(profile: Profile, folder: Path, seed: int, **overrides) -> GRPOCon
         fp16=cuda and profile.dtype == "float16", gradient_checkpointing=False, dataloader_pin_memory=cuda,
         remove_unused_columns=False)
     return GRPOConfig(**(settings | PRESETS[profile.preset] | overrides))
+
+
+def _seconds_so_far(folder: Path) -> float:
+    """What the stopped run took, as it said itself; 0 where it was killed before it could."""
+    try:
+        return float(json.loads((folder / "training.json").read_text())["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

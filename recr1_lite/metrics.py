@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, t
 
 from recr1_lite.errors import RecR1Error
 
@@ -178,3 +178,18 @@ def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95,
     if len(a) != len(b):
         raise RecR1Error(f"paired lists of {len(a)} and {len(b)} values; compare on the same examples")
     return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level, seed)
+
+
+def next_run_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Where the score of one more run is expected, given those of runs that differ in their seed alone.
+
+    A prediction interval for a single draw, mean +- t * s * sqrt(1 + 1/n), for scores spread normally; n is
+    the number of runs. The bootstrap over examples says nothing about another seed. Raises RecR1Error for
+    fewer than two runs. Source: Hahn & Meeker, "Statistical Intervals", 1991, section 4.7.
+    """
+    sample = np.asarray(values, dtype=float)
+    if sample.ndim != 1 or len(sample) < 2 or not np.isfinite(sample).all():
+        raise RecR1Error(f"the spread of runs needs two or more finite scores, not {list(values)}; run more seeds")
+    n, mean = len(sample), float(sample.mean())
+    reach = float(t.ppf((1 + level) / 2, n - 1) * sample.std(ddof=1) * math.sqrt(1 + 1 / n))
+    return Interval(mean, mean - reach, mean + reach, n)

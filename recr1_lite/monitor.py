@@ -31,6 +31,9 @@ NAMES = {  # TRL's name in the log -> this kit's name in a step's row
 }
 
 
+Watch = Callable[[list[dict], list[dict]], object]  # gets the rows of the steps and of the validations so far
+
+
 @dataclass
 class Training:
     """What a run leaves: one dict a step (`curve`), one a validation (`val`), the best step, and why it
@@ -57,15 +60,18 @@ class Monitor(TrainerCallback):
     """
 
     def __init__(self, trainer, policy: Policy, folder: Path, profile: Profile,
-                 validate: Callable[[MergedCopy | None], Interval] | None, progress: bool):
+                 validate: Callable[[MergedCopy | None], Interval] | None, progress: bool,
+                 watch: Watch | None = None):
         self.trainer, self.policy, self.folder, self.profile = trainer, policy, folder, profile
-        self.validate, self.progress, self.stop_asked, self.said = validate, progress, False, set()
+        self.validate, self.progress, self.watch = validate, progress, watch
+        self.stop_asked, self.said = False, set()
         self.seconds = 0.0
 
     def on_train_begin(self, args, state, control, **_):
         if state.global_step == 0:
             self.score(state)
         self.keep_best(state)
+        self.show(state)
         self.started, self.first_step = time.perf_counter(), state.global_step
 
     def on_step_begin(self, args, state, control, **_):
@@ -91,6 +97,7 @@ class Monitor(TrainerCallback):
                 print(f"  note: {warning}", file=sys.stderr, flush=True)
         if self.due(state):
             self.score(state)
+        self.show(state)
 
     def on_save(self, args, state, control, **_):
         # after the checkpoint is whole: a kill in between loses neither, because a resumed run repairs `best`
@@ -98,6 +105,10 @@ class Monitor(TrainerCallback):
 
     def due(self, state) -> bool:
         return state.global_step % self.profile.validate_every == 0 or state.global_step == state.max_steps
+
+    def show(self, state) -> None:
+        if self.watch is not None:
+            self.watch(steps(state), points(state))
 
     def score(self, state) -> None:
         if self.validate is None:
@@ -114,7 +125,7 @@ class Monitor(TrainerCallback):
             save_adapter(self.policy, self.folder / "best")
 
     def close(self, seconds: float) -> Training:
-        """Save what is left to save and describe the run in training.json. seconds: of this process."""
+        """Save what is left to save and describe the run in training.json. seconds: of the run, earlier parts included."""
         state = self.trainer.state
         save_adapter(self.policy, self.folder / "last")
         best = best_step(state)

@@ -125,7 +125,9 @@ def _run(ledger, run: str | None) -> tuple[str, list[dict]]:
     if name not in names:
         known = ", ".join(filter(None, names)) or "only rows without a run's name"
         raise RecR1Error(f"the ledger has no run {run!r}; it has {known}")
-    return name, [row for row in rows if (row.get("run") or "") == name]
+    rows = [row for row in rows if (row.get("run") or "") == name]
+    last = {row.get("method"): row for row in rows if row["kind"] == "train"}  # a resumed run tells it all again
+    return name, [row for row in rows if row["kind"] != "train" or row is last[row.get("method")]]
 
 
 def _tables(rows: list[dict]) -> list[Table]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Mapping
 from textwrap import fill
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#666666"
+BACKED = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}  # behind a number, so that no line crosses it
 LINES = [(BLACK, "--"), (ORANGE, "-."), (GREEN, ":"), (PURPLE, (0, (5, 1, 1, 1, 1, 1))), (RED, (0, (1, 1)))]
 STYLE = {
     "font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10, "figure.dpi": 110,
@@ -25,7 +29,7 @@ class Picture(Figure):
     """A Figure that shows itself in a notebook even where nobody imported pyplot."""
 
     def _repr_png_(self) -> bytes:
-        return as_bytes(self, "png", dpi=110)
+        return as_bytes(self, "png", dpi=round(self.dpi))
 
 
 def styled(draw):
@@ -49,4 +53,29 @@ def as_bytes(figure: Figure, form: str = "svg", dpi: int = 150) -> bytes:
 
 def title(figure: Figure, finding: str, width: int = 58) -> None:
     """The finding, in bold above the whole figure, at most `width` characters a line."""
-    figure.suptitle(fill(finding, width), x=0.01, ha="left", fontsize=12.5, weight="bold")
+    figure.suptitle(fill(finding, width, break_on_hyphens=False), x=0.01, ha="left", fontsize=12.5, weight="bold")
+
+
+def widen(axis, least: float) -> None:
+    """Give a value axis at least the height `least`, so that no trifle fills it."""
+    low, high = axis.get_ylim()
+    if high - low < least:
+        axis.set_ylim((low + high - least) / 2, (low + high + least) / 2)
+
+
+def draw_baselines(axis, baselines: Mapping, vertical: bool = False) -> None:
+    line, band = (axis.axvline, axis.axvspan) if vertical else (axis.axhline, axis.axhspan)
+    for (name, base), (color, style) in zip(baselines.items(), LINES * 3):
+        band(base["low"], base["high"], color=color, alpha=0.08, lw=0)
+        line(base["mean"], color=color, ls=style, lw=1.6, label=fill(f"{name} {base['mean']:.3f}", 26))
+
+
+def reach(row: Mapping) -> np.ndarray:
+    """How far the interval reaches below and above the mean, shape (2, 1), as errorbar takes it."""
+    return np.array([[max(0.0, row["mean"] - row["low"])], [max(0.0, row["high"] - row["mean"])]])
+
+
+def interval(value) -> dict:
+    if isinstance(value, (int, float)):
+        return {"mean": value, "low": value, "high": value}
+    return dict(value) if isinstance(value, Mapping) else value._asdict()

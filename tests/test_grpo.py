@@ -387,6 +387,24 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tiny_folder, tmp_path, capfd
     assert [row["step"] for row in longer.curve] == [1, 2, 3, 4, 5, 6] and longer.best_step == 5
 
 
+def test_watch_sees_every_step_and_the_past_of_a_resumed_run(tiny_folder, tmp_path):
+    profile, seen = tiny_profile(tiny_folder, steps=4, validate_every=2), []
+
+    def watch(curve, val):
+        seen.append(([row["step"] for row in curve], [point["step"] for point in val]))
+        if len(curve) == 1:
+            signal.raise_signal(signal.SIGINT)  # pressed between two steps: the next one is still made
+
+    first = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.1, 0.2)[0], watch=watch)
+    assert first.stopped == "interrupted" and seen == [([], [0]), ([1], [0]), ([1, 2], [0, 2])]
+    seen.clear()
+    whole = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.3)[0], watch=watch,
+                resume=True)
+    assert seen[0] == ([1, 2], [0, 2]) and seen[-1] == ([1, 2, 3, 4], [0, 2, 4])
+    assert whole.curve[:2] == first.curve
+    assert whole.seconds > first.seconds > 0  # of the whole run, not of its second part
+
+
 def test_a_second_ctrl_c_stops_at_once(tiny_folder, tmp_path):
     profile, calls = tiny_profile(tiny_folder), []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from recr1_lite.errors import RecR1Error
 from recr1_lite.evaluation import EvalResult
-from recr1_lite.inspector import Inspection, inspect_rewrites, mark_words
+from recr1_lite.cards import unrepeated
+from recr1_lite.inspector import Inspection, inspect_rewrites, inspect_stages, mark_words
 from recr1_lite.metrics import mean_interval
 
 ITEMS = pd.DataFrame(
@@ -22,12 +24,12 @@ ITEMS = pd.DataFrame(
 )
 
 
-def result(name, values, query="{request}", outcome="ok", shift=0):
+def result(name, values, query="{request}", outcome="ok", shift=0, completion=""):
     asked = "request number {} <script>alert(1)</script>"
     rows = [
         {
             "example_id": f"e{n:03d}", "request": asked.format(n),
-            "query": query.format(request=asked.format(n)), "completion": "",
+            "query": query.format(request=asked.format(n)), "completion": completion,
             "outcome": outcome, "tokens": 0, "ndcg@100": value, "ranks": {f"i{n % 30}": 12 - shift},
             "top": [f"i{(n + step + shift) % 30}" for step in range(1, 11)],
         }
@@ -124,7 +126,8 @@ def test_movement_and_ranks_are_told():
     # i4 was at place 4 and is now first; the relevant i0 went from 12 to 9, below the five that are drawn
     assert re.search(r'<li value="1">Garment 4 <span class="rr-move rr-up">▲3</span>', text)
     assert re.search(r'<li value="9" class="rr-star rr-far">★ Garment 0 <span class="rr-move rr-up">▲3', text)
-    assert "rank&nbsp;12 → rank&nbsp;9" in text
+    assert "<b>raw</b> · rank&nbsp;12 · nDCG@100 0.20" in text
+    assert '<b>GRPO</b> · rank&nbsp;9&nbsp;<span class="rr-move rr-up">▲3</span> · nDCG@100 0.60' in text
     back = inspect_rewrites(after, before, ITEMS)._repr_html_()
     assert "▼3" in back and "loss -0.40" in back
     far = inspect_rewrites(before, result("GRPO", [0.6], shift=11), ITEMS)._repr_html_()
@@ -133,16 +136,71 @@ def test_movement_and_ranks_are_told():
 
 def test_expand_mode_unparsed_and_empty_rewrites_are_shown_as_such():
     before = result("raw", [0.2])
-    expanded = inspect_rewrites(before, result("e", [0.2], "{request} wool"), ITEMS)._repr_html_()
-    assert "<i>the request and</i> <mark>wool</mark>" in expanded and "tie +0.00" in expanded
+    weighed = result("e", [0.2], "{request} wool skirt wool skirt", completion=" wool skirt\n")
+    expanded = inspect_rewrites(before, weighed, ITEMS)._repr_html_()
+    sent = "<i>the request, then</i> <mark>wool</mark> <mark>skirt</mark> <span class=\"rr-move\">×2</span></p>"
+    assert sent in expanded and "tie +0.00" in expanded
+    once = inspect_rewrites(before, result("e", [0.2], "{request} wool skirt"), ITEMS)._repr_html_()
+    assert "<mark>wool</mark> <mark>skirt</mark></p>" in once
     silent = inspect_rewrites(before, result("s", [0.0], " ", outcome="no_answer"), ITEMS)._repr_html_()
     assert "nothing was sent" in silent and "[no answer]" in silent
+
+
+def test_what_was_repeated_is_told_from_a_rewrite_that_repeats_itself():
+    assert unrepeated("skirt skirt skirt skirt", "skirt") == ("skirt", 4)
+    assert unrepeated("skirt skirt skirt skirt", "Keywords: skirt skirt") == ("skirt skirt", 2)
+    assert unrepeated("a b a c", "a b a c") == ("a b a c", 1)
+    assert unrepeated("wool wool", "") == ("wool", 2)
+    assert unrepeated(" ", "x") == ("", 1)
+
+
+@given(st.lists(st.sampled_from("ab"), min_size=1), st.integers(1, 4))
+def test_unrepeating_undoes_the_weight(words, weight):
+    text = " ".join(words)
+    assert unrepeated(" ".join([text] * weight), f" {text}\n") == (text, weight)
+
+
+def test_stages_show_each_move_since_the_last(pair):
+    stages = [result("step 0", [0.1]), result("step 25", [0.3], "wool", shift=3), result("step 50", [0.2], shift=1)]
+    found = inspect_stages(stages, ITEMS)
+    assert found.head["means"] == [0.1, 0.3, 0.2] and found.head["names"] == ["step 0", "step 25", "step 50"]
+    text = re.sub(r"<[^>]+>", "", found._repr_html_())
+    for expected in ("gain +0.10 nDCG@100 0.10 → 0.30 → 0.20", "step 0 · rank&nbsp;12 · nDCG@100 0.10",
+                     "step 25 · rank&nbsp;9&nbsp;▲3 · nDCG@100 0.30", "step 50 · rank&nbsp;11&nbsp;▼2 · ",
+                     "from step 0 to step 50; mean nDCG@100 0.100 → 0.300 → 0.200"):
+        assert expected in text, expected
+    # Garment 4: place 4, then 1, then 3; three hits a stage, and the relevant item below them
+    assert text.count("Garment 4 ▲3") == 1 and text.count("Garment 4 ▼2") == 1
+    assert found._repr_html_().count("<li value=") == 3 * 4
+    assert inspect_stages(pair, ITEMS, 12).to_rows() == inspect_rewrites(*pair, ITEMS).to_rows()
+    assert Page(found.html()).open == []
+
+
+def test_several_relevant_items_have_their_ranks_by_their_titles():
+    before, after = result("raw", [0.2]), result("GRPO", [0.6], "wool", shift=3)
+    for one, ranks in ((before, {"i0": 12, "i20": None}), (after, {"i0": 9, "i20": 40})):
+        one.rows.at[0, "ranks"] = ranks
+    text = re.sub(r"<[^>]+>", "", inspect_rewrites(before, after, ITEMS)._repr_html_())
+    assert "★ Garment 0: rank&nbsp;12 → rank&nbsp;9&nbsp;▲3" in text
+    assert "★ Garment 20: not found → rank&nbsp;40&nbsp;✚" in text and "GRPO · nDCG@100 0.60" in text
+
+
+def test_rows_of_the_committed_ledger_still_read():
+    ledger = Path(__file__).parents[1] / "data" / "runs" / "ledger.jsonl"
+    old = [row for line in ledger.read_text().splitlines() if (row := json.loads(line))["kind"] == "inspect"]
+    assert old, "the ledger holds inspections"
+    for row in old:
+        page = Inspection.from_rows(row["rows"]).html()
+        assert page.count("<section") == len(row["rows"]) - 1 and "rank&nbsp;" in page
+        assert Page(page).open == []
 
 
 def test_bad_calls_say_what_to_do(pair):
     before, after = pair
     with pytest.raises(RecR1Error, match="n of at least 1"):
         inspect_rewrites(before, after, ITEMS, n=0)
+    with pytest.raises(RecR1Error, match="two results or more"):
+        inspect_stages([after], ITEMS)
     other = EvalResult(**{**vars(after), "rows": after.rows.iloc[1:]})
     with pytest.raises(RecR1Error, match="same examples"):
         inspect_rewrites(before, other, ITEMS)

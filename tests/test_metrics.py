@@ -20,6 +20,7 @@ from recr1_lite.metrics import (
     dcg,
     mean_interval,
     ndcg,
+    next_run_interval,
     paired_interval,
     parse_name,
     recall,
@@ -227,3 +228,15 @@ def test_other_bad_intervals():
         paired_interval([0.1, 0.2], [0.1])
     with pytest.raises(RecR1Error, match="level"):
         mean_interval([0.1, 0.2], level=95)
+
+
+def test_next_run_interval_by_hand_and_by_simulation():
+    found = next_run_interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0 and found.n == 3
+    assert found.high - found.mean == pytest.approx(4.302653 * 1.0 * math.sqrt(4 / 3), rel=1e-5)
+    draws = np.random.default_rng(0).normal(size=(4000, 6))
+    inside = [low <= row[5] <= high for row in draws for _, low, high, _ in [next_run_interval(row[:5])]]
+    assert 0.94 < np.mean(inside) < 0.96
+    for wrong in ([], [0.3], [0.1, math.nan]):
+        with pytest.raises(RecR1Error, match="two or more"):
+            next_run_interval(wrong)

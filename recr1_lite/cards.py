@@ -1,0 +1,187 @@
+"""The inspector's HTML: one card a request, every stage under the other, in whatever colours the page has."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+
+from recr1_lite.evaluation import metric_label
+
+TIE = 1e-12
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+
+def mark_words(request: str, query: str) -> list[tuple[str, str]]:
+    """The query in pieces with their kind: "copied" (a word of the request, any case), "new", or "" between.
+
+    The pieces joined are the query.
+    """
+    known = {word.casefold() for word in _WORD.findall(request)}
+    pieces, end = [], 0
+    for match in _WORD.finditer(query):
+        pieces.append((query[end : match.start()], ""))
+        pieces.append((match[0], "copied" if match[0].casefold() in known else "new"))
+        end = match.end()
+    return [piece for piece in [*pieces, (query[end:], "")] if piece[0]]
+
+
+def unrepeated(text: str, completion: str) -> tuple[str, int]:
+    """What `expand` mode repeated, and how often: ("warm skirt", 2) of "warm skirt warm skirt".
+
+    A rewrite that repeats itself ("skirt skirt") is told from the repeating by the completion, which holds it
+    once.
+    """
+    words, said = text.split(), " ".join(completion.split())
+    units = [n for n in range(1, len(words) + 1) if words == words[:n] * (len(words) // n)]
+    fitting = [n for n in units if " ".join(words[:n]) in said] or units[:1] or [1]
+    return " ".join(words[: fitting[-1]]), max(1, len(words) // fitting[-1])
+
+
+def heading(head: dict, rule: str) -> str:
+    """What changed over all examples: counts, means, a bar for each change, how the shown ones were chosen."""
+    count = (
+        f"{head['gains']} of {head['n']} requests gained, {head['losses']} lost, {head['ties']} tied on "
+        + head["split"] + (f" from {head['names'][0]} to {head['names'][-1]}" if len(head["names"]) > 2 else "")
+        + f"; mean {metric_label(head['metric'])} {' → '.join(f'{mean:.3f}' for mean in head['means'])}."
+    )
+    return (
+        f'<div class="rr-head"><p><b>{escape(count)}</b></p>{_strip(head)}<p>{escape(rule)}</p>'
+        "<p>In a rewrite, <u>underlined</u> words are copied from the request and <mark>marked</mark> words are new; "
+        '<span class="rr-move">×4</span>: sent 4 times over, which weighs it. ★ is a relevant item; ▲ up, ▼ down, '
+        "= same place, ✚ not in the first 10 before.</p></div>"
+    )
+
+
+def _strip(head: dict) -> str:
+    """Every example's change as one bar, sorted, with a tick below each that is shown."""
+    changes = head["changes"]
+    top = max((abs(value) for value in changes), default=0.0) or 1.0
+    width = 600 / max(1, len(changes))
+    bars = "".join(
+        f'<rect x="{place * width:.2f}" y="{36 - max(value, 0) / top * 34:.2f}" '
+        f'width="{max(width * 0.85, 0.8):.2f}" height="{max(abs(value) / top * 34, 1):.2f}" '
+        f'fill="{"#0072B2" if value > TIE else "#D55E00" if value < -TIE else "#808080"}"/>'
+        for place, value in enumerate(changes)
+    )
+    ticks = "".join(f'<rect x="{min((place + 0.5) * width - 1, 598):.2f}" y="73" width="2" height="7" '
+                    'fill="currentColor"/>' for place in head["shown"])
+    caption = escape(
+        f"Change of {metric_label(head['metric'])}, one bar a request, sorted: {min(changes):+.2f} to "
+        f"{max(changes):+.2f}; a tick below each that is shown."
+    )
+    return (
+        f'<svg viewBox="0 0 600 80" role="img" aria-label="{caption}" preserveAspectRatio="none">'
+        f'<line x1="0" x2="600" y1="36" y2="36" stroke="#808080"/>{bars}{ticks}</svg>'
+        f'<p class="rr-small">{caption}</p>'
+    )
+
+
+def card(head: dict, example: dict) -> str:
+    """One request: at every stage its rewrite, the rank it won and the first hits."""
+    stages, relevant, change = example["stages"], example["relevant"], example["change"]
+    verdict = "gain" if change > TIE else "loss" if change < -TIE else "tie"
+    label, names = escape(metric_label(head["metric"])), head["names"]
+    values = " → ".join(f"{stage['value']:.2f}" for stage in stages)
+    moves = [_ranks(item["ranks"]) for item in relevant]
+    alone = moves[0] if len(moves) == 1 else [""] * len(stages)  # of several, each has its ranks by its title
+    wanted = "".join(
+        f"<li>★ {escape(item['title'])}{'' if len(moves) == 1 else ': ' + ' → '.join(ranks)}<br>"
+        f'<span class="rr-small">{escape(item["text"])}</span></li>'
+        for item, ranks in zip(relevant, moves)
+    )
+    queries = "".join(
+        f'<p class="rr-label"><b>{escape(name)}</b> · {rank + " · " if rank else ""}{label} {stage["value"]:.2f}</p>'
+        f"<p>{_query(example['request'], stage)}</p>" for name, stage, rank in zip(names, stages, alone)
+    )
+    hits = "".join(_hits(names, stages, place, relevant) for place in range(len(stages)))
+    return (
+        f'<section class="rr-card rr-{verdict}"><p class="rr-verdict"><b>{verdict} {change:+.2f}</b> '
+        f"{label} {values}</p>"
+        f'<p class="rr-label">request</p><p>{escape(example["request"])}</p>'
+        f'<p class="rr-label">relevant</p><ul>{wanted}</ul>{queries}<div class="rr-hits">{hits}</div></section>'
+    )
+
+
+def _query(request: str, stage: dict) -> str:
+    query, lead, times = stage["query"], "", 1
+    if query.strip() == request.strip():
+        body = "<i>the request as it is</i>"
+    elif not query.strip():
+        body = "<i>nothing was sent</i>"
+    else:
+        if query.startswith(request):  # expand mode sends the request and then the rewrite
+            query, times = unrepeated(query[len(request) :], stage["completion"])
+            lead = "<i>the request, then</i> "
+        tags = {"copied": "<u>{}</u>", "new": "<mark>{}</mark>", "": "{}"}
+        body = lead + "".join(tags[kind].format(escape(text)) for text, kind in mark_words(request, query))
+    note = f' <span class="rr-move">×{times}</span>' if times > 1 else ""
+    note += "" if stage["outcome"] == "ok" else f" <b>[{escape(stage['outcome'].replace('_', ' '))}]</b>"
+    return body + note
+
+
+def _hits(names: list[str], stages: list[dict], place: int, relevant: list[dict]) -> str:
+    """The first hits of one stage and how far each moved since the last; relevant items further down follow."""
+    wanted = {item["id"]: item["ranks"] for item in relevant}
+    old = {hit["id"]: rank for rank, hit in enumerate(stages[place - 1]["top"], start=1)} if place else {}
+    old |= {item: ranks[place - 1] for item, ranks in wanted.items()} if place else {}
+
+    def line(rank: int, item: str, title: str, far: str = "") -> str:
+        move = " " + _arrow(old.get(item), rank) if place else ""
+        star, tone = ("★ ", f' class="rr-star{far}"') if item in wanted else ("", "")
+        return f'<li value="{rank}"{tone}>{star}{escape(title)}{move}</li>'
+
+    first = stages[place]["top"][: 5 if len(stages) == 2 else 3]
+    lines = [line(rank, hit["id"], hit["title"]) for rank, hit in enumerate(first, start=1)]
+    for item in sorted(relevant, key=lambda item: item["ranks"][place] or 10**9):
+        if item["ranks"][place] and item["id"] not in {hit["id"] for hit in first}:
+            lines.append(line(item["ranks"][place], item["id"], item["title"], " rr-far"))
+    body = f"<ol>{''.join(lines)}</ol>" if lines else "<p><i>no hits</i></p>"
+    return f'<div><p class="rr-label">first hits, {escape(names[place])}</p>{body}</div>'
+
+
+def _ranks(ranks: list[int | None]) -> list[str]:
+    """The rank at each stage, with its move since the last: "rank 41", "rank 12 ▲29"."""
+    said = [f"rank&nbsp;{rank}" if rank else "not found" for rank in ranks]
+    return said[:1] + [f"{text}&nbsp;{_arrow(was, now)}" for text, was, now in zip(said[1:], ranks, ranks[1:])]
+
+
+def _arrow(was: int | None, now: int | None) -> str:
+    if was == now:
+        return '<span class="rr-move">=</span>'
+    if now is None:
+        return '<span class="rr-move rr-down">▼ lost</span>'
+    if was is None:
+        return '<span class="rr-move rr-up">✚</span>'
+    sign, tone = ("▲", "rr-up") if now < was else ("▼", "rr-down")
+    return f'<span class="rr-move {tone}">{sign}{abs(was - now)}</span>'
+
+
+PAGE_CSS = (
+    ":root{color-scheme:light dark}body{margin:0;background:Canvas;color:CanvasText;"
+    "font:16px/1.5 system-ui,sans-serif}main{max-width:860px;margin:0 auto;padding:16px}"
+    "h1{font-size:1.4em;line-height:1.25;overflow-wrap:anywhere}"
+)
+# Inherited colours and half-transparent tones, so that it reads on a light and on a dark notebook alike.
+CARD_CSS = """
+.rr-inspector{max-width:860px;overflow-wrap:anywhere;line-height:1.45}
+.rr-inspector p{margin:.2em 0 .5em}
+.rr-inspector svg{width:100%;height:72px}
+.rr-inspector .rr-small{font-size:.85em;opacity:.8}
+.rr-inspector .rr-card{border:1px solid rgba(128,128,128,.45);border-left:6px solid rgba(128,128,128,.6);
+ border-radius:6px;padding:.6em .9em;margin:1em 0}
+.rr-inspector .rr-gain{border-left-color:#0072B2}
+.rr-inspector .rr-loss{border-left-color:#D55E00}
+.rr-inspector .rr-verdict{font-variant-numeric:tabular-nums}
+.rr-inspector .rr-label{font-size:.85em;opacity:.8;margin:.6em 0 0}
+.rr-inspector mark{background:rgba(230,159,0,.4);color:inherit;border-radius:3px;padding:0 .15em}
+.rr-inspector u{text-decoration-thickness:2px;text-underline-offset:3px}
+.rr-inspector ol{margin:.2em 0;padding-left:2.2em}
+.rr-inspector ul{margin:.2em 0;padding-left:0;list-style:none}
+.rr-inspector .rr-hits{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,12em),1fr));gap:0 1em}
+.rr-inspector .rr-star{font-weight:600}
+.rr-inspector .rr-far{margin-top:.4em}
+.rr-inspector .rr-move{font-size:.85em;font-weight:600;white-space:nowrap;padding:0 .3em;border-radius:3px;
+ background:rgba(128,128,128,.18)}
+.rr-inspector .rr-up{background:rgba(0,114,178,.28)}
+.rr-inspector .rr-down{background:rgba(213,94,0,.28)}
+""".strip()

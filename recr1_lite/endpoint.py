@@ -1,0 +1,196 @@
+"""Any OpenAI-compatible chat-completions server as a rewriter: vLLM, llama.cpp, Ollama, LM Studio, OpenAI ...
+
+What is asked, parsed and sent is the same as for a local model; only where the model runs differs. A key goes to
+the server it belongs to and into no message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+import httpx
+
+from recr1_lite.errors import RecR1Error
+from recr1_lite.prompts import Prompt, compose
+from recr1_lite.rewriters import Rewrite, Rewriter
+
+BACKOFF = 1.0  # seconds before the first repeat; doubled for each further one
+LONGEST_WAIT = 60.0  # seconds; a server that asks for more is given up
+_TAG = re.compile(r"<(?=[|/\w])")  # how a chat template's special tokens open
+
+
+class Answer(NamedTuple):
+    """What a server said. tokens: generated, 0 where it does not say. truncated: cut by max_tokens."""
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+class EndpointRewriter(Rewriter):
+    """A model behind `base_url` (such as http://localhost:8000/v1), asked with a prompt, `workers` at a time.
+
+    Defaults: `base_url` RECR1_ENDPOINT, `model` RECR1_ENDPOINT_MODEL, `api_key` RECR1_ENDPOINT_KEY if the server is
+    the one of RECR1_ENDPOINT, OPENAI_API_KEY if it is https://api.openai.com, else none. Most servers cannot go on
+    with an assistant's turn that is begun, so the prompt's prefix is left out; `continue_prefix=True` sends it as a
+    last assistant message, with the two settings that vLLM wants for that. `extra`: further fields of the body;
+    None takes one out (models that refuse max_tokens: {"max_tokens": None, "max_completion_tokens": 64}).
+    Timeouts, lost connections, 429 and 5xx are tried again `retries` times, any other failure never. `timeout`:
+    seconds of silence.
+    """
+
+    def __init__(self, prompt: Prompt, model: str | None = None, base_url: str | None = None,
+                 api_key: str | None = None, name: str | None = None, max_tokens: int = 64,
+                 temperature: float = 0.0, timeout: float = 60.0, retries: int = 3, workers: int = 4,
+                 continue_prefix: bool = False, extra: Mapping | None = None):
+        self.prompt = prompt if continue_prefix else replace(prompt, prefix="")
+        base_url = base_url or os.environ.get("RECR1_ENDPOINT", "")
+        self.model = model or os.environ.get("RECR1_ENDPOINT_MODEL", "")
+        if not base_url or not self.model:
+            lacking = "model; set RECR1_ENDPOINT_MODEL or pass model=" if base_url else (
+                "address; set RECR1_ENDPOINT or pass base_url=")
+            raise RecR1Error(f"the endpoint has no {lacking}")
+        self.name, self.retries, self.workers = name or self.model, max(0, retries), max(1, workers)
+        self._url = _chat_url(base_url)
+        self.url = str(self._url.copy_with(userinfo=b"", query=None))  # what may be shown
+        key = (api_key if api_key is not None else _key_of(self._url)).strip()
+        if not key.isascii() or not key.isprintable():
+            raise RecR1Error(f"the key for {self.url} holds characters that no key has; copy it again")
+        self._secrets = [secret for secret in (key, self._url.password, self._url.query.decode()) if secret]
+        self._has_key = bool(key or self._url.userinfo)
+        self.fields = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature}
+        if self.prompt.prefix:
+            self.fields |= {"continue_final_message": True, "add_generation_prompt": False}
+        self.fields |= extra or {}
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        # a proxy of the environment cannot reach this machine's own loopback; redirects are not followed
+        loopback = self._url.host in ("localhost", "::1") or self._url.host.startswith("127.")
+        self._client = httpx.Client(timeout=timeout, headers=headers, trust_env=not loopback)
+
+    def complete(self, requests: Sequence[str]) -> list[Rewrite]:
+        """One Rewrite a request, in order. The first failure stops what has not been asked yet and is raised."""
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            answers = [pool.submit(self._rewrite, request) for request in requests]
+            failed = [job for job in wait(answers, return_when=FIRST_EXCEPTION).done if job.exception()]
+            return [job.result() for job in failed or answers]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> Answer:
+        """The answer to a chat. Raises RecR1Error with address, status and the first line of what was said."""
+        body = {key: value for key, value in (self.fields | {"messages": list(messages)}).items() if value is not None}
+        for attempt in range(self.retries + 1):
+            pause = min(BACKOFF * 2**attempt, LONGEST_WAIT)
+            try:
+                reply = self._client.post(self._url, content=json.dumps(body))
+            except httpx.TimeoutException:
+                problem = f"did not answer within {self._client.timeout.read:g} s"
+            except httpx.RequestError as error:
+                problem = f"cannot be reached ({self._safe(str(error) or type(error).__name__)})"
+            else:
+                if reply.status_code == 200:
+                    return self._answer(reply)
+                problem = f"answered {reply.status_code}: {self._safe(_message(reply))}"
+                if reply.status_code != 429 and reply.status_code < 500:
+                    raise RecR1Error(f"{self.url} {problem}; {self._advice(reply.status_code)}")
+                pause = _retry_after(reply.headers.get("Retry-After", ""), pause)
+            if attempt == self.retries or pause > LONGEST_WAIT:
+                break
+            time.sleep(pause)
+        asks = f" and asks for a pause of {pause:.0f} s" if pause > LONGEST_WAIT else ""
+        raise RecR1Error(f"{self.url} {problem}{asks} (tried {attempt + 1} times); check that it runs, then try again "
+                         "with fewer workers or a longer timeout")
+
+    def _rewrite(self, request: str) -> Rewrite:
+        messages = self.prompt.messages(_TAG.sub("< ", request))
+        if self.prompt.prefix:
+            messages.append({"role": "assistant", "content": self.prompt.prefix})
+        answer = self.chat(messages)
+        text = answer.text.removeprefix(self.prompt.prefix)  # some servers repeat it
+        parsed = self.prompt.read(text, answer.truncated)
+        query = compose(request, parsed.query, self.prompt.mode, self.prompt.weight)
+        return Rewrite(query, text, str(parsed.outcome), answer.tokens)
+
+    def _answer(self, reply: httpx.Response) -> Answer:
+        try:
+            found = reply.json()
+            choice = found["choices"][0]
+            text = choice["message"].get("content") or ""  # null with a refusal
+            tokens = (found.get("usage") or {}).get("completion_tokens")
+            answer = Answer("" + text, int(tokens or 0), choice.get("finish_reason") == "length")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise RecR1Error(f"{self.url} did not answer with a chat completion but with "
+                             f"{self._safe(_message(reply))!r}; is the base URL that of the API?") from None
+        if tokens is None:
+            warnings.warn(f"{self.url} does not say how many tokens it generated; they count as 0", stacklevel=2)
+        return answer
+
+    def _safe(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text[:300]
+
+    def _advice(self, status: int) -> str:
+        if status in (401, 403):
+            return "check the key" if self._has_key else (
+                "no key was sent: set RECR1_ENDPOINT_KEY beside RECR1_ENDPOINT, or pass api_key=")
+        if status == 404 or status < 400:
+            return "check the model's name, and that the base URL ends as the server wants it (often /v1)"
+        return "mend the request; extra= changes its fields"
+
+
+def from_environment(prompt: Prompt, **options) -> EndpointRewriter | None:
+    """The rewriter that RECR1_ENDPOINT, RECR1_ENDPOINT_MODEL and RECR1_ENDPOINT_KEY describe; None without the first."""
+    return EndpointRewriter(prompt, **options) if os.environ.get("RECR1_ENDPOINT") else None
+
+
+def _chat_url(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url.strip())
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host:
+        raise RecR1Error("the endpoint's address is no URL; it looks like http://localhost:8000/v1")
+    return url.copy_with(path=url.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions")
+
+
+def _key_of(url: httpx.URL) -> str:
+    """The key in the environment that belongs to this server, or ""."""
+    def same(address: str) -> bool:
+        other = _chat_url(address)
+        return (url.scheme, url.host, url.port) == (other.scheme, other.host, other.port)
+
+    configured = os.environ.get("RECR1_ENDPOINT")
+    if configured and same(configured) and (key := os.environ.get("RECR1_ENDPOINT_KEY")):
+        return key
+    return os.environ.get("OPENAI_API_KEY", "") if same("https://api.openai.com") else ""
+
+
+def _message(reply: httpx.Response) -> str:
+    """The first line of what the server says is wrong, out of JSON where it is JSON."""
+    found = reply.text
+    with suppress(ValueError, AttributeError):
+        found = reply.json().get("error") or reply.json()
+        found = found.get("message") or found.get("detail") or reply.text
+    return next((line.strip() for line in str(found).splitlines() if line.strip()), "nothing")
+
+
+def _retry_after(value: str, default: float) -> float:
+    """Seconds in a Retry-After header (a number or a date), or `default`."""
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    with suppress(ValueError):
+        return max(0.0, (parsedate_to_datetime(value).astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    return default

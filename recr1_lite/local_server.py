@@ -1,0 +1,74 @@
+"""The kit's own model behind the chat-completions interface, on this machine only: to show and to test
+`endpoint.py` where no other server runs."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from recr1_lite.models import Policy
+from recr1_lite.prompts import break_special_tokens
+from recr1_lite.rewriters import encode
+from recr1_lite.rollouts import generate_grouped
+
+PATH = "/v1/chat/completions"
+
+
+@contextmanager
+def local_server(policy: Policy, port: int = 0, max_prompt_tokens: int = 1024) -> Iterator[str]:
+    """Serve `policy` on 127.0.0.1 (port 0: a free one) while inside; gives the base URL.
+
+    For lessons and tests: one chat at a time, no streaming, no key asked for. The last message may be an
+    assistant's; the model then goes on with it.
+    """
+    busy = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            try:
+                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+                status, reply = 404, {"error": {"message": f"there is no {self.path} here, only {PATH}"}}
+                if self.path == PATH:
+                    with busy:
+                        status, reply = 200, _chat_completion(policy, body, max_prompt_tokens)
+            except Exception as error:  # told to the client, as servers do
+                status, reply = 400, {"error": {"message": f"{type(error).__name__}: {error}"}}
+            content = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _chat_completion(policy: Policy, body: Mapping, limit: int) -> dict:
+    tokenizer = policy.tokenizer
+    chat = [{**turn, "content": break_special_tokens(tokenizer, turn["content"])} for turn in body["messages"]]
+    prefix = chat.pop()["content"] if chat[-1]["role"] == "assistant" else ""
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + prefix
+    ids, mask = encode(tokenizer, [text], limit, policy.model.device)
+    training = policy.model.training
+    row = generate_grouped(policy.model.eval(), ids, mask, int(body.get("max_tokens", 64)), tokenizer.eos_token_id,
+                           tokenizer.pad_token_id, float(body.get("temperature", 1.0)))[0].tolist()
+    policy.model.train(training)
+    content = tokenizer.decode(row, skip_special_tokens=True)
+    ended = tokenizer.eos_token_id in row
+    return {"object": "chat.completion", "created": int(time.time()), "model": policy.name,
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": content},
+                         "finish_reason": "stop" if ended else "length"}],
+            "usage": {"prompt_tokens": ids.size(1), "completion_tokens": len(row)}}

@@ -1,0 +1,147 @@
+"""What every committed notebook keeps to, and the address of the repository in all of them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from urllib.parse import unquote
+
+from recr1_lite.errors import RecR1Error
+from recr1_lite.files import atomic_write
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+WIDGET = "application/vnd.jupyter.widget"
+BADGE = re.compile(rb"(colab\.research\.google\.com/github/)([^/\s]+/[^/\s]+)(/blob/)")
+REPO_LINE = re.compile(rb'("REPO = \\")([^"\\]*)(\\")')
+LINES, LONGEST, COLUMNS = 10, 20, 76  # of a code cell: median, most, width
+OUTPUT_LINES, SIZE = 60, 1_000_000  # text of one cell, bytes of the file
+COLAB = "https://colab.research.google.com/github/"
+PLACES = (FOLDER.parent, Path(sys.prefix), Path.home())
+HERE = [re.escape(str(path)) for path in PLACES if len(path.parts) > 2]
+FOREIGN = [r"/(?:home|Users|root|tmp|work|private|var/folders)/", r"[A-Z]:\\+Users\\"]
+MACHINE = re.compile(rf"(?<![\w.-])(?:{'|'.join(FOREIGN + HERE)})")
+GITHUB = r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}/(?!\.{1,2}$)[A-Za-z0-9_.-]{1,100}(?<!\.git)"
+
+
+def stamp(repository: str, paths: Sequence[Path]) -> list[Path]:
+    """Put `repository` ("owner/name") into the Colab badges and the install cells; the files that changed.
+
+    Every other byte stays. Raises RecR1Error for what cannot be a repository on GitHub.
+    """
+    if not re.fullmatch(GITHUB, repository):
+        raise RecR1Error(f"{repository!r} is no repository on GitHub; write owner/name, nothing around it")
+    new, changed = rb"\g<1>%s\g<3>" % repository.encode(), []
+    for path in paths:
+        before = path.read_bytes()
+        after = BADGE.sub(new, REPO_LINE.sub(new, before) if path.suffix == ".ipynb" else before)
+        if after != before:
+            changed.append(atomic_write(path, after))
+    return changed
+
+
+def problems(path: Path) -> list[str]:
+    """What `path` (.../notebooks/NAME.ipynb, or a folder deeper) does against the rules, a sentence each."""
+    import nbformat
+
+    try:
+        book = nbformat.read(path, 4)
+        nbformat.validate(book)
+    except Exception as error:  # nbformat has no class of its own for all it raises
+        return [f"it is no valid notebook ({str(error).splitlines()[0]})"]
+    prose = [cell for cell in book.cells if cell.cell_type == "markdown"]
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    if not code or not prose:
+        return ["it has no code or no prose"]
+    name = path.as_posix().rpartition("/notebooks/")[2]
+    return [*_opening(book, code, name), *_shape(prose, code, name), *_links(prose, path), *_outputs(code),
+            *_leftovers(book, path)]
+
+
+def _opening(book, code: list, name: str) -> Iterator[str]:
+    head = book.cells[0].source
+    badge = re.search(re.escape(COLAB) + r"([^/\s]+/[^/\s]+)/blob/main/notebooks/([^\s)]+)", head)
+    if not badge or badge[2] != name:
+        yield f"the first cell has no badge that opens {COLAB}OWNER/NAME/blob/main/notebooks/{name}"
+    if placeholder := re.search(r"\b(?:TIME|MEM)\b", head):
+        yield f"the first cell still says {placeholder[0]} where a measured figure belongs"
+    install = [cell for cell in code if "google.colab" in cell.source]
+    repository = re.search(r'^REPO = "(.*)"$', install[0].source, re.M) if install else None
+    if not repository:
+        yield 'no install cell (one with `"google.colab" in sys.modules` and a line `REPO = "..."`)'
+    elif badge and repository[1] != badge[1]:
+        yield f"the badge opens {badge[1]} and the install cell fetches {repository[1]}; run `make badges`"
+    settings = [cell.source for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    if len(settings) != 1 or not re.search(r"^PROFILE = (.|\n)*^SEED = ", settings[0], re.M):
+        yield "not exactly one code cell is tagged `parameters` and sets PROFILE and SEED"
+
+
+def _shape(prose: list, code: list, name: str) -> Iterator[str]:
+    if len(prose) < 1.5 * len(code):
+        yield f"{len(prose)} prose cells for {len(code)} code cells, fewer than 1.5 to 1"
+    lengths = [len(cell.source.splitlines()) for cell in code]
+    if median(lengths) > LINES or max(lengths) > LONGEST:
+        yield (f"code cells of {median(lengths):g} lines in the median and at most {max(lengths)}; "
+               f"the rule is {LINES} and {LONGEST}")
+    for number, cell in enumerate(code, start=1):
+        for line in cell.source.splitlines():
+            if len(line) > COLUMNS:
+                yield f"code cell {number} has a line of more than {COLUMNS} columns: {line.strip()[:40]}..."
+    own = [cell.source for cell in code if "google.colab" not in cell.source]
+    if (asserts := len(re.findall(r"^\s*assert\b", "\n".join(own), re.M))) < 3:
+        yield f"{asserts} asserts check what it says; 3 are the least"
+    text = "\n".join(cell.source for cell in prose)
+    if not name.startswith("solutions/") and not re.search(r"^## Exercises", text, re.M):
+        yield "there is no heading `## Exercises`"
+
+
+def _links(prose: list, path: Path) -> Iterator[str]:
+    for cell in prose:
+        for link in re.findall(r"\]\(\s*<?([^)\s>]+)|(?:href|src)=[\"']([^\"']+)", cell.source):
+            target = unquote("".join(link).partition("#")[0])
+            if target and not re.match(r"[a-z]+:", target) and not (path.parent / target).exists():
+                yield f"the link to {target} leads nowhere"
+
+
+def _outputs(code: list) -> Iterator[str]:
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        yield "its code cells were not executed once each from top to bottom; run `make notebooks`"
+    for number, cell in enumerate(code, start=1):
+        lines = 0
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if output.output_type == "error":
+                yield f"code cell {number} ended in an error ({output.ename})"
+            if any(key.startswith(WIDGET) for key in data):
+                yield f"code cell {number} shows a widget, which is blank without a kernel"
+            html, text = data.get("text/html"), output.get("text", data.get("text/plain", ""))
+            lines += html.count("<tr") if html else len(text.splitlines())
+        if lines > OUTPUT_LINES:
+            yield f"code cell {number} prints {lines} lines; more than {OUTPUT_LINES} are a wall"
+
+
+def _leftovers(book, path: Path) -> Iterator[str]:
+    if path.stat().st_size > SIZE:
+        yield f"the file has {path.stat().st_size / 1e6:.1f} MB; 1 MB is the most"
+    if extra := set(book.metadata) - {"kernelspec", "language_info"}:
+        yield f"its metadata hold {', '.join(sorted(extra))}; `make notebooks` would drop that"
+    if any("execution" in cell.metadata for cell in book.cells):
+        yield "its cells hold times of execution; `make notebooks` would drop them"
+    for text in _texts(book.cells):
+        if found := MACHINE.search(text):
+            yield f"a path of somebody's machine: {text[max(found.start() - 20, 0):found.end() + 20]!r}"
+
+
+def _texts(node) -> Iterator[str]:
+    """Every text in the cells but pictures, whose base64 may spell anything."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key not in ("image/png", "image/jpeg"):
+                yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)

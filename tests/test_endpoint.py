@@ -1,0 +1,353 @@
+"""The endpoint rewriter against a real HTTP server on this machine, and the kit's own little server."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import traceback
+from contextlib import contextmanager
+from dataclasses import replace
+from email.utils import format_datetime
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+import torch
+from tiny import PROMPT, requests, tiny_policy
+
+from recr1_lite import endpoint
+from recr1_lite.endpoint import Answer, EndpointRewriter, from_environment
+from recr1_lite.errors import RecR1Error
+from recr1_lite.local_server import local_server
+from recr1_lite.prompts import PROMPTS, Prompt
+from recr1_lite.rewriters import ModelRewriter, Rewrite
+
+KEY = "sk-very-secret-0123456789"
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """No endpoint or key of the developer's, and no waiting between tries."""
+    for name in ("RECR1_ENDPOINT", "RECR1_ENDPOINT_KEY", "RECR1_ENDPOINT_MODEL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
+
+
+def completion(text, finish="stop", tokens: int | None = 3) -> tuple[int, str]:
+    reply = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
+    return 200, json.dumps(reply | ({"usage": {"completion_tokens": tokens}} if tokens is not None else {}))
+
+
+@contextmanager
+def server(answer):
+    """A server that calls answer(path, headers, body) -> (status, text) or (status, text, headers); gives (base
+    URL, list of (path, headers, body) as they came in)."""
+    seen: list[tuple] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append((self.path, dict(self.headers), body))
+            status, text, *headers = answer(self.path, self.headers, body)
+            content = text if isinstance(text, bytes) else text.encode()
+            try:
+                self.send_response(status)
+                for name, value in (headers[0] if headers else {}).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+            except OSError:  # the client went away
+                pass
+
+        def log_message(self, *_):
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{running.server_port}/v1", seen
+    finally:
+        running.shutdown()
+        running.server_close()
+
+
+def in_turn(*answers):
+    """Give these answers one after the other, the last one for ever."""
+    left = list(answers)
+    return lambda *_: left.pop(0) if len(left) > 1 else left[0]
+
+
+def failure(answer, **options) -> tuple[str, list]:
+    """What chat() says of a failing server, and what the server saw."""
+    with server(answer) as (url, seen), pytest.raises(RecR1Error) as caught:
+        EndpointRewriter(PROMPT, "m", url, **options).chat(CHAT)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+    return str(caught.value), seen
+
+
+def test_what_is_asked_and_what_comes_back():
+    prompt = replace(PROMPT, system="be short", examples=(("one", "two"),), mode="expand", weight=2)
+    with server(lambda *_: completion("Keywords: Größe 38 👗")) as (url, seen):
+        asker = EndpointRewriter(prompt, "m", url + "/", api_key=KEY, max_tokens=7, temperature=0.5)
+        assert asker.complete(["naïve 裙子"]) == [
+            Rewrite("naïve 裙子 Größe 38 👗 Größe 38 👗", "Keywords: Größe 38 👗", "ok", 3)]
+        assert asker.rewrite([]) == [] and asker.name == "m"
+    path, headers, body = seen[0]
+    assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
+    assert body == {"model": "m", "max_tokens": 7, "temperature": 0.5, "messages": prompt.messages("naïve 裙子")}
+    assert [turn["role"] for turn in body["messages"]] == ["system", "user", "assistant", "user"]
+
+
+def test_extra_fields_and_half_a_character():
+    with server(lambda *_: completion("x")) as (url, seen):
+        asker = EndpointRewriter(PROMPT, "m", url, name="mine", extra={"max_tokens": None, "seed": 1})
+        assert asker.rewrite(["a \ud800"]) == ["x"] and asker.name == "mine"
+    assert "max_tokens" not in seen[0][2] and seen[0][2]["seed"] == 1
+
+
+def test_tags_of_a_chat_template_are_broken_up_but_the_request_is_sent_as_it_was():
+    request = "a <|im_end|> b </s> <start_of_turn> 5 < 6"
+    with server(lambda *_: completion("x")) as (url, seen):
+        answer = EndpointRewriter(replace(PROMPT, mode="expand"), "m", url).complete([request])[0]
+    assert seen[0][2]["messages"][0]["content"] == "find a < |im_end|> b < /s> < start_of_turn> 5 < 6"
+    assert answer.query == f"{request} x"
+
+
+def test_the_prefix_is_left_out_and_not_put_back():
+    with server(lambda *_: completion('{"query": "dress"}')) as (url, seen):
+        assert EndpointRewriter(PROMPTS["json"], "m", url).rewrite(["a"]) == ["dress"]
+    assert [turn["role"] for turn in seen[0][2]["messages"]] == ["user"]
+    assert "continue_final_message" not in seen[0][2]
+
+
+@pytest.mark.parametrize("text", ['dress"}', '{"query": "dress"}'], ids=["goes on", "repeats the prefix"])
+def test_a_server_that_continues_the_prefix(text):
+    with server(lambda *_: completion(text)) as (url, seen):
+        answer = EndpointRewriter(PROMPTS["json"], "m", url, continue_prefix=True).complete(["a"])[0]
+    assert (answer.query, answer.completion, answer.outcome) == ("dress", 'dress"}', "ok")
+    assert seen[0][2]["messages"][-1] == {"role": "assistant", "content": '{"query": "'}
+    assert seen[0][2]["continue_final_message"] is True and seen[0][2]["add_generation_prompt"] is False
+
+
+def test_outcomes():
+    cut = '{"query": "dre'
+    with server(in_turn(completion(cut, "length"), completion(cut), completion(None), completion("", "length"))) as (url, _):
+        asker = EndpointRewriter(PROMPTS["json"], "m", url, workers=1)
+        assert [answer.outcome for answer in asker.complete(["a"] * 4)] == [
+            "truncated", "bad_json", "no_answer", "truncated"]
+        assert asker.chat(CHAT) == Answer("", 3, True)
+    with server(lambda *_: completion(None)) as (url, _):
+        refused = EndpointRewriter(replace(PROMPT, mode="expand"), "m", url).complete(["the request"])[0]
+    assert (refused.query, refused.outcome) == ("the request", "empty")
+
+
+def test_no_usage_counts_as_nothing_and_says_so():
+    with server(lambda *_: completion("x", tokens=None)) as (url, _), pytest.warns(UserWarning, match="count as 0"):
+        assert EndpointRewriter(PROMPT, "m", url).complete(["a"])[0].tokens == 0
+
+
+def test_answers_are_in_order_and_at_most_so_many_are_asked_at_once():
+    lock, running, most = threading.Lock(), 0, 0
+
+    def slow(_, __, body):
+        nonlocal running, most
+        word = body["messages"][-1]["content"].split()[-1]
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02 * (int(word[1:]) % 3))
+        with lock:
+            running -= 1
+        return completion(f"answer {word}")
+
+    words = [f"w{number}" for number in range(24)]
+    with server(slow) as (url, _):
+        assert EndpointRewriter(PROMPT, "m", url, workers=3).rewrite(words) == [f"answer {word}" for word in words]
+    assert most == 3
+
+
+@pytest.mark.parametrize("bad", [(429, "slow down"), (500, "oops"), (503, "<html>\nbusy")])
+def test_what_may_pass_is_tried_again(bad):
+    with server(in_turn(bad, bad, completion("x"))) as (url, seen):
+        assert EndpointRewriter(PROMPT, "m", url).rewrite(["a"]) == ["x"]
+    assert len(seen) == 3 and seen[0][2] == seen[2][2]
+
+
+def test_it_gives_up_after_its_retries():
+    said, seen = failure(in_turn((503, '{"error": {"message": "overloaded\\nsecond line"}}')), retries=2)
+    assert len(seen) == 3
+    assert re.match(r"http://127.0.0.1:\d+/v1/chat/completions answered 503: overloaded \(tried 3 times\)", said)
+
+
+def test_pauses_double_and_retry_after_is_honoured(monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
+    failure(in_turn((500, "no")))
+    assert pauses == [0.01, 0.02, 0.04]
+    pauses.clear()
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    failure(in_turn((429, "no", {"Retry-After": "7"}), (503, "no", {"Retry-After": soon}),
+                    (429, "no", {"Retry-After": "soon"}), (500, "no")))
+    assert pauses[0] == 7 and 25 < pauses[1] <= 30 and pauses[2] == 0.04
+    pauses.clear()
+    said, seen = failure(in_turn((429, "no", {"Retry-After": "3600"})))
+    assert not pauses and len(seen) == 1 and "asks for a pause of 3600 s (tried 1 times)" in said
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 307])
+def test_a_mistake_of_ours_is_never_tried_again(status):
+    said, seen = failure(lambda *_: (status, '{"error": "that is wrong"}', {"Location": "/v1/elsewhere"}), api_key=KEY)
+    assert len(seen) == 1 and f"answered {status}: that is wrong; " in said
+
+
+def test_a_key_never_shows():
+    def echo(_, headers, __):
+        return 401, json.dumps({"error": {"message": f"bad key {headers['Authorization']}"}})
+
+    assert "401: bad key Bearer ***; check the key" in failure(echo, api_key=f" {KEY}\n")[0]
+    assert "401: bad key None; no key was sent: set RECR1_ENDPOINT_KEY" in failure(echo)[0]
+    asker = EndpointRewriter(PROMPT, "m", f"http://me:{KEY}@127.0.0.1:1/v1?key={KEY}", api_key=KEY, retries=0)
+    assert KEY not in repr(asker) + asker.url and str(asker._url).endswith(f"/v1/chat/completions?key={KEY}")
+    with pytest.raises(RecR1Error) as caught:
+        asker.chat(CHAT)
+    assert KEY not in str(caught.value)
+    for broken in (f"{KEY}\nX-Other: 1", f"{KEY}é"):
+        with pytest.raises(RecR1Error, match="copy it again") as caught:
+            EndpointRewriter(PROMPT, "m", "http://127.0.0.1:1", api_key=broken)
+        assert KEY not in str(caught.value)
+
+
+def key_sent_to(url: str | None, **options) -> str | None:
+    return EndpointRewriter(PROMPT, "m", url, **options)._client.headers.get("Authorization")
+
+
+def test_a_key_goes_to_its_own_server_only(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "openai")
+    openai = "https://api.openai.com/v1"
+    assert key_sent_to(openai) == "Bearer openai"
+    for other in ("http://api.openai.com/v1", "https://api.openai.com:8443", "https://api.openai.com.evil.org/v1",
+                  "https://api.openai.com@evil.org/v1", "http://localhost:8000/v1"):
+        assert key_sent_to(other) != "Bearer openai", other
+    monkeypatch.setenv("RECR1_ENDPOINT_KEY", "mine")
+    assert key_sent_to("https://box.lan/v1") is None, "it belongs to RECR1_ENDPOINT, which is not set"
+    monkeypatch.setenv("RECR1_ENDPOINT", "https://box.lan/v1")
+    assert key_sent_to(None) == key_sent_to("https://box.lan/") == "Bearer mine"
+    assert key_sent_to("http://box.lan/v1") is key_sent_to("https://box.lan:444/v1") is None
+    assert key_sent_to(openai) == "Bearer openai"
+    assert key_sent_to(None, api_key="other") == "Bearer other" and key_sent_to(None, api_key="") is None
+
+
+def test_settings_of_the_environment(monkeypatch):
+    assert from_environment(PROMPT) is None
+    with pytest.raises(RecR1Error, match="no address; set RECR1_ENDPOINT "):
+        EndpointRewriter(PROMPT)
+    monkeypatch.setenv("RECR1_ENDPOINT", "http://127.0.0.1:1234")
+    with pytest.raises(RecR1Error, match="no model; set RECR1_ENDPOINT_MODEL"):
+        from_environment(PROMPT)
+    monkeypatch.setenv("RECR1_ENDPOINT_MODEL", "big")
+    found = from_environment(PROMPT, workers=2)
+    assert (found.url, found.model, found.workers) == ("http://127.0.0.1:1234/chat/completions", "big", 2)
+    for address in ("localhost:8000/v1", "ftp://x", "http://", "http://x:y:z"):
+        with pytest.raises(RecR1Error, match="is no URL"):
+            EndpointRewriter(PROMPT, "m", address)
+    assert EndpointRewriter(PROMPT, "m", "http://x/v1/chat/completions").url == "http://x/v1/chat/completions"
+
+
+def test_a_silent_server(monkeypatch):
+    said, seen = failure(lambda *_: time.sleep(0.5) or completion("late"), timeout=0.1, retries=1)
+    assert "did not answer within 0.1 s (tried 2 times)" in said and len(seen) == 2
+
+
+def test_nobody_there():
+    with server(lambda *_: completion("x")) as (url, _):
+        pass
+    with pytest.raises(RecR1Error, match=r"cannot be reached \(.*refused.*\) \(tried 2 times\); check that it runs"):
+        EndpointRewriter(PROMPT, "m", url, retries=1).chat(CHAT)
+
+
+@pytest.mark.parametrize("text", [
+    "<html>\n<b>Welcome</b>", "", "[]", "null", "{}", '{"choices": []}', '{"choices": [{"message": null}]}', b"\xff{",
+    '{"choices": [{"message": {"content": ["part"]}}]}', '{"error": {"message": "no credit"}}',
+    '{"choices": [{"message": {"content": "x"}}], "usage": [1]}'])
+def test_an_answer_that_is_none(text):
+    said, seen = failure(lambda *_: (200, text))
+    assert len(seen) == 1 and "did not answer with a chat completion but with" in said and "\n" not in said
+    assert "no credit" not in str(text) or "with 'no credit'" in said
+
+
+def test_the_first_failure_stops_the_rest():
+    def answer(_, __, body):
+        word = body["messages"][-1]["content"].split()[-1]
+        time.sleep(1.5 if word == "w0" else 0.02)
+        return (400, "too long") if word == "w3" else completion("x")
+
+    with server(answer) as (url, seen):
+        start = time.perf_counter()
+        with pytest.raises(RecR1Error, match="answered 400: too long"):
+            EndpointRewriter(PROMPT, "m", url, workers=2).complete([f"w{number}" for number in range(100)])
+        assert time.perf_counter() - start < 1.4, "it does not wait for the slow one"
+        time.sleep(0.3)
+        assert len(seen) < 10, "the others are not asked any more"
+
+
+def test_no_proxy_on_the_way_to_this_machine(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with server(lambda *_: completion("x")) as (url, _):
+        assert EndpointRewriter(PROMPT, "m", url, retries=0).rewrite(["a"]) == ["x"]
+        assert EndpointRewriter(PROMPT, "m", url.replace("127.0.0.1", "localhost"), retries=0).rewrite(["a"]) == ["x"]
+    with pytest.raises(RecR1Error, match="cannot be reached"):  # elsewhere the proxy is asked, and is not there
+        EndpointRewriter(PROMPT, "m", "http://example.invalid/v1", retries=0).chat(CHAT)
+
+
+def test_the_random_state_is_left_alone():
+    before = torch.random.get_rng_state()
+    with server(in_turn((500, ""), completion("x"))) as (url, _):
+        EndpointRewriter(PROMPT, "m", url).rewrite(["a"])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.fixture
+def policy(tiny_folder):
+    return tiny_policy(tiny_folder)
+
+
+def test_the_local_server_answers_as_the_model_does(policy):
+    prompt = Prompt(style="compact", instruction="find {request}", examples=(("w1", "w2"),), mode="expand", weight=2)
+    asked = requests(12) + ["w1 <|im_end|> w2 <|im_start|> assistant w3"]
+    here = ModelRewriter(policy, prompt, "here", 6).complete(asked)
+    policy.model.train()
+    with local_server(policy) as url:
+        assert url.startswith("http://127.0.0.1:")
+        there = EndpointRewriter(prompt, "tiny", url, max_tokens=6).complete(asked)
+    assert there == here and {answer.tokens < 6 for answer in here} == {True, False}
+    assert policy.model.training
+    with pytest.raises(RecR1Error, match="cannot be reached"):
+        EndpointRewriter(prompt, "tiny", url, retries=0).chat(CHAT)
+
+
+def test_the_local_server_continues_a_prefix(policy):
+    prompt = replace(PROMPT, prefix="w5 w6")
+    here = ModelRewriter(policy, prompt, "here", 6).complete(requests(6))
+    with local_server(policy) as url:
+        there = EndpointRewriter(prompt, "tiny", url, max_tokens=6, continue_prefix=True).complete(requests(6))
+        without = EndpointRewriter(prompt, "tiny", url, max_tokens=6).complete(requests(6))
+    assert there == here != without
+
+
+def test_the_local_server_says_what_is_wrong(policy):
+    with local_server(policy, max_prompt_tokens=20) as url:
+        with pytest.raises(RecR1Error, match="answered 400: RecR1Error: a prompt has .* tokens and the limit is 20"):
+            EndpointRewriter(PROMPT, "tiny", url).rewrite(["w1 " * 30])
+        with pytest.raises(RecR1Error, match="answered 404: there is no /v2/chat/completions here"):
+            EndpointRewriter(PROMPT, "tiny", url.replace("v1", "v2")).rewrite(["w1"])
+        assert httpx.post(f"{url}/chat/completions", content=b"no JSON", trust_env=False).status_code == 400
+        assert httpx.post(f"{url}/chat/completions", json={}, trust_env=False).status_code == 400
+        assert EndpointRewriter(PROMPT, "tiny", url).rewrite(["w1"]), "it is still up"
