@@ -175,8 +175,8 @@ CARD_CSS = """
 .rr-inspector .rr-label{font-size:.85em;opacity:.8;margin:.6em 0 0}
 .rr-inspector mark{background:rgba(230,159,0,.4);color:inherit;border-radius:3px;padding:0 .15em}
 .rr-inspector u{text-decoration-thickness:2px;text-underline-offset:3px}
-.rr-inspector ol{margin:.2em 0;padding-left:2.2em}
-.rr-inspector ul{margin:.2em 0;padding-left:0;list-style:none}
+.rr-inspector .rr-card ol{margin:.2em 0;padding-left:2.2em}
+.rr-inspector .rr-card ul{margin:.2em 0;padding-left:0;list-style:none}
 .rr-inspector .rr-hits{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,12em),1fr));gap:0 1em}
 .rr-inspector .rr-star{font-weight:600}
 .rr-inspector .rr-far{margin-top:.4em}

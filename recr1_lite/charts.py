@@ -7,15 +7,19 @@ run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from recr1_lite.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Picture, styled, title
+from recr1_lite.errors import RecR1Error
+from recr1_lite.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Picture, legend_below, styled, title
 
 COLORS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED]
 MARKERS = "osD^vP"
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
 
 
 @styled
@@ -28,6 +32,7 @@ def bars(values: Mapping, finding: str, axis: str, stacked: bool = False, baseli
     """
     rows = {name: value if isinstance(value, Mapping) else {"": value} for name, value in values.items()}
     series = list(dict.fromkeys(key for row in rows.values() for key in row))
+    longest = max(sum(abs(_mean(cell)) for cell in row.values()) for row in rows.values())
     height = 0.8 if stacked else 0.8 / len(series)
     figure = Picture(figsize=(6.2, 1.5 + 0.36 * len(rows) * (1 if stacked else max(1, 0.75 * len(series)))),
                      layout="constrained")
@@ -40,14 +45,16 @@ def bars(values: Mapping, finding: str, axis: str, stacked: bool = False, baseli
         places = np.arange(len(rows)) + (0 if stacked else (number - (len(series) - 1) / 2) * height)
         reach = [(cell.mean - cell.low, cell.high - cell.mean) if hasattr(cell, "low") else (0, 0) for cell in cells]
         plot.barh(places, means, height * 0.92, left=left if stacked else 0, color=color, alpha=0.85,
-                  label=key or None, xerr=np.array(reach).T if np.any(reach) else None,
+                  label=fill(str(key), 40), xerr=np.array(reach).T if np.any(reach) else None,
                   error_kw={"ecolor": BLACK, "capsize": 3})
-        for place, start, mean, (_, up) in zip(places, left, means, reach, strict=True):
-            if stacked and abs(mean) < 0.06 * max(1e-9, sum(map(abs, means))) / len(means):
+        for place, start, mean, (down, up) in zip(places, left, means, reach, strict=True):
+            if stacked and abs(mean) < 0.07 * longest:
                 continue  # no room for a number
-            at, side = (start + mean / 2, "center") if stacked else (max(mean + up, 0), "left")
-            plot.annotate(form.format(mean), (at, place), (0 if stacked else 4, 0), textcoords="offset points",
-                          ha=side, va="center", fontsize=9.5, color="white" if stacked else BLACK)
+            at, shift, side = (mean + up, 4, "left") if mean >= 0 else (mean - down, -4, "right")
+            if stacked:
+                at, shift, side = start + mean / 2, 0, "center"
+            plot.annotate(form.format(mean), (at, place), (shift, 0), textcoords="offset points", ha=side,
+                          va="center_baseline", fontsize=9.5, color="white" if stacked and color == BLUE else BLACK)
         if stacked:
             left = left + means
     if baseline:
@@ -57,8 +64,7 @@ def bars(values: Mapping, finding: str, axis: str, stacked: bool = False, baseli
     plot.grid(axis="y", visible=False)
     plot.margins(x=0 if stacked else 0.14)
     plot.set_xlabel(axis)
-    if baseline or series != [""]:
-        figure.legend(loc="outside lower center", ncols=3)
+    legend_below(figure)
     title(figure, finding)
     return figure
 
@@ -66,23 +72,24 @@ def bars(values: Mapping, finding: str, axis: str, stacked: bool = False, baseli
 @styled
 def lines(x: Sequence[float], series: Mapping[str, Sequence], finding: str, x_axis: str, y_axis: str,
           baseline: tuple | None = None, log_x: bool = False) -> Figure:
-    """Lines over x, each with its own marker. series: name -> one number or Interval (drawn as a band) a point.
+    """Lines over x, each with its own marker or dashes. series: name -> one number or Interval (drawn as a band) a point.
 
     baseline: (name, number or Interval). Axes carry their units.
     """
-    figure = Picture(figsize=(6.2, 3.6), layout="constrained")
+    figure = Picture(figsize=(6.2, 3.6 + 0.12 * max(0, len(series) - 3)), layout="constrained")
     plot = figure.subplots()
     for number, (name, values) in enumerate(series.items()):
         color = COLORS[number % len(COLORS)]
         means = [_mean(value) for value in values]
-        marker = MARKERS[number % len(MARKERS)] if len(means) <= 20 else ""
-        plot.plot(x, means, color=color, marker=marker, label=name)
+        few = len(means) <= 20  # else dashes tell the lines apart
+        plot.plot(x, means, color=color, marker=MARKERS[number % len(MARKERS)] if few else "",
+                  ls="-" if few else DASHES[number % len(DASHES)], label=fill(str(name), 40))
         if all(hasattr(value, "low") for value in values):
             plot.fill_between(x, [value.low for value in values], [value.high for value in values],
                               color=color, alpha=0.15, lw=0)
     if baseline:
         name, value = baseline
-        plot.axhline(_mean(value), color=BLACK, ls="--", lw=1, label=name)
+        plot.axhline(_mean(value), color=BLACK, ls="--", lw=1, label=fill(name, 40))
         if hasattr(value, "low"):
             plot.axhspan(value.low, value.high, color=BLACK, alpha=0.07, lw=0)
     if log_x:
@@ -90,25 +97,33 @@ def lines(x: Sequence[float], series: Mapping[str, Sequence], finding: str, x_ax
         if len(x) <= 10:
             plot.set_xticks(list(x), [f"{value:g}" for value in x])
             plot.minorticks_off()
+    elif all(isinstance(value, Integral) for value in x):
+        plot.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
     plot.set(xlabel=x_axis, ylabel=y_axis)
-    figure.legend(loc="outside lower center", ncols=3)
+    legend_below(figure)
     title(figure, finding)
     return figure
 
 
 @styled
 def histogram(groups: Mapping[str, Sequence[float]], finding: str, axis: str, bins: int = 20) -> Figure:
-    """Distributions side by side: share of each group in a bin, its mean as a line. groups: name -> values."""
+    """Distributions side by side: share of each group in a bin, its mean as a line. groups: name -> values.
+
+    Raises RecR1Error for a group that is empty or holds NaN.
+    """
     figure = Picture(figsize=(6.2, 3.3), layout="constrained")
     plot = figure.subplots()
-    edges = np.histogram_bin_edges(np.concatenate([np.asarray(values, float) for values in groups.values()]), bins)
+    everything = np.concatenate([np.asarray(values, float) for values in groups.values()])
+    edges = np.histogram_bin_edges(everything[np.isfinite(everything)], bins)
     for number, (name, values) in enumerate(groups.items()):
         color, values = COLORS[number % len(COLORS)], np.asarray(values, float)
+        if not len(values) or not np.isfinite(values).all():
+            raise RecR1Error(f"the group {name!r} is empty or holds something that is no number; drop that first")
         plot.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.35)
         plot.axvline(values.mean(), color=color, ls=["--", "-.", ":"][number % 3], lw=2,
-                     label=f"{name}, mean {values.mean():.2f}")
+                     label=fill(f"{name}, mean {values.mean():.2f}", 40))
     plot.set(xlabel=axis, ylabel="share")
-    figure.legend(loc="outside lower center", ncols=2)
+    legend_below(figure)
     title(figure, finding)
     return figure
 

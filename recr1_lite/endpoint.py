@@ -1,7 +1,7 @@
 """Any OpenAI-compatible chat-completions server as a rewriter: vLLM, llama.cpp, Ollama, LM Studio, OpenAI ...
 
-What is asked, parsed and sent is the same as for a local model; only where the model runs differs. A key goes to
-the server it belongs to and into no message.
+What is asked, parsed and sent is the same as for a local model; only where the model runs differs. A key
+goes to the server it belongs to and into no message.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Answer(NamedTuple):
 class EndpointRewriter(Rewriter):
     """A model behind `base_url` (such as http://localhost:8000/v1), asked with a prompt, `workers` at a time.
 
-    Defaults: `base_url` RECR1_ENDPOINT, `model` RECR1_ENDPOINT_MODEL, `api_key` RECR1_ENDPOINT_KEY if the server is
-    the one of RECR1_ENDPOINT, OPENAI_API_KEY if it is https://api.openai.com, else none. Most servers cannot go on
-    with an assistant's turn that is begun, so the prompt's prefix is left out; `continue_prefix=True` sends it as a
-    last assistant message, with the two settings that vLLM wants for that. `extra`: further fields of the body;
-    None takes one out (models that refuse max_tokens: {"max_tokens": None, "max_completion_tokens": 64}).
-    Timeouts, lost connections, 429 and 5xx are tried again `retries` times, any other failure never. `timeout`:
-    seconds of silence.
+    Defaults: `base_url` RECR1_ENDPOINT, `model` RECR1_ENDPOINT_MODEL, `api_key` RECR1_ENDPOINT_KEY if the
+    server is the one of RECR1_ENDPOINT, OPENAI_API_KEY if it is https://api.openai.com, else none. Most
+    servers cannot go on with an assistant's turn that is begun, so the prompt's prefix is left out;
+    `continue_prefix=True` sends it as a last assistant message, with the two settings that vLLM wants for
+    that. `extra`: further fields of the body; None takes one out (for models that refuse max_tokens:
+    {"max_tokens": None, "max_completion_tokens": 64}). Timeouts, lost connections, 429 and 5xx are tried
+    again `retries` times, any other failure never. `timeout`: seconds of silence.
     """
 
     def __init__(self, prompt: Prompt, model: str | None = None, base_url: str | None = None,
@@ -79,7 +79,7 @@ class EndpointRewriter(Rewriter):
         self._client = httpx.Client(timeout=timeout, headers=headers, trust_env=not loopback)
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
-        """One Rewrite a request, in order. The first failure stops what has not been asked yet and is raised."""
+        """One Rewrite a request, in order. The first failure is raised, and what is left is not asked."""
         pool = ThreadPoolExecutor(self.workers)
         try:
             answers = [pool.submit(self._rewrite, request) for request in requests]
@@ -89,12 +89,13 @@ class EndpointRewriter(Rewriter):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> Answer:
-        """The answer to a chat. Raises RecR1Error with address, status and the first line of what was said."""
-        body = {key: value for key, value in (self.fields | {"messages": list(messages)}).items() if value is not None}
+        """The answer to a chat. Raises RecR1Error: address, status and the server's first line."""
+        fields = self.fields | {"messages": list(messages)}
+        body = json.dumps({key: value for key, value in fields.items() if value is not None})
         for attempt in range(self.retries + 1):
             pause = min(BACKOFF * 2**attempt, LONGEST_WAIT)
             try:
-                reply = self._client.post(self._url, content=json.dumps(body))
+                reply = self._client.post(self._url, content=body)
             except httpx.TimeoutException:
                 problem = f"did not answer within {self._client.timeout.read:g} s"
             except httpx.RequestError as error:
@@ -110,8 +111,8 @@ class EndpointRewriter(Rewriter):
                 break
             time.sleep(pause)
         asks = f" and asks for a pause of {pause:.0f} s" if pause > LONGEST_WAIT else ""
-        raise RecR1Error(f"{self.url} {problem}{asks} (tried {attempt + 1} times); check that it runs, then try again "
-                         "with fewer workers or a longer timeout")
+        raise RecR1Error(f"{self.url} {problem}{asks} (tried {attempt + 1} times); check that it runs, then "
+                         "try again with fewer workers or a longer timeout")
 
     def _rewrite(self, request: str) -> Rewrite:
         messages = self.prompt.messages(_TAG.sub("< ", request))
@@ -134,7 +135,7 @@ class EndpointRewriter(Rewriter):
             raise RecR1Error(f"{self.url} did not answer with a chat completion but with "
                              f"{self._safe(_message(reply))!r}; is the base URL that of the API?") from None
         if tokens is None:
-            warnings.warn(f"{self.url} does not say how many tokens it generated; they count as 0", stacklevel=2)
+            warnings.warn(f"{self.url} does not say how many tokens it made; they count as 0", stacklevel=2)
         return answer
 
     def _safe(self, text: str) -> str:
@@ -152,7 +153,7 @@ class EndpointRewriter(Rewriter):
 
 
 def from_environment(prompt: Prompt, **options) -> EndpointRewriter | None:
-    """The rewriter that RECR1_ENDPOINT, RECR1_ENDPOINT_MODEL and RECR1_ENDPOINT_KEY describe; None without the first."""
+    """The rewriter that RECR1_ENDPOINT and its _MODEL and _KEY describe; None where it is not set."""
     return EndpointRewriter(prompt, **options) if os.environ.get("RECR1_ENDPOINT") else None
 
 

@@ -20,7 +20,7 @@ from recr1_lite.evaluation import EvalResult, paired
 __all__ = ["PAGE_CSS", "Inspection", "inspect_rewrites", "inspect_stages", "mark_words"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """Requests with their rewrites and hits at two stages or more: before and after, or along a training.
 
@@ -52,6 +52,9 @@ class Inspection:
             f"Shown: {len(self.examples)} of {self.head['n']} requests, at even steps through the list "
             "sorted by change, from one end to the other; nobody picked them."
         )
+
+    def __repr__(self) -> str:
+        return f"Inspection of {len(self.examples)} of {self.head['n']} requests: {' → '.join(self.head['names'])}"
 
     def _repr_html_(self) -> str:
         body = "".join(card(self.head, example) for example in self.examples)

@@ -58,13 +58,15 @@ def local_server(policy: Policy, port: int = 0, max_prompt_tokens: int = 1024) -
 
 def _chat_completion(policy: Policy, body: Mapping, limit: int) -> dict:
     tokenizer = policy.tokenizer
-    chat = [{**turn, "content": break_special_tokens(tokenizer, turn["content"])} for turn in body["messages"]]
+    chat = [{"role": turn["role"], "content": break_special_tokens(tokenizer, turn["content"])}
+            for turn in body["messages"]]
     prefix = chat.pop()["content"] if chat[-1]["role"] == "assistant" else ""
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + prefix
     ids, mask = encode(tokenizer, [text], limit, policy.model.device)
     training = policy.model.training
-    row = generate_grouped(policy.model.eval(), ids, mask, int(body.get("max_tokens", 64)), tokenizer.eos_token_id,
-                           tokenizer.pad_token_id, float(body.get("temperature", 1.0)))[0].tolist()
+    row = generate_grouped(policy.model.eval(), ids, mask, int(body.get("max_tokens", 64)),
+                           tokenizer.eos_token_id, tokenizer.pad_token_id,
+                           float(body.get("temperature", 1.0)))[0].tolist()
     policy.model.train(training)
     content = tokenizer.decode(row, skip_special_tokens=True)
     ended = tokenizer.eos_token_id in row

@@ -102,7 +102,7 @@ def execute(path: Path, profile: str = "cpu", cwd: Path | None = None, env: dict
 
 
 def _failed(place: str, source: str, error: Exception, peak: int) -> NotebookFailed:
-    trace = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    trace = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rpartition("-" * 75)[2]  # the cell is shown above
     if not hasattr(error, "ename"):  # the kernel is gone, and nobody knows why
         trace += f" with {peak / 1e9:.1f} GB in use; is that all that this machine has?"
     first, last = source.splitlines()[:3], [line for line in trace.splitlines() if line.strip()][-8:]

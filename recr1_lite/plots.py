@@ -17,7 +17,7 @@ from recr1_lite.curves import components, dashboard, learning_curve
 from recr1_lite.evaluation import metric_label
 from recr1_lite.picture import loop_picture
 from recr1_lite.style import (
-    BACKED, BLACK, BLUE, GREEN, GREY, RED, Picture, as_bytes, draw_baselines, interval, reach, styled, title,
+    BACKED, BLACK, BLUE, GREEN, GREY, RED, Picture, as_bytes, draw_baselines, interval, legend_below, reach, styled, title,
 )
 
 __all__ = ["as_bytes", "components", "dashboard", "headroom", "learning_curve", "loop_picture", "methods",
@@ -56,7 +56,7 @@ def headroom(row: Mapping, baselines: Mapping | None = None, metric: str = "ndcg
 
     row: {n, rollouts, mean: {mean, low, high}, best: {mean, low, high}}. baselines as in learning_curve.
     """
-    figure = Picture(figsize=(6.2, 2.7), layout="constrained")
+    figure = Picture(figsize=(6.2, 2.5 + 0.16 * len(baselines or ())), layout="constrained")
     axis = figure.subplots()
     mean, best, count = interval(row["mean"]), interval(row["best"]), row.get("rollouts", "n")
     draw_baselines(axis, {name: interval(value) for name, value in (baselines or {}).items()}, vertical=True)
@@ -66,8 +66,7 @@ def headroom(row: Mapping, baselines: Mapping | None = None, metric: str = "ndcg
     axis.set_ylim(1.5, -0.7)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel(f"{metric_label(metric)}, n = {row.get('n', '?')} requests x {count} rollouts")
-    if baselines:
-        figure.legend(loc="outside lower center", ncols=3)
+    legend_below(figure)
     gap = best["mean"] - mean["mean"]
     title(figure, f"Choosing the best of {count} rollouts would win {gap:+.3f} over their mean")
     return figure
@@ -100,7 +99,7 @@ def word_shift(frame: pd.DataFrame, before: str = "before", after: str = "after"
     axis.set_xlabel(f"share of the {count}rewrites that hold the word")
     for style, name in (({"markerfacecolor": "white"}, before), ({}, after)):
         axis.plot([], [], "o", color=GREY, label=name, **style)
-    figure.legend(loc="outside lower center", ncols=2)
+    legend_below(figure)
     ends = [*frame[frame["after"] > frame["before"]].head(1).itertuples(),
             *frame[frame["after"] < frame["before"]].tail(1).itertuples()]
     told = ", ".join(f"with “{row.word}”: {row.before:.0%} → {row.after:.0%}" for row in ends)

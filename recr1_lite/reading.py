@@ -12,6 +12,7 @@ from recr1_lite.errors import RecR1Error
 from recr1_lite.evaluation import EvalResult, paired
 from recr1_lite.metrics import Interval, mean_interval
 from recr1_lite.prompts import Prompt
+from recr1_lite.retrievers import bag_of_words
 
 
 def words_of(text: str) -> list[str]:
@@ -25,9 +26,11 @@ def rewrites(result: EvalResult, prompt: Prompt) -> dict[str, str]:
             for row in result.rows.itertuples()}
 
 
-def word_shares(before: EvalResult, after: EvalResult, prompt: Prompt, n: int = 12) -> pd.DataFrame:
+def word_shares(before: EvalResult, after: EvalResult, prompt: Prompt, n: int = 12,
+                stopwords: str | Collection[str] | None = "en") -> pd.DataFrame:
     """The words whose use changed most: word, before, after (share of the rewrites that hold it, 0 to 1).
 
+    `stopwords`, which the retriever does not see, are not counted.
     Up to n // 2 words that rose and as many that fell, from the largest rise to the largest fall; of equal
     changes in the order of the alphabet. attrs["n"]: how many rewrites. Raises RecR1Error where the results
     do not pair, or n < 2.
@@ -35,8 +38,8 @@ def word_shares(before: EvalResult, after: EvalResult, prompt: Prompt, n: int = 
     if n < 2:
         raise RecR1Error(f"word_shares shows n // 2 words of each kind, so n = {n!r} shows none; take 2 or more")
     paired(before, after, after.metric)
-    shares = [Counter(word for text in rewrites(result, prompt).values() for word in set(words_of(text)))
-              for result in (before, after)]
+    shares = [Counter(word for words in bag_of_words(rewrites(result, prompt).values(), stopwords, None)
+                      for word in set(words)) for result in (before, after)]
     count = len(after.rows)
     rows = [{"word": word, **{name: share[word] / count for name, share in zip(("before", "after"), shares)}}
             for word in sorted(shares[0].keys() | shares[1].keys())]

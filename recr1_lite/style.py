@@ -51,7 +51,7 @@ def as_bytes(figure: Figure, form: str = "svg", dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def title(figure: Figure, finding: str, width: int = 58) -> None:
+def title(figure: Figure, finding: str, width: int = 56) -> None:
     """The finding, in bold above the whole figure, at most `width` characters a line."""
     figure.suptitle(fill(finding, width, break_on_hyphens=False), x=0.01, ha="left", fontsize=12.5, weight="bold")
 
@@ -61,6 +61,15 @@ def widen(axis, least: float) -> None:
     low, high = axis.get_ylim()
     if high - low < least:
         axis.set_ylim((low + high - least) / 2, (low + high + least) / 2)
+
+
+def legend_below(figure: Figure) -> None:
+    """One legend below the axes, in as many columns as its longest name leaves room for; none without names."""
+    (axis,) = figure.axes
+    handles, labels = axis.get_legend_handles_labels()
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
+    if labels:
+        figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(3, 74 // (longest + 7))))
 
 
 def draw_baselines(axis, baselines: Mapping, vertical: bool = False) -> None:

@@ -9,8 +9,8 @@ import time
 import traceback
 from contextlib import contextmanager
 from dataclasses import replace
-from email.utils import format_datetime
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -22,7 +22,7 @@ from recr1_lite import endpoint
 from recr1_lite.endpoint import Answer, EndpointRewriter, from_environment
 from recr1_lite.errors import RecR1Error
 from recr1_lite.local_server import local_server
-from recr1_lite.prompts import PROMPTS, Prompt
+from recr1_lite.prompts import PROMPTS
 from recr1_lite.rewriters import ModelRewriter, Rewrite
 
 KEY = "sk-very-secret-0123456789"
@@ -44,8 +44,8 @@ def completion(text, finish="stop", tokens: int | None = 3) -> tuple[int, str]:
 
 @contextmanager
 def server(answer):
-    """A server that calls answer(path, headers, body) -> (status, text) or (status, text, headers); gives (base
-    URL, list of (path, headers, body) as they came in)."""
+    """A server that calls answer(path, headers, body) -> (status, text) or (status, text, headers); gives its
+    base URL and a list of (path, headers, body) as they come in."""
     seen: list[tuple] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -99,7 +99,8 @@ def test_what_is_asked_and_what_comes_back():
         assert asker.rewrite([]) == [] and asker.name == "m"
     path, headers, body = seen[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
-    assert body == {"model": "m", "max_tokens": 7, "temperature": 0.5, "messages": prompt.messages("naïve 裙子")}
+    assert body == {"model": "m", "max_tokens": 7, "temperature": 0.5,
+                    "messages": prompt.messages("naïve 裙子")}
     assert [turn["role"] for turn in body["messages"]] == ["system", "user", "assistant", "user"]
 
 
@@ -136,7 +137,8 @@ def test_a_server_that_continues_the_prefix(text):
 
 def test_outcomes():
     cut = '{"query": "dre'
-    with server(in_turn(completion(cut, "length"), completion(cut), completion(None), completion("", "length"))) as (url, _):
+    answers = completion(cut, "length"), completion(cut), completion(None), completion("", "length")
+    with server(in_turn(*answers)) as (url, _):
         asker = EndpointRewriter(PROMPTS["json"], "m", url, workers=1)
         assert [answer.outcome for answer in asker.complete(["a"] * 4)] == [
             "truncated", "bad_json", "no_answer", "truncated"]
@@ -147,7 +149,8 @@ def test_outcomes():
 
 
 def test_no_usage_counts_as_nothing_and_says_so():
-    with server(lambda *_: completion("x", tokens=None)) as (url, _), pytest.warns(UserWarning, match="count as 0"):
+    silent = completion("x", tokens=None)
+    with server(lambda *_: silent) as (url, _), pytest.warns(UserWarning, match="count as 0"):
         assert EndpointRewriter(PROMPT, "m", url).complete(["a"])[0].tokens == 0
 
 
@@ -167,7 +170,8 @@ def test_answers_are_in_order_and_at_most_so_many_are_asked_at_once():
 
     words = [f"w{number}" for number in range(24)]
     with server(slow) as (url, _):
-        assert EndpointRewriter(PROMPT, "m", url, workers=3).rewrite(words) == [f"answer {word}" for word in words]
+        asker = EndpointRewriter(PROMPT, "m", url, workers=3)
+        assert asker.rewrite(words) == [f"answer {word}" for word in words]
     assert most == 3
 
 
@@ -181,7 +185,7 @@ def test_what_may_pass_is_tried_again(bad):
 def test_it_gives_up_after_its_retries():
     said, seen = failure(in_turn((503, '{"error": {"message": "overloaded\\nsecond line"}}')), retries=2)
     assert len(seen) == 3
-    assert re.match(r"http://127.0.0.1:\d+/v1/chat/completions answered 503: overloaded \(tried 3 times\)", said)
+    assert re.match(r"http://127.0.0.1:\d+/v1/chat/completions answered 503: overloaded \(tried 3 t", said)
 
 
 def test_pauses_double_and_retry_after_is_honoured(monkeypatch):
@@ -201,7 +205,8 @@ def test_pauses_double_and_retry_after_is_honoured(monkeypatch):
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 307])
 def test_a_mistake_of_ours_is_never_tried_again(status):
-    said, seen = failure(lambda *_: (status, '{"error": "that is wrong"}', {"Location": "/v1/elsewhere"}), api_key=KEY)
+    answer = status, '{"error": "that is wrong"}', {"Location": "/v1/elsewhere"}
+    said, seen = failure(lambda *_: answer, api_key=KEY)
     assert len(seen) == 1 and f"answered {status}: that is wrong; " in said
 
 
@@ -230,8 +235,8 @@ def test_a_key_goes_to_its_own_server_only(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "openai")
     openai = "https://api.openai.com/v1"
     assert key_sent_to(openai) == "Bearer openai"
-    for other in ("http://api.openai.com/v1", "https://api.openai.com:8443", "https://api.openai.com.evil.org/v1",
-                  "https://api.openai.com@evil.org/v1", "http://localhost:8000/v1"):
+    for other in ("http://api.openai.com/v1", "https://api.openai.com:8443", "http://localhost:8000/v1",
+                  "https://api.openai.com.evil.org/v1", "https://api.openai.com@evil.org/v1"):
         assert key_sent_to(other) != "Bearer openai", other
     monkeypatch.setenv("RECR1_ENDPOINT_KEY", "mine")
     assert key_sent_to("https://box.lan/v1") is None, "it belongs to RECR1_ENDPOINT, which is not set"
@@ -258,7 +263,7 @@ def test_settings_of_the_environment(monkeypatch):
     assert EndpointRewriter(PROMPT, "m", "http://x/v1/chat/completions").url == "http://x/v1/chat/completions"
 
 
-def test_a_silent_server(monkeypatch):
+def test_a_silent_server():
     said, seen = failure(lambda *_: time.sleep(0.5) or completion("late"), timeout=0.1, retries=1)
     assert "did not answer within 0.1 s (tried 2 times)" in said and len(seen) == 2
 
@@ -266,12 +271,13 @@ def test_a_silent_server(monkeypatch):
 def test_nobody_there():
     with server(lambda *_: completion("x")) as (url, _):
         pass
-    with pytest.raises(RecR1Error, match=r"cannot be reached \(.*refused.*\) \(tried 2 times\); check that it runs"):
+    with pytest.raises(RecR1Error, match=r"cannot be reached \(.*refused.*\) \(tried 2 times\); check"):
         EndpointRewriter(PROMPT, "m", url, retries=1).chat(CHAT)
 
 
 @pytest.mark.parametrize("text", [
-    "<html>\n<b>Welcome</b>", "", "[]", "null", "{}", '{"choices": []}', '{"choices": [{"message": null}]}', b"\xff{",
+    "<html>\n<b>Welcome</b>", "", "[]", "null", "{}", '{"choices": []}', b"\xff{",
+    '{"choices": [{"message": null}]}',
     '{"choices": [{"message": {"content": ["part"]}}]}', '{"error": {"message": "no credit"}}',
     '{"choices": [{"message": {"content": "x"}}], "usage": [1]}'])
 def test_an_answer_that_is_none(text):
@@ -301,9 +307,9 @@ def test_no_proxy_on_the_way_to_this_machine(monkeypatch):
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     with server(lambda *_: completion("x")) as (url, _):
-        assert EndpointRewriter(PROMPT, "m", url, retries=0).rewrite(["a"]) == ["x"]
-        assert EndpointRewriter(PROMPT, "m", url.replace("127.0.0.1", "localhost"), retries=0).rewrite(["a"]) == ["x"]
-    with pytest.raises(RecR1Error, match="cannot be reached"):  # elsewhere the proxy is asked, and is not there
+        for here in (url, url.replace("127.0.0.1", "localhost")):
+            assert EndpointRewriter(PROMPT, "m", here, retries=0).rewrite(["a"]) == ["x"]
+    with pytest.raises(RecR1Error, match="cannot be reached"):  # elsewhere the proxy is asked: nobody there
         EndpointRewriter(PROMPT, "m", "http://example.invalid/v1", retries=0).chat(CHAT)
 
 
@@ -320,7 +326,7 @@ def policy(tiny_folder):
 
 
 def test_the_local_server_answers_as_the_model_does(policy):
-    prompt = Prompt(style="compact", instruction="find {request}", examples=(("w1", "w2"),), mode="expand", weight=2)
+    prompt = replace(PROMPT, examples=(("w1", "w2"),), mode="expand", weight=2)
     asked = requests(12) + ["w1 <|im_end|> w2 <|im_start|> assistant w3"]
     here = ModelRewriter(policy, prompt, "here", 6).complete(asked)
     policy.model.train()
@@ -337,14 +343,15 @@ def test_the_local_server_continues_a_prefix(policy):
     prompt = replace(PROMPT, prefix="w5 w6")
     here = ModelRewriter(policy, prompt, "here", 6).complete(requests(6))
     with local_server(policy) as url:
-        there = EndpointRewriter(prompt, "tiny", url, max_tokens=6, continue_prefix=True).complete(requests(6))
+        asker = EndpointRewriter(prompt, "tiny", url, max_tokens=6, continue_prefix=True)
+        there = asker.complete(requests(6))
         without = EndpointRewriter(prompt, "tiny", url, max_tokens=6).complete(requests(6))
     assert there == here != without
 
 
 def test_the_local_server_says_what_is_wrong(policy):
     with local_server(policy, max_prompt_tokens=20) as url:
-        with pytest.raises(RecR1Error, match="answered 400: RecR1Error: a prompt has .* tokens and the limit is 20"):
+        with pytest.raises(RecR1Error, match="400: RecR1Error: a prompt has .* tokens and the limit is 20"):
             EndpointRewriter(PROMPT, "tiny", url).rewrite(["w1 " * 30])
         with pytest.raises(RecR1Error, match="answered 404: there is no /v2/chat/completions here"):
             EndpointRewriter(PROMPT, "tiny", url.replace("v1", "v2")).rewrite(["w1"])

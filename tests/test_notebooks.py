@@ -352,10 +352,6 @@ search = BM25Retriever.search
 BM25Retriever.search = lambda self, queries, k: search(self, [queries[0]] * len(queries), k)
 """, "min(advantages)"),
     "messages stay in the index": ("01_data", LEAK, "not any(found)"),
-    "the seal does not hold while a trainer runs": ("01_data", """
-import contextlib, recr1_lite.tasks
-recr1_lite.tasks.sealed = contextlib.nullcontext
-""", "assert refused"),
     "nDCG one rank too late": ("02_retriever_and_reward", """
 ndcg = metrics.ndcg
 metrics.ndcg = lambda ids, relevant, k, **other: ndcg(["", *ids], relevant, k + 1, **other)

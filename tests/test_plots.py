@@ -9,9 +9,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from recr1_lite import plots
+from recr1_lite.curves import _ends
 from recr1_lite.metrics import Interval
 
 CURVE = [{"step": step, "reward": 0.2 + 0.002 * step + 0.01 * (step % 3), "zero_advantage_share": 0.3,
@@ -87,3 +90,81 @@ def test_a_readers_own_style_does_not_leak_in():
     plain = plots.as_bytes(plots.methods([{"method": "only", **spot(0.1)}]))
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
         assert plots.as_bytes(plots.methods([{"method": "only", **spot(0.1)}])) == plain
+
+
+def panels(figure):
+    """Position and first line of the name of each axis."""
+    return [(axis.get_position().bounds, axis.texts[-1].get_text().split("\n")[0]) for axis in figure.axes]
+
+
+def test_the_live_view_keeps_every_panel_in_its_place_from_before_the_first_step():
+    full = [{**row, "kl": 0.001 * row["step"] if row["step"] % 5 == 1 else None, "gain": 0.01, "distinct": 0.9,
+             "seconds": 12.0} for row in CURVE]
+    seen = [panels(plots.dashboard(full[:n], VAL[: 1 + n // 40], {"raw": 0.2}, steps=40)) for n in (1, 2, 7, 40)]
+    assert seen[0] == seen[1] == seen[2] == seen[3]
+    assert [name for _, name in seen[0][1:4]] == ["reward", "format", "nDCG"]
+    alone = [{key: value for key, value in row.items() if "/" not in key} for row in full]
+    before = plots.dashboard([], VAL[:1], steps=40)
+    assert panels(before) == panels(plots.dashboard(alone, VAL[:1], steps=40)) and len(before.axes) == 9
+    assert all("not measured yet" in axis.texts[-1].get_text() for axis in before.axes[1:])
+
+
+def test_the_live_view_says_where_it_stands():
+    base = {"raw request": spot(0.23)}
+    assert finding(plots.dashboard([], [], base, steps=50)) == "Step 0/50: nothing measured yet"
+    assert finding(plots.dashboard([], VAL[:1], base, steps=50)) == "Step 0/50: val 0.240"
+    early = finding(plots.dashboard(CURVE[:2], VAL[:1], base, steps=50))
+    assert early == "Step 2/50: reward 0.212 → 0.224 (too few steps to tell), val 0.240"
+    assert finding(plots.dashboard(CURVE, VAL, base)) == "Step 40: reward 0.220 → 0.282, val 0.240 → 0.320"
+    flat = [{"step": step, "reward": step % 2} for step in range(1, 41)]
+    assert "(within noise)" in finding(plots.dashboard(flat))
+    top = plots.dashboard(CURVE[:3], VAL[:1], base, steps=50).axes[0]
+    assert top.get_xlim()[1] > 50 and any(list(line.get_ydata()) == [0.23, 0.23] for line in top.lines)
+    assert len(top.patches) == 1, "the band of the baseline"
+
+
+def test_a_step_without_noise_moves_and_a_noisy_one_does_not():
+    rising = [{"step": step, "reward": 0.1 * step + 0.01 * (step % 2)} for step in range(1, 8)]
+    assert finding(plots.components(rising)) == "In 7 steps: reward rose"
+    rng = np.random.default_rng(0)
+    # 6 steps of noise alone: a 95% t interval speaks up about once in 20, a normal one twice as often
+    assert 20 < sum(bool(_ends(rng.normal(size=6))[2]) for _ in range(1000)) < 70
+
+
+NASTY = [
+    {"step": step, "reward": 0.0, "gain": float("nan"), "entropy": float("inf"), "kl": None, "distinct": "none",
+     "zero_advantage_share": np.float32(1.0), "completion_length": np.int64(0), "seconds": 1e6}
+    for step in range(1, 301)
+]
+
+
+@pytest.mark.parametrize("curve", [[], NASTY[:2], NASTY])
+@pytest.mark.filterwarnings("error")
+def test_nasty_data_are_drawn_without_a_warning(curve):
+    val = [{"step": 0, "mean": 0.0, "low": 0.0, "high": 0.0}]
+    base = {"a name " * 12: 0.0, **{f"baseline {n}": spot(0.1 * n) for n in range(8)}}
+    for figure in (plots.dashboard(curve, val, base, steps=300), plots.components(curve),
+                   plots.learning_curve(curve, val, base)):
+        assert plots.as_bytes(figure, "png", 50).startswith(b"\x89PNG")
+        height, width = figure.get_size_inches()[::-1]
+        assert width <= 9 and height <= 12
+
+
+def test_nothing_of_the_live_view_is_cut_off():
+    long = {"a rather long name of a baseline " * 2: spot(0.23), "raw": spot(0.2)}
+    figure = plots.dashboard([{**row, "gain": -0.025 * row["step"]} for row in CURVE], VAL, long, steps=40)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box, (width, height) = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, box
+
+
+def test_word_shift_names_the_largest_rise_and_fall():
+    frame = pd.DataFrame({"word": ["skirt", "top", "the"], "before": [0.0, 0.2, 0.5], "after": [0.4, 0.3, 0.1]})
+    figure = plots.word_shift(frame)
+    assert finding(figure) == "Rewrites with “skirt”: 0% → 40%, with “the”: 50% → 10%"
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["skirt", "top", "the"]
+    assert finding(plots.word_shift(frame.head(2))) == "Rewrites with “skirt”: 0% → 40%"
+    assert finding(plots.word_shift(frame.head(0))) == "The rewrites use their words as before"
+    assert plots.word_shift(frame.head(0))._repr_png_() and figure._repr_png_()

@@ -31,13 +31,18 @@ AFTER = result("step 50", [" Skirt\n", "coat", "jeans", "sweater warm"])
 
 
 def test_shares_count_each_rewrite_once_and_leave_the_label_and_the_request_out():
-    frame = word_shares(BEFORE, AFTER, PROMPT, n=100)
+    frame = word_shares(BEFORE, AFTER, PROMPT, n=100, stopwords=None)
     shares = {row.word: (row.before, row.after) for row in frame.itertuples()}
     assert shares == {"jeans": (0, 0.25), "skirt": (0, 0.25), "sweater": (0, 0.25), "my": (0.25, 0), "so": (0.25, 0),
                       "son": (0.25, 0), "work": (0.25, 0), "soft": (0.5, 0)}
     assert frame.attrs["n"] == 4
     # "warm" and "coat" stayed at 0.25: no change, no row; the largest fall stands last
     assert list(frame["word"])[-1] == "soft"
+
+
+def test_words_that_the_retriever_drops_are_not_counted():
+    before, after = result("a", ["the red", "with", "a coat", "and"]), result("b", ["with a skirt"] * 4)
+    assert set(word_shares(before, after, PROMPT)["word"]) == {"red", "coat", "skirt"}
 
 
 def test_the_largest_changes_are_kept_on_both_sides():
@@ -63,8 +68,8 @@ def test_what_did_not_parse_holds_no_word():
     assert broken["words"].mean == 0 and broken["named"].mean == 0 and "copied" not in broken
     assert broken["distinct"] == 0.25
     json_prompt = PROMPTS["json"]  # the prefix opens the JSON, so that only read() can parse what follows
-    frame = word_shares(result("a", ['x"}'] * 4), result("b", ['red skirt"}', 'skirt"}', "no json", 'x"}']), json_prompt)
-    assert {row.word: row.after for row in frame.itertuples()} == {"skirt": 0.5, "red": 0.25, "x": 0.25}
+    frame = word_shares(result("a", ['xy"}'] * 4), result("b", ['red skirt"}', 'skirt"}', "no json", 'xy"}']), json_prompt)
+    assert {row.word: row.after for row in frame.itertuples()} == {"skirt": 0.5, "red": 0.25, "xy": 0.25}
 
 
 def test_results_that_do_not_pair_are_refused():
