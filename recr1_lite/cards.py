@@ -38,17 +38,18 @@ def unrepeated(text: str, completion: str) -> tuple[str, int]:
 
 
 def heading(head: dict, rule: str) -> str:
-    """What changed over all examples: counts, means, a bar for each change, how the shown ones were chosen."""
+    """What changed over all examples: counts, means, a bar for each change, the rule of what is shown."""
     count = (
         f"{head['gains']} of {head['n']} requests gained, {head['losses']} lost, {head['ties']} tied on "
-        + head["split"] + (f" from {head['names'][0]} to {head['names'][-1]}" if len(head["names"]) > 2 else "")
+        + head["split"]
+        + (f" from {head['names'][0]} to {head['names'][-1]}" if len(head["names"]) > 2 else "")
         + f"; mean {metric_label(head['metric'])} {' → '.join(f'{mean:.3f}' for mean in head['means'])}."
     )
     return (
         f'<div class="rr-head"><p><b>{escape(count)}</b></p>{_strip(head)}<p>{escape(rule)}</p>'
-        "<p>In a rewrite, <u>underlined</u> words are copied from the request and <mark>marked</mark> words are new; "
-        '<span class="rr-move">×4</span>: sent 4 times over, which weighs it. ★ is a relevant item; ▲ up, ▼ down, '
-        "= same place, ✚ not in the first 10 before.</p></div>"
+        "<p>In a rewrite, <u>underlined</u> words are copied from the request and <mark>marked</mark> words "
+        'are new; <span class="rr-move">×4</span>: sent 4 times over, which weighs it. ★ is a relevant item; '
+        "▲ up, ▼ down, = same place, ✚ not in the first 10 before.</p></div>"
     )
 
 
@@ -90,7 +91,7 @@ def card(head: dict, example: dict) -> str:
         for item, ranks in zip(relevant, moves)
     )
     queries = "".join(
-        f'<p class="rr-label"><b>{escape(name)}</b> · {rank + " · " if rank else ""}{label} {stage["value"]:.2f}</p>'
+        f'<p class="rr-label"><b>{escape(name)}</b> · {rank and rank + " · "}{label} {stage["value"]:.2f}</p>'
         f"<p>{_query(example['request'], stage)}</p>" for name, stage, rank in zip(names, stages, alone)
     )
     hits = "".join(_hits(names, stages, place, relevant) for place in range(len(stages)))
@@ -98,7 +99,8 @@ def card(head: dict, example: dict) -> str:
         f'<section class="rr-card rr-{verdict}"><p class="rr-verdict"><b>{verdict} {change:+.2f}</b> '
         f"{label} {values}</p>"
         f'<p class="rr-label">request</p><p>{escape(example["request"])}</p>'
-        f'<p class="rr-label">relevant</p><ul>{wanted}</ul>{queries}<div class="rr-hits">{hits}</div></section>'
+        f'<p class="rr-label">relevant</p><ul>{wanted}</ul>{queries}'
+        f'<div class="rr-hits">{hits}</div></section>'
     )
 
 
@@ -120,7 +122,7 @@ def _query(request: str, stage: dict) -> str:
 
 
 def _hits(names: list[str], stages: list[dict], place: int, relevant: list[dict]) -> str:
-    """The first hits of one stage and how far each moved since the last; relevant items further down follow."""
+    """The first hits of one stage and how far each moved since the last; then the relevant further down."""
     wanted = {item["id"]: item["ranks"] for item in relevant}
     old = {hit["id"]: rank for rank, hit in enumerate(stages[place - 1]["top"], start=1)} if place else {}
     old |= {item: ranks[place - 1] for item, ranks in wanted.items()} if place else {}
@@ -142,7 +144,8 @@ def _hits(names: list[str], stages: list[dict], place: int, relevant: list[dict]
 def _ranks(ranks: list[int | None]) -> list[str]:
     """The rank at each stage, with its move since the last: "rank 41", "rank 12 ▲29"."""
     said = [f"rank&nbsp;{rank}" if rank else "not found" for rank in ranks]
-    return said[:1] + [f"{text}&nbsp;{_arrow(was, now)}" for text, was, now in zip(said[1:], ranks, ranks[1:])]
+    moves = [_arrow(was, now) for was, now in zip(ranks, ranks[1:])]
+    return said[:1] + [f"{text}&nbsp;{move}" for text, move in zip(said[1:], moves)]
 
 
 def _arrow(was: int | None, now: int | None) -> str:
@@ -177,7 +180,8 @@ CARD_CSS = """
 .rr-inspector u{text-decoration-thickness:2px;text-underline-offset:3px}
 .rr-inspector .rr-card ol{margin:.2em 0;padding-left:2.2em}
 .rr-inspector .rr-card ul{margin:.2em 0;padding-left:0;list-style:none}
-.rr-inspector .rr-hits{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,12em),1fr));gap:0 1em}
+.rr-inspector .rr-hits{display:grid;gap:0 1em;
+ grid-template-columns:repeat(auto-fit,minmax(min(100%,12em),1fr))}
 .rr-inspector .rr-star{font-weight:600}
 .rr-inspector .rr-far{margin-top:.4em}
 .rr-inspector .rr-move{font-size:.85em;font-weight:600;white-space:nowrap;padding:0 .3em;border-radius:3px;

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from recr1_lite.errors import RecR1Error
-from recr1_lite.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Picture, legend_below, styled, title
+from recr1_lite.style import (
+    BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Picture, legend_below, styled, title,
+)
 
 COLORS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED]
 MARKERS = "osD^vP"
@@ -43,7 +45,8 @@ def bars(values: Mapping, finding: str, axis: str, stacked: bool = False, baseli
         cells = [row.get(key, 0.0) for row in rows.values()]
         means = np.array([_mean(cell) for cell in cells], float)
         places = np.arange(len(rows)) + (0 if stacked else (number - (len(series) - 1) / 2) * height)
-        reach = [(cell.mean - cell.low, cell.high - cell.mean) if hasattr(cell, "low") else (0, 0) for cell in cells]
+        reach = [(cell.mean - cell.low, cell.high - cell.mean) if hasattr(cell, "low") else (0, 0)
+                 for cell in cells]
         plot.barh(places, means, height * 0.92, left=left if stacked else 0, color=color, alpha=0.85,
                   label=fill(str(key), 40), xerr=np.array(reach).T if np.any(reach) else None,
                   error_kw={"ecolor": BLACK, "capsize": 3})
@@ -54,11 +57,13 @@ def bars(values: Mapping, finding: str, axis: str, stacked: bool = False, baseli
             if stacked:
                 at, shift, side = start + mean / 2, 0, "center"
             plot.annotate(form.format(mean), (at, place), (shift, 0), textcoords="offset points", ha=side,
-                          va="center_baseline", fontsize=9.5, color="white" if stacked and color == BLUE else BLACK)
+                          va="center_baseline", fontsize=9.5,
+                          color="white" if stacked and color == BLUE else BLACK)
         if stacked:
             left = left + means
     if baseline:
-        plot.axvline(baseline[1], color=BLACK, ls="--", lw=1, label=f"{baseline[0]} {form.format(baseline[1])}")
+        label = fill(f"{baseline[0]} {form.format(baseline[1])}", 40)
+        plot.axvline(baseline[1], color=BLACK, ls="--", lw=1, label=label)
     plot.set_yticks(range(len(rows)), [fill(str(name), 26) for name in rows])
     plot.set_ylim(len(rows) - 0.4, -0.6)
     plot.grid(axis="y", visible=False)
@@ -72,9 +77,10 @@ def bars(values: Mapping, finding: str, axis: str, stacked: bool = False, baseli
 @styled
 def lines(x: Sequence[float], series: Mapping[str, Sequence], finding: str, x_axis: str, y_axis: str,
           baseline: tuple | None = None, log_x: bool = False) -> Figure:
-    """Lines over x, each with its own marker or dashes. series: name -> one number or Interval (drawn as a band) a point.
+    """Lines over x, each with its own marker or dashes.
 
-    baseline: (name, number or Interval). Axes carry their units.
+    series: name -> one number or Interval (drawn as a band) a point. baseline: (name,
+    number or Interval). Axes carry their units.
     """
     figure = Picture(figsize=(6.2, 3.6 + 0.12 * max(0, len(series) - 3)), layout="constrained")
     plot = figure.subplots()
@@ -118,7 +124,7 @@ def histogram(groups: Mapping[str, Sequence[float]], finding: str, axis: str, bi
     for number, (name, values) in enumerate(groups.items()):
         color, values = COLORS[number % len(COLORS)], np.asarray(values, float)
         if not len(values) or not np.isfinite(values).all():
-            raise RecR1Error(f"the group {name!r} is empty or holds something that is no number; drop that first")
+            raise RecR1Error(f"the group {name!r} is empty or holds what is no number; drop that first")
         plot.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.35)
         plot.axvline(values.mean(), color=color, ls=["--", "-.", ":"][number % 3], lw=2,
                      label=fill(f"{name}, mean {values.mean():.2f}", 40))

@@ -1,4 +1,4 @@
-"""The figures of one training run: its learning curve, what each step logs, and both at once while it runs."""
+"""The figures of one training run: its learning curve, what each step logs, both at once while it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
 
 from recr1_lite.evaluation import metric_label
-from recr1_lite.style import BACKED, BLUE, GREY, SKY, Picture, draw_baselines, interval, reach, styled, title, widen
+from recr1_lite.style import (
+    BACKED, BLUE, GREY, SKY, Picture, draw_baselines, interval, reach, span, styled, title, widen,
+)
 
 # key of a step, name, unit, where its axis must end at least (None: it follows the data, else it starts at 0)
 PANELS = [
@@ -43,7 +45,7 @@ def dashboard(curve: Sequence[Mapping], val_points: Sequence[Mapping] = (), base
     """
     points = sorted(val_points, key=lambda point: point["step"])
     baselines = {name: interval(value) for name, value in (baselines or {}).items()}
-    now = max([row.get("step", place) for place, row in enumerate(curve, 1)] + [p["step"] for p in points] + [0])
+    now = max(_last(curve), *(point["step"] for point in points[-1:]), 0)
     panels = [PANELS[0], *_parts(curve), *PANELS[1:LIVE]]
     rows = -(-len(panels) // 4)
     width, height = 4 * CELL[0], 2.55 + rows * CELL[1] + FOOT
@@ -52,7 +54,7 @@ def dashboard(curve: Sequence[Mapping], val_points: Sequence[Mapping] = (), base
     _validation(axis, points, baselines)
     count = f", n = {points[-1]['n']}" if points and "n" in points[-1] else ""
     _name(axis, f"validation {metric_label(metric)}, mean with 95% interval{count}")
-    axis.set_xlim(*_span(max(steps or 0, now)))
+    axis.set_xlim(*span(max(steps or 0, now)))
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelspacing=0.8, fontsize=9.5)
     axis.tick_params(labelsize=9)
@@ -62,7 +64,8 @@ def dashboard(curve: Sequence[Mapping], val_points: Sequence[Mapping] = (), base
     told = [f"reward {_moved(rewards)}"] if len(rewards) else []
     if points:
         told.append(f"val {points[0]['mean']:.3f}" + (f" → {points[-1]['mean']:.3f}" if points[1:] else ""))
-    title(figure, f"Step {now}{f'/{steps}' if steps else ''}: {', '.join(told) or 'nothing measured yet'}", 100)
+    of = f"/{steps}" if steps else ""
+    title(figure, f"Step {now}{of}: {', '.join(told) or 'nothing measured yet'}", 100)
     return figure
 
 
@@ -76,8 +79,7 @@ def components(curve: Sequence[Mapping]) -> Figure:
     panels = [panel for panel in [PANELS[0], *_parts(curve), *PANELS[1:]] if len(_series(curve, panel[0])[0])]
     columns = min(3, len(panels)) or 1
     figure = Picture(figsize=(3 * CELL[0], FOOT + 0.45 + CELL[1] * max(1, -(-len(panels) // columns))))
-    last = max((row.get("step", place) for place, row in enumerate(curve, 1)), default=1)
-    moved = _panels(figure, curve, panels, columns, last)
+    moved = _panels(figure, curve, panels, columns, _last(curve))
     told = f"In {len(curve)} steps: {', '.join(moved[:4]) or 'nothing moved beyond its noise'}"
     title(figure, told if curve else "No step has been logged yet", 66)
     return figure
@@ -112,7 +114,7 @@ def learning_curve(curve: Sequence[Mapping], val_points: Sequence[Mapping] = (),
         widen(axis, LEAST)
     axes[-1].set_xlabel("training step")
     axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    axes[-1].set_xlim(*_span(max([*steps, *(point["step"] for point in points)], default=0)))
+    axes[-1].set_xlim(*span(max([*steps, *(point["step"] for point in points)], default=0)))
     title(figure, _curve_finding(points, steps, rewards, baselines, metric_label(metric)))
     return figure
 
@@ -125,8 +127,13 @@ def _parts(curve: Sequence[Mapping]) -> list[tuple]:
     return [(key, metric_label(name), "per rollout", None) for key, name in names.items()] * (len(names) > 1)
 
 
-def _panels(figure: Figure, curve: Sequence[Mapping], panels: Sequence[tuple], columns: int, last: int) -> list[str]:
-    """Draw the panels row by row from the figure's foot up, time axis 0 to last; return what moved, in words."""
+def _last(curve: Sequence[Mapping]) -> int:
+    return max((row.get("step", place) for place, row in enumerate(curve, start=1)), default=0)
+
+
+def _panels(figure: Figure, curve: Sequence[Mapping], panels: Sequence[tuple], columns: int,
+            last: int) -> list[str]:
+    """Draw the panels row by row, the lowest at the figure's foot, steps 0 to last; return what moved."""
     width, height = figure.get_size_inches()
     rows, moved = -(-len(panels) // columns), []
     for place, (key, name, unit, top) in enumerate(panels):
@@ -144,7 +151,7 @@ def _panels(figure: Figure, curve: Sequence[Mapping], panels: Sequence[tuple], c
             moved += [f"{name} {_ends(values)[2]}"] if _ends(values)[2] and key != "seconds" else []
         told = f"{_moved(values, False)} {unit}" if len(steps) else "not measured yet"
         _name(axis, f"{name}\n{told}")
-        axis.set_xlim(*_span(last))
+        axis.set_xlim(*span(last))
         if top is not None:
             axis.set_ylim(0, max(top, 1.1 * values.max(initial=0)) * 1.03)
         else:
@@ -159,7 +166,7 @@ def _panels(figure: Figure, curve: Sequence[Mapping], panels: Sequence[tuple], c
 
 
 def _validation(axis, points: Sequence[Mapping], baselines: Mapping, label: str = "policy") -> None:
-    """Validation points with their intervals over the baselines; the first, the best and the last with numbers."""
+    """Validation points with intervals over the baselines; the first, best and last with their numbers."""
     draw_baselines(axis, baselines)
     if points:
         at, means = [point["step"] for point in points], [point["mean"] for point in points]
@@ -175,12 +182,6 @@ def _validation(axis, points: Sequence[Mapping], baselines: Mapping, label: str 
 def _name(axis, text: str) -> None:
     """What an axis shows, above it, from the left end of its tick labels."""
     axis.annotate(text, (0, 1), (-36, 6), "axes fraction", textcoords="offset points", fontsize=9.5)
-
-
-def _span(last: float) -> tuple[float, float]:
-    """Ends of a time axis from 0 to `last`, with room for the points that stand at its ends."""
-    last = max(1, last)
-    return -0.03 * last, 1.04 * last
 
 
 def _series(curve: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +207,7 @@ def _side(values: np.ndarray) -> int:
 
 
 def _ends(values: np.ndarray) -> tuple[float, float, str]:
-    """Mean of the start and of the end, and "rose", "fell", or "" where they differ within noise (t interval)."""
+    """Mean of the start, mean of the end, and "rose", "fell" or "" (within noise, by a t interval)."""
     side = _side(values)
     first, last = values[:side], values[-side:]
     gap = last.mean() - first.mean()

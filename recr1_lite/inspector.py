@@ -54,11 +54,13 @@ class Inspection:
         )
 
     def __repr__(self) -> str:
-        return f"Inspection of {len(self.examples)} of {self.head['n']} requests: {' → '.join(self.head['names'])}"
+        names = " → ".join(self.head["names"])
+        return f"Inspection of {len(self.examples)} of {self.head['n']} requests: {names}"
 
     def _repr_html_(self) -> str:
         body = "".join(card(self.head, example) for example in self.examples)
-        return f'<style>{CARD_CSS}</style><div class="rr-inspector">{heading(self.head, self.rule)}{body}</div>'
+        head = heading(self.head, self.rule)
+        return f'<style>{CARD_CSS}</style><div class="rr-inspector">{head}{body}</div>'
 
     def html(self) -> str:
         """A page that stands alone: no network, no script, light or dark as the reader's device is."""
@@ -85,7 +87,7 @@ def inspect_rewrites(
 def inspect_stages(
     results: Sequence[EvalResult], items: pd.DataFrame, n: int = 6, metric: str | None = None
 ) -> Inspection:
-    """The same for two stages or more, in order, say steps 0, 25 and 50: the change is the last's minus the first's.
+    """The same for two stages or more, in order, say steps 0, 25 and 50; the change: the last less the first.
 
     Stages carry the names of their results. Raises RecR1Error as inspect_rewrites does, and for one result.
     """
@@ -103,7 +105,8 @@ def inspect_stages(
     examples = []
     for example in (order[place] for place in places):
         rows = [frame.loc[example] for frame in frames]
-        wanted = [{"id": item, "title": titles.get(item, item), "ranks": [row["ranks"].get(item) for row in rows],
+        wanted = [{"id": item, "title": titles.get(item, item),
+                   "ranks": [row["ranks"].get(item) for row in rows],
                    "text": shorten(texts.get(item, ""), 160, placeholder="…")} for item in rows[-1]["ranks"]]
         examples.append({
             "example_id": str(example), "request": str(rows[-1]["request"]), "change": float(change[example]),
@@ -132,7 +135,8 @@ def _stage(row: pd.Series, metric: str, titles: dict[str, str]) -> dict:
 def _of_two(rows: list[dict]) -> list[dict]:
     """Rows of the older form, which knew a before and an after, in today's."""
     head, *examples = rows
-    head = head | {"names": [head["before"], head["after"]], "means": [head["mean_before"], head["mean_after"]]}
+    head = head | {"names": [head["before"], head["after"]],
+                   "means": [head["mean_before"], head["mean_after"]]}
     return [head, *(example | {
         "stages": [example["before"], example["after"]],
         "relevant": [item | {"ranks": [item["before"], item["after"]]} for item in example["relevant"]],

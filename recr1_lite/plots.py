@@ -17,7 +17,8 @@ from recr1_lite.curves import components, dashboard, learning_curve
 from recr1_lite.evaluation import metric_label
 from recr1_lite.picture import loop_picture
 from recr1_lite.style import (
-    BACKED, BLACK, BLUE, GREEN, GREY, RED, Picture, as_bytes, draw_baselines, interval, legend_below, reach, styled, title,
+    BACKED, BLACK, BLUE, GREEN, GREY, RED, Picture, as_bytes, draw_baselines, interval, legend_below, reach,
+    styled, title,
 )
 
 __all__ = ["as_bytes", "components", "dashboard", "headroom", "learning_curve", "loop_picture", "methods",
@@ -83,11 +84,12 @@ def word_shift(frame: pd.DataFrame, before: str = "before", after: str = "after"
     places, rose = range(len(frame)), (frame["after"] > frame["before"]).tolist()
     colors = [BLUE if up else RED for up in rose]
     axis.hlines(places, frame["before"], frame["after"], colors=colors, lw=3, alpha=0.45)
-    axis.scatter(frame["before"], places, s=42, facecolors="white", edgecolors=colors, linewidths=1.6, zorder=3)
+    axis.scatter(frame["before"], places, s=42, facecolors="white", edgecolors=colors, lw=1.6, zorder=3)
     axis.scatter(frame["after"], places, s=42, color=colors, zorder=3)
     for place, row, up in zip(places, frame.itertuples(), rose):
-        axis.annotate(f"{row.after:.0%}", (row.after, place), (7 if up else -7, 0), textcoords="offset points",
-                      ha="left" if up else "right", va="center_baseline", fontsize=9.5)
+        shift, side = (7, "left") if up else (-7, "right")
+        axis.annotate(f"{row.after:.0%}", (row.after, place), (shift, 0), textcoords="offset points",
+                      ha=side, va="center_baseline", fontsize=9.5)
     axis.set_yticks(places, [word if len(word) <= 24 else f"{word[:23]}…" for word in frame["word"]])
     axis.set_ylim(max(1, len(frame)) - 0.4, -0.6)
     top = frame[["before", "after"]].to_numpy(float).max(initial=0.0) or 1.0

@@ -1,4 +1,4 @@
-"""What a policy learned, read from its own words: which words it came to write, and which habits it took on."""
+"""What a policy learned, read from its own words: which it came to write, and which habits it took on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def words_of(text: str) -> list[str]:
 
 
 def rewrites(result: EvalResult, prompt: Prompt) -> dict[str, str]:
-    """example_id -> what the model itself wrote, parsed; "" where that failed. Not the query that was sent."""
+    """example_id -> what the model itself wrote, parsed ("" where that failed); not the query sent."""
     return {row.example_id: prompt.read(row.completion, row.outcome == "truncated").query
             for row in result.rows.itertuples()}
 
@@ -36,7 +36,7 @@ def word_shares(before: EvalResult, after: EvalResult, prompt: Prompt, n: int = 
     do not pair, or n < 2.
     """
     if n < 2:
-        raise RecR1Error(f"word_shares shows n // 2 words of each kind, so n = {n!r} shows none; take 2 or more")
+        raise RecR1Error(f"word_shares shows n // 2 words of a kind, so n = {n!r} shows none; take 2 or more")
     paired(before, after, after.metric)
     shares = [Counter(word for words in bag_of_words(rewrites(result, prompt).values(), stopwords, None)
                       for word in set(words)) for result in (before, after)]
@@ -51,7 +51,8 @@ def word_shares(before: EvalResult, after: EvalResult, prompt: Prompt, n: int = 
     return frame
 
 
-def habits(result: EvalResult, prompt: Prompt, vocabulary: Collection[str] = ()) -> dict[str, Interval | float]:
+def habits(result: EvalResult, prompt: Prompt,
+           vocabulary: Collection[str] = ()) -> dict[str, Interval | float]:
     """How the model writes: means over the examples with their 95% intervals, and one share without.
 
     "words": words a rewrite; "copied" and "new": share of its words that its request holds, or does not, over
@@ -62,7 +63,8 @@ def habits(result: EvalResult, prompt: Prompt, vocabulary: Collection[str] = ())
     texts = rewrites(result, prompt)
     words = {example: words_of(text) for example, text in texts.items()}
     asked = {row.example_id: set(words_of(row.request)) for row in result.rows.itertuples()}
-    copied = [sum(word in asked[example] for word in said) / len(said) for example, said in words.items() if said]
+    copied = [sum(word in asked[example] for word in said) / len(said)
+              for example, said in words.items() if said]
     found = {"words": mean_interval([len(said) for said in words.values()])}
     if copied:
         found |= {"copied": mean_interval(copied), "new": mean_interval([1 - share for share in copied])}

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#666666"
-BACKED = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}  # behind a number, so that no line crosses it
+BACKED = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}  # so that no line crosses a number
 LINES = [(BLACK, "--"), (ORANGE, "-."), (GREEN, ":"), (PURPLE, (0, (5, 1, 1, 1, 1, 1))), (RED, (0, (1, 1)))]
 STYLE = {
     "font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10, "figure.dpi": 110,
@@ -53,7 +53,14 @@ def as_bytes(figure: Figure, form: str = "svg", dpi: int = 150) -> bytes:
 
 def title(figure: Figure, finding: str, width: int = 56) -> None:
     """The finding, in bold above the whole figure, at most `width` characters a line."""
-    figure.suptitle(fill(finding, width, break_on_hyphens=False), x=0.01, ha="left", fontsize=12.5, weight="bold")
+    figure.suptitle(fill(finding, width, break_on_hyphens=False), x=0.01, ha="left", fontsize=12.5,
+                    weight="bold")
+
+
+def span(last: float) -> tuple[float, float]:
+    """Ends of a time axis from 0 to `last`, with room for the points that stand at its ends."""
+    last = max(1, last)
+    return -0.03 * last, 1.04 * last
 
 
 def widen(axis, least: float) -> None:
@@ -64,7 +71,7 @@ def widen(axis, least: float) -> None:
 
 
 def legend_below(figure: Figure) -> None:
-    """One legend below the axes, in as many columns as its longest name leaves room for; none without names."""
+    """The legend below the axes, in as many columns as its longest name leaves room for; none of no names."""
     (axis,) = figure.axes
     handles, labels = axis.get_legend_handles_labels()
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)

@@ -357,6 +357,15 @@ ndcg = metrics.ndcg
 metrics.ndcg = lambda ids, relevant, k, **other: ndcg(["", *ids], relevant, k + 1, **other)
 """, "== dcg / ideal"),
     "BM25 swallows a query's first word": ("02_retriever_and_reward", SWALLOW, "abs(score - by_hand[item])"),
+    "evaluate loses the first hit": ("03_prompting_baselines", """
+from recr1_lite import evaluation
+compute = evaluation.compute
+evaluation.compute = lambda name, ranking, relevant: compute(name, ranking[1:], relevant)
+""", "by_hand == raw.rows"),
+    "a request may end its own turn": ("03_prompting_baselines", """
+from recr1_lite import prompts
+prompts.break_special_tokens = lambda tokenizer, text: text
+""", "plain.count"),
     "a reward that is the same for all": ("05_grpo", "ndcg = lambda ids, relevant, k: 0.5", "end.reward"),
 }
 
