@@ -16,10 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recr1_lite.metrics import mean_interval, ndcg, paired_interval
 from recr1_lite.retrievers import BM25Retriever
 from recr1_lite.tasks import load_task
-
-GARMENTS = set("""dress dresses blouse shirt top tee sweater cardigan pants jeans skirt shorts jacket coat vest
-leggings jumpsuit romper tunic tank swimsuit bra robe pajamas""".split())
-
+from recr1_lite.tasks.clothing import GARMENTS
 
 def with_rule(request: str) -> str:
     words = [word.strip(".,!?") for word in request.lower().split()]

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import httpx
 
 from recr1_lite.errors import RecR1Error
+from recr1_lite.parsing import Parsed
 from recr1_lite.prompts import Prompt, compose
 from recr1_lite.rewriters import Rewrite, Rewriter
 
@@ -31,11 +32,12 @@ _TAG = re.compile(r"<(?=[|/\w])")  # how a chat template's special tokens open
 
 
 class Answer(NamedTuple):
-    """What a server said. tokens: generated, 0 where it does not say. truncated: cut by max_tokens."""
+    """What a server said. tokens: generated, and of the prompt; 0 where it does not say. truncated: by max_tokens."""
 
     text: str
     tokens: int
     truncated: bool
+    prompt_tokens: int = 0
 
 
 class EndpointRewriter(Rewriter):
@@ -114,23 +116,29 @@ class EndpointRewriter(Rewriter):
         raise RecR1Error(f"{self.url} {problem}{asks} (tried {attempt + 1} times); check that it runs, then "
                          "try again with fewer workers or a longer timeout")
 
-    def _rewrite(self, request: str) -> Rewrite:
+    def answer(self, request: str) -> tuple[Answer, Parsed]:
+        """What the server says to this request with the rewriter's prompt, and how it parses."""
         messages = self.prompt.messages(_TAG.sub("< ", request))
         if self.prompt.prefix:
             messages.append({"role": "assistant", "content": self.prompt.prefix})
         answer = self.chat(messages)
         text = answer.text.removeprefix(self.prompt.prefix)  # some servers repeat it
-        parsed = self.prompt.read(text, answer.truncated)
+        return answer._replace(text=text), self.prompt.read(text, answer.truncated)
+
+    def _rewrite(self, request: str) -> Rewrite:
+        answer, parsed = self.answer(request)
         query = compose(request, parsed.query, self.prompt.mode, self.prompt.weight)
-        return Rewrite(query, text, str(parsed.outcome), answer.tokens)
+        return Rewrite(query, answer.text, str(parsed.outcome), answer.tokens)
 
     def _answer(self, reply: httpx.Response) -> Answer:
         try:
             found = reply.json()
             choice = found["choices"][0]
             text = choice["message"].get("content") or ""  # null with a refusal
-            tokens = (found.get("usage") or {}).get("completion_tokens")
-            answer = Answer("" + text, int(tokens or 0), choice.get("finish_reason") == "length")
+            usage = found.get("usage") or {}
+            tokens = usage.get("completion_tokens")
+            answer = Answer("" + text, int(tokens or 0), choice.get("finish_reason") == "length",
+                            int(usage.get("prompt_tokens") or 0))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise RecR1Error(f"{self.url} did not answer with a chat completion but with "
                              f"{self._safe(_message(reply))!r}; is the base URL that of the API?") from None

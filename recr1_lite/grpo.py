@@ -180,7 +180,7 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
     trainer.remove_callback(PrinterCallback)
     monitor = Monitor(trainer, policy, folder, profile, validate, progress, watch)
     trainer.add_callback(monitor)
-    start = time.perf_counter() - (_seconds_so_far(folder) if checkpoint else 0.0)
+    start = time.perf_counter() - (seconds_so_far(folder) if checkpoint else 0.0)
     try:
         with sealed(), interruptible(monitor):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -225,7 +225,7 @@ def configure(profile: Profile, folder: Path, seed: int, **overrides) -> GRPOCon
     return GRPOConfig(**(settings | PRESETS[profile.preset] | overrides))
 
 
-def _seconds_so_far(folder: Path) -> float:
+def seconds_so_far(folder: Path) -> float:
     """What the stopped run took, as it said itself; 0 where it was killed before it could."""
     try:
         return float(json.loads((folder / "training.json").read_text())["seconds"])

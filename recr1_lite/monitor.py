@@ -1,4 +1,4 @@
-"""The watch over a GRPO run: validation, the best adapter, a line a step, a sentence when something looks
+"""The watch over a training run: validation, the best adapter, a line a step, a sentence when something looks
 wrong."""
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Monitor(TrainerCallback):
     it all.
     """
 
+    ended = False  # by a rule of the run itself, before its last step
+
     def __init__(self, trainer, policy: Policy, folder: Path, profile: Profile,
                  validate: Callable[[MergedCopy | None], Interval] | None, progress: bool,
                  watch: Watch | None = None):
@@ -89,12 +91,7 @@ class Monitor(TrainerCallback):
         state.log_history[-1]["recr1"] = row
         left = (time.perf_counter() - self.started) / (state.global_step - self.first_step) * (
             state.max_steps - state.global_step)
-        if self.progress:
-            print(progress_line(row, state.max_steps, left), flush=True)
-        for warning in suspicions(steps(state), self.profile):
-            if warning not in self.said:
-                self.said.add(warning)
-                print(f"  note: {warning}", file=sys.stderr, flush=True)
+        self.tell(row, state, left)
         if self.due(state):
             self.score(state)
         self.show(state)
@@ -102,6 +99,15 @@ class Monitor(TrainerCallback):
     def on_save(self, args, state, control, **_):
         # after the checkpoint is whole: a kill in between loses neither, because a resumed run repairs `best`
         self.keep_best(state)
+
+    def tell(self, row: dict, state, left: float) -> None:
+        """A line on this step, and a sentence on what looks wrong, said once. left: seconds to go."""
+        if self.progress:
+            print(progress_line(row, state.max_steps, left), flush=True)
+        for warning in suspicions(steps(state), self.profile):
+            if warning not in self.said:
+                self.said.add(warning)
+                print(f"  note: {warning}", file=sys.stderr, flush=True)
 
     def due(self, state) -> bool:
         return state.global_step % self.profile.validate_every == 0 or state.global_step == state.max_steps
@@ -132,7 +138,7 @@ class Monitor(TrainerCallback):
         if best is None:
             best = state.global_step
             save_adapter(self.policy, self.folder / "best")
-        stopped = "finished" if state.global_step >= state.max_steps else "interrupted"
+        stopped = "finished" if self.ended or state.global_step >= state.max_steps else "interrupted"
         done = Training(steps(state), points(state), best, seconds, stopped, self.folder)
         atomic_write(self.folder / "training.json", json.dumps(
             asdict(done) | {"folder": self.folder.name, "profile": asdict(self.profile)}, indent=1))

@@ -28,11 +28,17 @@ class Profile:
     max_prompt_tokens: int = 512
     max_completion_tokens: int = 5
     learning_rate: float = 4e-4
+    # SFT, and the sampling of its targets
+    sft_learning_rate: float = 4e-4
+    sft_batch: int = 8
+    sft_epochs: float = 1.0
+    best_of: int = 8  # rollouts an example that a target is chosen from
     # evaluation
     validate_every: int = 25
     n_val: int = 100  # of the validation requests, scored before and while training
     n_test: int = 400
     n_headroom: int = 48
+    n_capability: int | None = None  # items a task of the capability checks; None: all
     batch_size: int = 50
 
     def but(self, **changes) -> Profile:
@@ -50,8 +56,8 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("smoke", "proves in a minute or two that everything runs; learns nothing", steps=2,
-                prompts_per_step=2, group_size=4, validate_every=1, n_val=8, n_test=8, n_headroom=4,
-                batch_size=8),
+                prompts_per_step=2, group_size=4, validate_every=1, n_val=8, n_test=8, n_headroom=4, n_capability=4,
+                batch_size=8, sft_batch=4, best_of=2),
         Profile("cpu", "the real loop on a plain CPU, with a 135M model"),
         Profile("t4", "15 GB card without bfloat16 (not yet measured)", dtype="float16", micro_batch=16,
                 **(_GPU | dict(model="Qwen/Qwen2.5-0.5B-Instruct"))),

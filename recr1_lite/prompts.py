@@ -1,50 +1,20 @@
 """How a request is put to the model and how its completion is read: one parser for training and evaluation.
 
-Three styles: `compact` (a line of keywords, what a small model can do), `json` (one JSON object) and `paper`
-(a thought, then JSON in answer tags, the form of Rec-R1, arXiv 2503.24289). The texts are this kit's own, and
-none asks for Boolean operators: a bag-of-words retriever would ignore them.
+Four styles: `compact` (a line of keywords, what a small model can do), `json` (one JSON object), `think` (a
+thought, then keywords in answer tags) and `paper` (a thought, then JSON in answer tags, the form of Rec-R1, arXiv
+2503.24289). The texts are this kit's own, and none asks for Boolean operators: a bag-of-words retriever would ignore
+them.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from recr1_lite.errors import RecR1Error
+from recr1_lite.parsing import STYLES, Outcome, Parsed, parse
 
-STYLES = ("compact", "json", "paper")
 MODES = ("rewrite", "expand")
-BRACES = 32  # opening braces at which a JSON object is looked for: a completion made of braces stays quick
-WRAPPINGS = 8  # labels, bullets and quotes around one another, for the same reason
-
-_BULLET = re.compile(r"(?:[-+*•–—]+|\(?\d{1,2}[.)])(?:\s+|$)")
-_LABEL = re.compile(
-    r"(?:(?:here|are|is|the|my|some|\d+|three|five|ten|final|search|rewritten|relevant)\s+){0,6}"
-    r"(?:keywords?|answer|query|rewrite|terms?)[*_\"]*(?:\s+(?:are|is))?\s*:[*_]*\s*",
-    re.IGNORECASE,
-)
-_QUOTES = "\"'“”‘’«»`*_ \t"
-
-
-class Outcome(StrEnum):
-    """What a completion turned out to be. Only `ok` carries a query."""
-
-    ok = "ok"
-    no_answer = "no_answer"  # paper: no complete <answer>...</answer>; json: no opening brace
-    bad_json = "bad_json"  # no JSON object where the answer is
-    missing_query = "missing_query"  # a JSON object, its "query" absent or neither text nor list of texts
-    empty = "empty"  # the query is there and holds nothing
-    truncated = "truncated"  # no_answer or bad_json because the token limit cut the completion
-
-
-class Parsed(NamedTuple):
-    """Outcome of a completion, and its query on one line; "" unless ok."""
-
-    outcome: Outcome
-    query: str
 
 
 @dataclass(frozen=True)
@@ -134,6 +104,13 @@ PROMPTS = {
         'of the form {"query": "..."}.\n\n{request}',
         prefix='{"query": "',
     ),
+    "think": Prompt(
+        style="think",
+        instruction="Turn the request below into keywords for a search engine that matches words. First think "
+        "between <think> and </think>: which thing is wanted, and which words would describe it? Then give one line "
+        "of keywords between answer tags: <answer>...</answer>.\n\n{request}",
+        prefix="<think>",
+    ),
     "paper": Prompt(
         style="paper",
         instruction="Turn the request below into a query for a search engine that matches words. First think "
@@ -161,32 +138,30 @@ def format_answer(query: str, style: str, thought: str = "The thing wanted and i
         return query
     if style not in STYLES:
         raise RecR1Error(f"there is no prompt style {style!r}; choose one of {', '.join(STYLES)}")
-    answer = json.dumps({"query": query}, ensure_ascii=False)
+    answer = query if style == "think" else json.dumps({"query": query}, ensure_ascii=False)
     return answer if style == "json" else f"<think>{thought}</think>\n<answer>{answer}</answer>"
 
 
-def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
-    """Read a completion. Never raises, whatever the text is.
+_FORMATS = {  # what `restyled` adds to the instruction, and the prefix that opens the answer
+    "compact": ("", ""),
+    "json": (' Reply with a JSON object of the form {"query": "..."}.', '{"query": "'),
+    "think": (" First think between <think> and </think>, then answer between <answer> and </answer>.", "<think>"),
+    "paper": (" First think between <think> and </think>, then give the answer as JSON between answer tags: "
+              '<answer>{"query": "..."}</answer>.', "<think>"),
+}
 
-    `completion`: the whole answer; `Prompt.read` puts the prefix before what was generated where it belongs.
-    `truncated`: the token limit was hit with no end token. The rules:
-    - compact: the first line that is no heading, without label ("Keywords:"), bullet or quotes; a list, one
-      keyword a line, counts as one line. A truncated line is still usable, so `truncated` changes nothing.
-    - json: the first JSON object that has a "query"; code fences, text around it and raw newlines in it are
-      fine.
-    - paper: the same, inside the last complete <answer>...</answer>. The thought is not checked.
-    - "query" may be a list of texts, which are joined by spaces. White space becomes single spaces.
-    Raises RecR1Error for an unknown style only.
+
+def restyled(prompt: Prompt, style: str) -> Prompt:
+    """The same question with its answer in another form, without examples: the variants of SFT differ in this alone.
+
+    Raises RecR1Error for an unknown style.
     """
+    if style == prompt.style:
+        return prompt
     if style not in STYLES:
         raise RecR1Error(f"there is no prompt style {style!r}; choose one of {', '.join(STYLES)}")
-    text = completion if isinstance(completion, str) else ""
-    if style == "compact":
-        return _found(_keywords(text))
-    parsed = _json_query(text, style)
-    if truncated and parsed.outcome in (Outcome.no_answer, Outcome.bad_json):
-        return Parsed(Outcome.truncated, "")
-    return parsed
+    form, prefix = _FORMATS[style]
+    return replace(prompt, style=style, instruction=prompt.instruction + form, prefix=prefix, examples=())
 
 
 def compose(request: str, parsed_query: str, mode: str, weight: int = 1) -> str:
@@ -199,74 +174,3 @@ def compose(request: str, parsed_query: str, mode: str, weight: int = 1) -> str:
     if mode not in MODES:
         raise RecR1Error(f"there is no prompt mode {mode!r}; choose one of {', '.join(MODES)}")
     return parsed_query if mode == "rewrite" else " ".join([request, *[parsed_query] * weight]).strip()
-
-
-def _found(query: str) -> Parsed:
-    # A lone surrogate (JSON can spell one) fits into no UTF-8 file.
-    query = " ".join(query.encode("utf-8", "replace").decode("utf-8").split())
-    return Parsed(Outcome.ok, query) if query else Parsed(Outcome.empty, "")
-
-
-def _keywords(text: str) -> str:
-    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("```")]
-    kept: list[str] = []
-    listing = False
-    for line in lines:
-        bullet = bool(_BULLET.match(line))
-        if kept and not (listing and bullet):
-            break
-        content = _bare(line)
-        if content and not (content.endswith(":") and line is not lines[-1]):  # else a heading
-            kept.append(content)
-            listing = bullet
-    return " ".join(kept)
-
-
-def _bare(line: str) -> str:
-    """A line without bullets, quotes and one label, in whatever order they are wrapped."""
-    labelled = False
-    for _ in range(WRAPPINGS):
-        before = line
-        match = _BULLET.match(line) or (None if labelled else _LABEL.match(line))
-        if match:
-            labelled = labelled or match.re is _LABEL
-            line = line[match.end() :]
-        line = line.strip(_QUOTES)
-        if line == before:
-            break
-    return line
-
-
-def _json_query(text: str, style: str) -> Parsed:
-    if style == "paper":
-        end = text.rfind("</answer>")
-        start = text.rfind("<answer>", 0, max(end, 0))
-        if start < 0:
-            return Parsed(Outcome.no_answer, "")
-        text = text[start + len("<answer>") : end]
-    elif "{" not in text:
-        return Parsed(Outcome.no_answer, "")
-    objects = _objects(text)
-    if not objects:
-        return Parsed(Outcome.bad_json, "")
-    queries = [found["query"] for found in objects if "query" in found]
-    query = queries[0] if queries else None
-    if isinstance(query, list) and all(isinstance(part, str) for part in query):
-        query = " ".join(query)
-    return _found(query) if isinstance(query, str) else Parsed(Outcome.missing_query, "")
-
-
-def _objects(text: str) -> list[dict]:
-    """The JSON objects that start at one of the first braces, those inside another object left out."""
-    decoder, found, at = json.JSONDecoder(strict=False), [], -1
-    for _ in range(BRACES):
-        at = text.find("{", at + 1)
-        if at < 0:
-            break
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            continue
-        found.append(value)
-        at = end - 1
-    return found

@@ -282,7 +282,7 @@ def test_render_without_a_usable_template():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"style": "xml"}, "compact, json, paper"),
+        ({"style": "xml"}, "compact, json, think, paper"),
         ({"mode": "replace"}, "rewrite, expand"),
         ({"instruction": "Find it"}, "{request}"),
         ({"style": "json", "examples": (("shoes", "shoe"),)}, "example 0 is no_answer.*format_answer"),
@@ -295,7 +295,7 @@ def test_a_bad_prompt(fields, message):
 
 def test_an_unknown_style_is_the_callers_mistake():
     for call in (parse, format_answer):
-        with pytest.raises(RecR1Error, match="compact, json, paper"):
+        with pytest.raises(RecR1Error, match="compact, json, think, paper"):
             call("red", "xml")
 
 

@@ -37,6 +37,9 @@ FEW_SHOT = replace(
         ("They fit well in the waist, too long for me.", "pants, trousers, waist, long"),
     ),
 )
+# What somebody who knows the shop could write down: the words of a message that name a garment. A teacher for SFT.
+GARMENTS = frozenset("""dress dresses blouse shirt top tee sweater cardigan pants jeans skirt shorts jacket coat vest
+leggings jumpsuit romper tunic tank swimsuit bra robe pajamas""".split())
 WHEEL = assets.ASSETS["clothing-reviews"].wheel
 MIN_REVIEWS = 8  # a garment with fewer says too little about itself
 MIN_WORDS = 10  # a shorter review is no message
@@ -53,6 +56,16 @@ def load(words: int = 40, seed: int = 0) -> Task:
     if words < MIN_WORDS:
         raise RecR1Error(f"words={words} is too short for a message; use {MIN_WORDS} or more")
     return build(read_reviews(), words, seed)
+
+
+def name_garments(message: str) -> tuple[str, str]:
+    """The rule as a teacher: the garment words of a message, each once, and the thought behind them.
+
+    ("", "") for a message that names none: there the teacher has nothing to say.
+    """
+    words = (word.strip(".,!?") for word in message.lower().split())
+    found = list(dict.fromkeys(word for word in words if word in GARMENTS))
+    return " ".join(found), f"The message names: {', '.join(found)}." if found else ""
 
 
 def read_reviews() -> pd.DataFrame:

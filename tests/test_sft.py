@@ -1,0 +1,189 @@
+"""SFT: what it is trained on, the loss on the answer, variants, limits, resume; it learns what it is shown."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import PROMPT, examples, requests, tiny_profile
+from transformers import TrainerCallback
+
+from recr1_lite import sft
+from recr1_lite.demo import rewriter
+from recr1_lite.errors import RecR1Error
+from recr1_lite.metrics import Interval
+from recr1_lite.models import load_policy, token_logps
+from recr1_lite.prompts import Prompt, restyled
+from recr1_lite.tasks.base import _trainers_running, sealed
+
+FIXED = {"lr_scheduler_type": "constant", "warmup_steps": 0}
+
+
+def targets(n: int = 6, word: str = "w110") -> pd.DataFrame:
+    return pd.DataFrame({"request": requests(n), "rewrite": [word] * n, "thought": ["w9 w8"] * n})
+
+
+def run(folder, out, table=None, profile=None, **options):
+    profile = profile or tiny_profile(folder, sft_learning_rate=1e-2, sft_epochs=4)
+    policy = load_policy(profile)
+    settings = dict(progress=False, patience=None) | FIXED | options
+    return policy, sft.train(policy, targets() if table is None else table, PROMPT, profile, out, **settings)
+
+
+def scripted(*means: float):
+    left = list(means)
+    return lambda merged: Interval(left.pop(0), 0.0, 1.0, 8)
+
+
+# the data
+
+
+def test_a_row_is_prompt_answer_and_end_token(tiny_folder):
+    policy = load_policy(tiny_profile(tiny_folder))
+    (row,) = sft.tokenised(policy, targets(1), PROMPT, 64)
+    words = policy.tokenizer.convert_ids_to_tokens(row["input_ids"])
+    assert words == "<|im_start|> user find w0 <|im_end|> <|im_start|> assistant w110 <|im_end|>".split()
+    assert row["labels"] == [-100] * 7 + row["input_ids"][7:]
+    (row,) = sft.tokenised(policy, targets(1), PROMPT, 64, loss_on="all")
+    assert row["labels"] == row["input_ids"]
+
+
+@pytest.mark.parametrize("style, answer", [
+    ("compact", "red dress"), ("json", 'red dress"}'), ("think", "so</think>\n<answer>red dress</answer>"),
+    ("paper", 'so</think>\n<answer>{"query": "red dress"}</answer>')])
+def test_an_answer_continues_its_prefix_and_reads_back(style, answer):
+    prompt = restyled(Prompt("compact", "what? {request}", mode="expand", weight=4), style)
+    assert sft.answer_text(prompt, "red dress", "so") == answer
+    assert prompt.read(answer) == ("ok", "red dress")
+    assert prompt.mode == "expand" and prompt.weight == 4 and prompt.instruction.startswith("what? {request}")
+    assert restyled(prompt, style) is prompt
+
+
+def test_an_answer_after_words_of_the_prefix_starts_with_a_space():
+    assert sft.answer_text(Prompt("compact", "{request}", prefix="They bought a"), "dress") == " dress"
+    assert sft.answer_text(Prompt("compact", "{request}", prefix="They bought a "), "dress") == "dress"
+
+
+def test_variants_are_the_four_styles():
+    prompt = Prompt("compact", "{request}", prefix="a")
+    assert [sft.variant(prompt, name).style for name in sft.VARIANTS] == ["compact", "json", "think", "paper"]
+    assert sft.variant(prompt, "SFT") is prompt
+    with pytest.raises(RecR1Error, match="no SFT variant"):
+        sft.variant(prompt, "DPO")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"targets": targets(0)}, "no targets"), ({"loss_on": "prompt"}, "loss_on='prompt'"),
+    ({"targets": targets().assign(rewrite="answer: w1")}, "cannot be read back"),
+    ({"profile": {"max_prompt_tokens": 8}}, "limit is 8")])
+def test_bad_input_leaves_no_folder(tiny_folder, tmp_path, change, message):
+    profile = tiny_profile(tiny_folder, **change.pop("profile", {}))
+    table = change.pop("targets", targets())
+    with pytest.raises(RecR1Error, match=message):
+        sft.train(load_policy(profile), table, PROMPT, profile, tmp_path / "run", **change)
+    assert not (tmp_path / "run").exists()
+
+
+# the loss
+
+
+class FirstStep(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        self.gradient = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.requires_grad])
+
+
+@pytest.mark.parametrize("loss_on", ["answer", "all"])
+def test_the_loss_is_the_mean_over_the_answers_tokens(tiny_folder, tmp_path, monkeypatch, loss_on):
+    profile = tiny_profile(tiny_folder, sft_batch=6, sft_epochs=1)
+    policy = load_policy(profile)
+    data = sft.tokenised(policy, targets(), PROMPT, 64, loss_on)
+    values, count = 0.0, 0
+    for row in data:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            logps = policy.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        labels = torch.tensor(row["labels"][1:])
+        chosen = labels != -100
+        values -= logps[chosen, labels[chosen]].sum().item()
+        count += int(chosen.sum())
+    _, done = run(tiny_folder, tmp_path, profile=profile, loss_on=loss_on)
+    assert count == (12 if loss_on == "answer" else sum(len(row["input_ids"]) - 1 for row in data))
+    assert done.curve[0]["loss"] == pytest.approx(values / count, abs=2e-4)
+
+
+def test_padding_changes_nothing(tiny_folder, tmp_path):
+    """A batch of unequal lengths has the gradient of its rows one by one (weighted by their answer tokens)."""
+    gradients = []
+    for name, batch in (("whole", 6), ("single", 1)):
+        profile = tiny_profile(tiny_folder, sft_batch=batch, sft_epochs=1)
+        keep, policy = FirstStep(), load_policy(profile)
+        original = sft.KitSFTTrainer.__init__
+
+        def add(self, *args, _original=original, _keep=keep, **kwargs):
+            _original(self, *args, **kwargs)
+            self.add_callback(_keep)
+
+        sft.KitSFTTrainer.__init__ = add
+        try:
+            extra = {} if batch == 6 else {"gradient_accumulation_steps": 6, "max_steps": 1}
+            sft.train(policy, targets(), PROMPT, profile, tmp_path / name, progress=False, patience=None,
+                      max_grad_norm=0, **FIXED, **extra)
+        finally:
+            sft.KitSFTTrainer.__init__ = original
+        gradients.append(keep.gradient)
+    assert gradients[0].norm() > 1e-4
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[0].norm()
+
+
+# the run
+
+
+def test_it_learns_what_it_is_shown_and_saves_it(tiny_folder, tmp_path):
+    pairs = [(PROMPT.render(load_policy(tiny_profile(tiny_folder)).tokenizer, request), "w110 <|im_end|>")
+             for request in requests()]
+    profile = tiny_profile(tiny_folder, sft_learning_rate=3e-2, sft_epochs=20)
+    before = token_logps(load_policy(profile), pairs).mean()
+    policy, done = run(tiny_folder, tmp_path, profile=profile)
+    assert done.curve[-1]["loss"] < 0.2 * done.curve[0]["loss"] and done.stopped == "finished"
+    assert token_logps(policy, pairs).mean() > before + 1
+    loaded = load_policy(profile, adapter=done.adapter, trainable=False)
+    answers = rewriter(loaded, PROMPT, profile, "SFT").complete(requests())
+    assert [answer.completion for answer in answers] == ["w110"] * 6 and {a.tokens for a in answers} == {2}
+    with pytest.raises(RecR1Error, match="already holds a run"):
+        run(tiny_folder, tmp_path)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder, sft_epochs=8, sft_batch=2)
+    _, whole = run(tiny_folder, tmp_path / "whole", profile=profile)
+    run(tiny_folder, tmp_path / "parts", profile=profile.but(sft_epochs=4))
+    _, parts = run(tiny_folder, tmp_path / "parts", profile=profile, resume=True)
+    one, two = (load_file(done.folder / "last" / "adapter_model.safetensors") for done in (whole, parts))
+    assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
+    drop = [{key: value for key, value in row.items() if key != "seconds"} for row in whole.curve]
+    assert drop == [{key: value for key, value in row.items() if key != "seconds"} for row in parts.curve]
+
+
+def test_val_picks_the_adapter_and_ends_the_run(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder, sft_epochs=40, validate_every=2)
+    _, done = run(tiny_folder, tmp_path, profile=profile, patience=2,
+                  validate=scripted(0.1, 0.2, 0.4, 0.3, 0.3, 0.9, 0.9, 0.9))
+    assert done.best_step == 4 and [point["step"] for point in done.val][:5] == [0, 2, 4, 6, 8]
+    assert done.curve[-1]["step"] <= 10 and done.stopped == "finished"
+
+
+def test_the_limit_in_seconds_ends_the_run_with_a_validation(tiny_folder, tmp_path):
+    profile = tiny_profile(tiny_folder, sft_epochs=4000, validate_every=1000)
+    _, done = run(tiny_folder, tmp_path, profile=profile, max_seconds=1.0, validate=lambda merged: Interval(.5, 0, 1, 8))
+    spent = sum(row["seconds"] for row in done.curve)
+    assert 1.0 <= spent < 3.0 and done.stopped == "finished"
+    assert [point["step"] for point in done.val] == [0, done.curve[-1]["step"]]
+
+
+def test_the_test_split_is_sealed_while_it_trains(tiny_folder, tmp_path):
+    from recr1_lite.tasks import base
+
+    seen = []
+    run(tiny_folder, tmp_path, validate=lambda merged: seen.append(base._trainers_running) or Interval(.5, 0, 1, 8))
+    assert seen and set(seen) == {1} and base._trainers_running == 0

@@ -1,0 +1,284 @@
+"""Targets: the vote, the best of n, files of pairs, a paid server; killed runs lose and repeat nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import PROMPT, examples, tiny_policy, tiny_profile, toy_retriever
+
+from recr1_lite.demo import rewriter
+from recr1_lite.endpoint import EndpointRewriter
+from recr1_lite.errors import RecR1Error
+from recr1_lite.paid_targets import Budget, from_endpoint
+from recr1_lite.rewards import Scorer
+from recr1_lite.targets import CHUNK, Cost, TargetFile, VoteRewriter, best_of_n, read_pairs, vote
+
+
+def sampler(folder, **changes):
+    return rewriter(tiny_policy(folder, 0.0), PROMPT, tiny_profile(folder, **changes), "tiny")
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()][1:]
+
+
+# the vote
+
+
+def test_the_vote_takes_the_words_that_most_hold():
+    assert vote(["red dress", "a dress", "blue jeans", "dress."]) == 3  # "dress" alone: three of four hold it
+    assert vote(["", "skirt", ""]) == 1
+    assert vote(["", ""]) == 0
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=6))
+def test_the_vote_is_one_of_them_and_case_does_not_matter(queries):
+    assert 0 <= vote(queries) < len(queries)
+    assert vote(queries) == vote([query.upper().lower() for query in queries]) or any("ß" in q or not q.isascii()
+                                                                                   for q in queries)
+
+
+def test_the_voting_teacher_answers_like_its_file(tiny_folder, tmp_path):
+    inner = sampler(tiny_folder)
+    found = best_of_n(inner, examples(CHUNK), tmp_path / "t.jsonl", n=3, temperature=1.0, seed=0)
+    teacher = VoteRewriter(inner, n=3, temperature=1.0, seed=0)
+    answers = teacher.complete(examples(CHUNK)["request"].tolist())
+    assert [PROMPT.read(answer.completion).query for answer in answers] == found["rewrite"].tolist()
+    assert sum(answer.tokens for answer in answers) == found["tokens"].sum() > 0
+    assert inner.temperature == 0.0
+
+
+# best of n
+
+
+def test_best_of_n_by_reward_takes_the_best(tiny_folder, tmp_path):
+    table, inner = examples(12), sampler(tiny_folder)
+    scorer = Scorer(toy_retriever(), table, PROMPT, 10)
+    found = best_of_n(inner, table, tmp_path / "t.jsonl", 6, "reward", 1.0, scorer, seed=3)
+    assert found["example_id"].tolist() == table["example_id"].tolist()
+    assert (found["score"] >= found["mean_score"]).all() and (found["score"] > found["mean_score"]).any()
+    again = [row.ndcg for row in scorer.score(found["example_id"].tolist(), found["rewrite"].tolist())]
+    assert again == found["score"].tolist()
+    assert Cost.of(found).samples == 72 and Cost.of(found).tokens_generated == found["tokens"].sum() > 72
+
+
+def test_choices_are_checked(tiny_folder, tmp_path):
+    with pytest.raises(RecR1Error, match="with a scorer"):
+        best_of_n(sampler(tiny_folder), examples(), tmp_path / "t.jsonl", choose="reward")
+    with pytest.raises(RecR1Error, match="vote"):
+        best_of_n(sampler(tiny_folder), examples(), tmp_path / "t.jsonl", choose="mean")
+
+
+def test_a_stopped_run_ends_as_an_uninterrupted_one(tiny_folder, tmp_path):
+    table, whole, parts = examples(3 * CHUNK), tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    expected = best_of_n(sampler(tiny_folder), table, whole, 3)
+    best_of_n(sampler(tiny_folder), table.head(CHUNK), parts, 3)
+    text = parts.read_bytes()
+    parts.write_bytes(text[:-7])  # killed while it wrote its last row
+    found = best_of_n(sampler(tiny_folder), table, parts, 3)
+    assert found.drop(columns="seconds").equals(expected.drop(columns="seconds"))
+    assert len(lines(parts)) == 3 * CHUNK == len({row["example_id"] for row in lines(parts)})
+    before = parts.read_bytes()
+    best_of_n(sampler(tiny_folder), table, parts, 3)
+    assert parts.read_bytes() == before
+
+
+KILLED = """
+import sys; sys.path.insert(0, sys.argv[1])
+from test_targets import *
+from recr1_lite import targets
+keep = targets.TargetFile.keep
+def slowly(self, row):
+    keep(self, row); print(len(self.rows), flush=True); time.sleep(0.05)
+targets.TargetFile.keep = slowly
+best_of_n(sampler(Path(sys.argv[2])), examples(3 * CHUNK), Path(sys.argv[3]), 3)
+"""
+
+
+def test_a_killed_teacher_run_resumes_with_nothing_lost_or_repeated(tiny_folder, tmp_path):
+    expected = best_of_n(sampler(tiny_folder), examples(3 * CHUNK), tmp_path / "whole.jsonl", 3)
+    path = tmp_path / "killed.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tiny_folder), str(path)],
+                               stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.strip() == str(CHUNK + 3):  # in the middle of the second chunk
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    kept = lines(path)
+    assert CHUNK + 3 <= len(kept) < 3 * CHUNK
+    found = best_of_n(sampler(tiny_folder), examples(3 * CHUNK), path, 3)
+    assert lines(path)[:len(kept)] == kept  # what was there is as it was
+    assert [row["example_id"] for row in lines(path)] == examples(3 * CHUNK)["example_id"].tolist()
+    assert found.drop(columns="seconds").equals(expected.drop(columns="seconds"))
+
+
+# the file
+
+
+def test_other_settings_are_refused(tiny_folder, tmp_path):
+    best_of_n(sampler(tiny_folder), examples(), tmp_path / "t.jsonl", 2)
+    before = (tmp_path / "t.jsonl").read_bytes()
+    with pytest.raises(RecR1Error, match=r"other settings \(n, seed\)"):
+        best_of_n(sampler(tiny_folder), examples(), tmp_path / "t.jsonl", 3, seed=1)
+    assert (tmp_path / "t.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [b"no json\n", b'{"example": 1}\n', b"[]\n"])
+def test_a_damaged_line_is_named(tmp_path, damage):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"settings": {}}\n{"example_id": "a"}\n' + damage)
+    with pytest.raises(RecR1Error, match="line 3 of"), TargetFile(path, {}):
+        pass
+    with pytest.raises(RecR1Error, match="line 3 of"), TargetFile(path, {}):  # and the lock is free again
+        pass
+
+
+def test_two_runs_do_not_write_one_file(tmp_path):
+    with TargetFile(tmp_path / "t.jsonl", {}), pytest.raises(RecR1Error, match="another run"):
+        TargetFile(tmp_path / "t.jsonl", {}).__enter__()
+
+
+# pairs
+
+
+def pairs_file(folder: Path, rows: list[dict]) -> Path:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_pairs_join_the_training_examples(tmp_path):
+    table = examples(4)
+    path = pairs_file(tmp_path, [{"request": table["request"][2], "rewrite": "w5", "thought": "so"},
+                                 {"request": "of the test split", "rewrite": "w6", "thought": ""}])
+    found = read_pairs(path, table)
+    assert found[["example_id", "rewrite", "thought"]].values.tolist() == [["e2", "w5", "so"]]
+    assert Cost.of(found) == Cost()
+    path = pairs_file(tmp_path, [{"example_id": "e1", "request": "whatever", "rewrite": "w5"}])
+    assert read_pairs(path, table)["request"].tolist() == [table["request"][1]]
+
+
+@pytest.mark.parametrize("rows, message", [
+    ([{"request": "w0"}], "no column 'rewrite'"), ([{"rewrite": "w0"}], "no column 'request'"),
+    ([{"request": "w0", "rewrite": " "}], "row 1 is empty"), ([{"request": "w0", "rewrite": None}], "row 1 is empty"),
+    ([{"request": "w0", "rewrite": "a"}] * 2, "two rewrites for 'w0'"),
+    ([{"request": "nobody", "rewrite": "a"}], "no request of pairs.jsonl is one of the 6"),
+])
+def test_pairs_that_do_not_fit(tmp_path, rows, message):
+    with pytest.raises(RecR1Error, match=message):
+        read_pairs(pairs_file(tmp_path, rows), examples())
+
+
+# a paid server
+
+
+class Server(ThreadingHTTPServer):
+    """Answers "w7" to everything, notes what it was asked, and fails or waits where it is told to."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked, self.fail_after, self.wait = [], None, 0.0
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body["messages"][-1]["content"])
+        time.sleep(self.server.wait)
+        if self.server.fail_after is not None and len(self.server.asked) > self.server.fail_after:
+            return self.send_error(400)
+        reply = json.dumps({"choices": [{"message": {"content": "w7"}, "finish_reason": "stop"}],
+                            "usage": {"completion_tokens": 10, "prompt_tokens": 40}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    running = Server()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def many(n: int = 12) -> pd.DataFrame:
+    return pd.DataFrame({"example_id": [f"e{row}" for row in range(n)], "request": [f"w{row // 2}" for row in range(n)],
+                         "relevant": [{"gold": 1.0}] * n})
+
+
+def client(server: Server, **options) -> EndpointRewriter:
+    return EndpointRewriter(PROMPT, "m", server.url, max_tokens=16, retries=0, **options)
+
+
+def test_equal_requests_are_sent_once(server, tmp_path):
+    found = from_endpoint(client(server), many(), tmp_path / "t.jsonl")
+    assert sorted(server.asked) == [f"find w{number}" for number in range(6)]
+    assert found["rewrite"].tolist() == ["w7"] * 12 and found["example_id"].tolist() == many()["example_id"].tolist()
+    assert Cost.of(found).samples == 6 and Cost.of(found).tokens_generated == 60
+    from_endpoint(client(server), many(14), tmp_path / "t.jsonl")
+    assert len(server.asked) == 7  # the new request alone
+
+
+def test_a_failure_keeps_what_arrived(server, tmp_path):
+    server.fail_after = 3
+    with pytest.raises(RecR1Error, match="answered 400"):
+        from_endpoint(client(server, workers=1), many(), tmp_path / "t.jsonl")
+    assert len(server.asked) == 4 and len(lines(tmp_path / "t.jsonl")) == 6
+    server.fail_after = None
+    from_endpoint(client(server), many(), tmp_path / "t.jsonl")
+    assert len(server.asked) == 7 and len(set(server.asked)) == 6  # the one that failed, again
+
+
+def test_the_budget_is_not_passed(server, tmp_path, capsys):
+    budget = Budget(requests=4)
+    found = from_endpoint(client(server), many(), tmp_path / "t.jsonl", budget)
+    assert len(server.asked) == 4 and len(found) == 8
+    assert "2 requests are not asked yet" in capsys.readouterr().out
+    from_endpoint(client(server), many(), tmp_path / "t.jsonl", budget)
+    assert len(server.asked) == 4  # the budget counts what was asked before
+    priced = Budget(money=0.001, input_price=1.0, output_price=10.0)  # an answer costs 0.00014, at worst a bit more
+    found = from_endpoint(client(server), many(40), tmp_path / "u.jsonl", priced)
+    assert 0.0005 < found["money"].sum() <= 0.001
+    assert found["money"].sum() == pytest.approx(0.00014 * (len(server.asked) - 4))
+
+
+def test_ctrl_c_keeps_what_is_under_way(server, tmp_path):
+    server.wait = 0.3
+    threading.Timer(0.45, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        from_endpoint(client(server, workers=2), many(40), tmp_path / "t.jsonl")
+    time.sleep(0.4)
+    sent = len(server.asked)
+    assert 2 <= sent < 20 and len(lines(tmp_path / "t.jsonl")) == 2 * sent
+    server.wait = 0.0
+    from_endpoint(client(server), many(40), tmp_path / "t.jsonl")
+    assert sorted(server.asked) == sorted(f"find w{number}" for number in range(20))  # each exactly once
+
+
+def test_the_thought_is_kept(server, tmp_path, monkeypatch):
+    from recr1_lite import paid_targets
+
+    assert paid_targets.thought_of("<think>a\nb</think><answer>c</answer>") == "a b"
+    assert paid_targets.thought_of("a b</think><answer>c</answer>") == "a b"  # the prefix held the opening tag
+    assert paid_targets.thought_of("c") == "" == paid_targets.thought_of("</think><think>")
