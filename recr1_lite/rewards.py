@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from recr1_lite.errors import RecR1Error
-from recr1_lite.metrics import ndcg
+from recr1_lite.metrics import ndcg, without
 from recr1_lite.prompts import Outcome, Prompt, compose
 from recr1_lite.retrievers import Retriever, search_all
 
@@ -44,7 +44,8 @@ class Scorer:
 
     examples: DataFrame of example_id, request, relevant ({item_id: gain}); give it the validation rows as
     well if the trainer evaluates. Targets are found by example_id, so two users with the same words keep
-    their own. k: cut-off of the nDCG, whose gains are `linear` or `exponential`. Raises RecR1Error for a
+    their own. A column `exclude` (ids) takes items out of an example's rankings before they are scored, as in
+    `evaluate`. k: cut-off of the nDCG, whose gains are `linear` or `exponential`. Raises RecR1Error for a
     missing column, an example_id that comes twice, a bad k or gain.
     """
 
@@ -62,6 +63,8 @@ class Scorer:
         self.retriever, self.prompt, self.k, self.gain = retriever, prompt, int(k), gain
         self.requests = dict(zip(ids, examples["request"]))
         self.relevant = dict(zip(ids, examples["relevant"]))
+        self.exclude = {example: set(gone) for example, gone in zip(ids, examples.get("exclude", ()))}
+        self.depth = self.k + max(map(len, self.exclude.values()), default=0)  # to fill k places all the same
         self._raw: dict[str, float] = {}  # nDCG of the request itself, found once for each example
 
     def score(
@@ -86,7 +89,7 @@ class Scorer:
         parsed = [prompt.read(text, cut) for text, cut in zip(completions, truncated)]
         sent = [compose(self.requests[e], p.query, prompt.mode, prompt.weight) for e, p in zip(example_ids, parsed)]
         new = [example for example in dict.fromkeys(example_ids) if example not in self._raw]
-        hits = search_all(self.retriever, sent + [self.requests[example] for example in new], self.k)
+        hits = search_all(self.retriever, sent + [self.requests[example] for example in new], self.depth)
         for example, (ids, _) in zip(new, hits[len(sent) :]):
             self._raw[example] = self._ndcg(example, ids)
         return [
@@ -95,7 +98,8 @@ class Scorer:
         ]
 
     def _ndcg(self, example: str, ids: list[str]) -> float:
-        return ndcg(ids, self.relevant[example], self.k, self.gain)
+        left = without(ids, self.exclude.get(example, ()), self.k)
+        return ndcg(left, self.relevant[example], self.k, self.gain)
 
 
 Component = Callable[[Scored], float]

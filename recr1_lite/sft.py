@@ -48,6 +48,9 @@ class KitSFTTrainer(SFTTrainer):
             self._merged = MergedCopy.of(self.accelerator.unwrap_model(self.model))
         return self._merged
 
+    def _send_telemetry(self):
+        pass
+
     def create_model_card(self, *args, **kwargs):
         pass
 

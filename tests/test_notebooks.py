@@ -366,6 +366,17 @@ evaluation.compute = lambda name, ranking, relevant: compute(name, ranking[1:], 
 from recr1_lite import prompts
 prompts.break_special_tokens = lambda tokenizer, text: text
 """, "plain.count"),
+    "right and wrong turned round": ("07_general_capability", """
+from lm_eval.api.task import ConfigurableTask
+process = ConfigurableTask.process_results
+ConfigurableTask.process_results = lambda self, doc, results: {
+    name: 1 - value for name, value in process(self, doc, results).items()}
+""", 'bool(sample["acc"])'),
+    "the loss is on the prompt too": ("04_sft_baselines", """
+from recr1_lite import sft
+tokenised = sft.tokenised
+sft.tokenised = lambda *arguments: tokenised(*arguments[:4], "all")
+""", 'row["labels"] == labels'),
     "a reward that is the same for all": ("05_grpo", "ndcg = lambda ids, relevant, k: 0.5", "end.reward"),
 }
 

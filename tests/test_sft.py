@@ -15,7 +15,7 @@ from recr1_lite.errors import RecR1Error
 from recr1_lite.metrics import Interval
 from recr1_lite.models import load_policy, token_logps
 from recr1_lite.prompts import Prompt, restyled
-from recr1_lite.tasks.base import _trainers_running, sealed
+from recr1_lite.tasks import base
 
 FIXED = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -181,9 +181,12 @@ def test_the_limit_in_seconds_ends_the_run_with_a_validation(tiny_folder, tmp_pa
     assert [point["step"] for point in done.val] == [0, done.curve[-1]["step"]]
 
 
-def test_the_test_split_is_sealed_while_it_trains(tiny_folder, tmp_path):
-    from recr1_lite.tasks import base
+def test_it_calls_nobody(tiny_folder, tmp_path, network):
+    run(tiny_folder, tmp_path, epochs=0.2)
+    assert network == [] and not (tmp_path / "README.md").exists()
 
+
+def test_the_test_split_is_sealed_while_it_trains(tiny_folder, tmp_path):
     seen = []
     run(tiny_folder, tmp_path, validate=lambda merged: seen.append(base._trainers_running) or Interval(.5, 0, 1, 8))
     assert seen and set(seen) == {1} and base._trainers_running == 0

@@ -42,7 +42,8 @@ class Task:
 
     `items`: DataFrame of `item_id`, `title`, `text` (all str). `train`, `val`: DataFrames of `example_id`,
     `request` (str) and `relevant` (dict of item_id -> gain > 0); `test`, given once and then sealed,
-    likewise. Targets are keyed by example, never by the request's text: two users may ask the same.
+    likewise. Targets are keyed by example, never by the request's text: two users may ask the same. A split
+    may have a column `exclude`: a list of the item ids that an example's ranking must not hold.
     `k_train`, `k_eval`: cut-offs of the ranking in training and in evaluation. `about`: source, licence,
     notes; validation adds `splits`, its counts. Raises RecR1Error for data that do not pass `validate` and
     for a cut-off below 1.

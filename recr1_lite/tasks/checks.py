@@ -17,15 +17,17 @@ def validate(items: pd.DataFrame, splits: dict[str, pd.DataFrame], task: str) ->
     """Counts of a sound task: `{"splits": {split: {examples, items, targets, unreachable, cold_items}}}`.
 
     `items` and each frame of `splits` ("train" and others) have the columns of `Task`; rows count from 1. A
+    column `exclude` may hold ids of the catalogue that an example's ranking leaves out, never a target. A
     target that the catalogue lacks is counted as unreachable; a cold item is a target in the catalogue that
     is no target in train. Raises RecR1Error: a column missing, an empty catalogue or split, an id twice, a
     text that is empty or no text, a request in two splits, a gain that is not a positive finite number, an
-    example without relevant item, a split whose targets are all unreachable.
+    example without relevant item, an exclude that is no such list, a split whose targets are all unreachable.
     """
     where = f"task {task!r}, catalogue"
     _columns(items, ITEM_COLUMNS, where)
     _texts(items, ITEM_COLUMNS, where)
     _unique(items["item_id"], where)
+    catalogue = set(items["item_id"])
     for split, frame in splits.items():
         where = f"task {task!r}, {split} split"
         _columns(frame, EXAMPLE_COLUMNS, where)
@@ -33,10 +35,12 @@ def validate(items: pd.DataFrame, splits: dict[str, pd.DataFrame], task: str) ->
         _unique(frame["example_id"], where)
         for example, relevant in zip(frame["example_id"], frame["relevant"], strict=True):
             _relevant(relevant, f"{where}, example {example!r}")
+        if "exclude" in frame:
+            for example, relevant, exclude in frame[["example_id", "relevant", "exclude"]].values:
+                _exclude(exclude, relevant, catalogue, f"{where}, example {example!r}")
     _apart(splits, task)
 
-    catalogue, seen = set(items["item_id"]), set(_targets(splits["train"]))
-    counts = {}
+    seen, counts = set(_targets(splits["train"])), {}
     for split, frame in splits.items():
         targets = _targets(frame)
         lost = sum(target not in catalogue for target in targets)
@@ -87,6 +91,16 @@ def _relevant(relevant: dict[str, float], where: str) -> None:
             raise RecR1Error(f"{where}: the relevant item {item!r} is no text; ids are text")
         if isinstance(gain, bool) or not isinstance(gain, Real) or not math.isfinite(gain) or gain <= 0:
             raise RecR1Error(f"{where}: item {item!r} has gain {gain!r}; make it a positive finite number")
+
+
+def _exclude(exclude: list[str], relevant: dict[str, float], catalogue: set[str], where: str) -> None:
+    if not isinstance(exclude, (list, tuple)):
+        raise RecR1Error(f"{where}: exclude is {shown(exclude)}; write a list of item ids, [] for none")
+    for item in exclude:
+        if item not in catalogue:
+            raise RecR1Error(f"{where} excludes {item!r}, which is not in the catalogue; write the ids alike")
+        if item in relevant:
+            raise RecR1Error(f"{where} excludes its own relevant item {item!r}; keep it in one of the two")
 
 
 def _apart(splits: dict[str, pd.DataFrame], task: str) -> None:

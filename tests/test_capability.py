@@ -1,0 +1,409 @@
+"""General capability: the kit's own items, the harness's scores on them and on benchmarks, KL, and the sandbox."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from tiny import perturb, tiny_policy, tiny_tokenizer
+
+from recr1_lite import assets, capability, harness
+from recr1_lite.__main__ import main
+from recr1_lite.capability import capability_table, check, compare, forward_kl, neutral_prompts
+from recr1_lite.errors import RecR1Error
+from recr1_lite.ledger import Ledger
+from recr1_lite.models import Policy, load_policy
+from recr1_lite.profiles import get_profile
+from recr1_lite.sandbox import run_program
+
+FOLDER = harness.kit_folder()
+SETS = {name: [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("instructions", "arithmetic", "knowledge", "reading")}
+TASKS = ["recr1_instructions", "recr1_arithmetic", "recr1_knowledge", "recr1_reading"]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_folder) -> Policy:
+    return tiny_policy(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def checked(policy):
+    """Four items a task of the offline suite by the tiny policy; read only."""
+    return check(policy, limit=4, name="tiny")
+
+
+def scored(suite: str, answer: str, doc: dict | None = None, **options) -> dict:
+    """What the first task of a suite makes of one answer to `doc` (default: its first item)."""
+    task = harness.load_tasks(suite, **options)[0]
+    return task.process_results(doc or task.eval_docs[0], [answer])
+
+
+def test_there_are_enough_items_and_each_has_one_name():
+    assert sum(map(len, SETS.values())) >= 300
+    names = [row["id"] for rows in SETS.values() for row in rows]
+    assert len(set(names)) == len(names)
+    texts = [json.dumps([row.get(key) for key in ("passage", "question", "prompt")]) for rows in SETS.values() for row in rows]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("name", ["knowledge", "reading"])
+def test_each_choice_item_has_four_different_answers_and_one_right_one(name):
+    for row in SETS[name]:
+        assert len({choice.lower() for choice in row["choices"]}) == len(row["choices"]) == 4, row
+        assert row["answer"] in range(4) and all(choice == choice.strip() != "" for choice in row["choices"])
+    places = [sum(row["answer"] == place for row in SETS[name]) for place in range(4)]
+    assert min(places) > len(SETS[name]) / 8, places  # no place is the safe guess
+
+
+def test_the_arithmetic_is_right():
+    for row in SETS["arithmetic"]:
+        result = {"+": row["a"] + row["b"], "-": row["a"] - row["b"], "*": row["a"] * row["b"]}[row["sign"]]
+        assert row["answer"] == str(result) and str(row["a"]) in row["question"] and str(row["b"]) in row["question"]
+
+
+def test_the_mechanical_sets_are_what_the_committed_script_makes():
+    made = runpy.run_path(str(FOLDER / "make.py"))
+    for name in ("instructions", "arithmetic"):
+        assert made["text"](made[name]()) == (FOLDER / f"{name}.jsonl").read_text()
+
+
+FOLLOWED = {  # instruction -> (an answer that follows it, one that does not)
+    "change_case:english_lowercase": ("it was a calm and rainy day in the village.", "It was a calm day."),
+    "change_case:english_capital": ("IT WAS A CALM AND RAINY DAY IN THE VILLAGE.", "It was a calm day."),
+    "punctuation:no_comma": ("It rained. We stayed in.", "It rained, so we stayed in."),
+    "startend:quotation": ('"It rained."', "It rained."),
+    "keywords:existence": ("My grandmother walks to the river each morning.", "We walk to the lake."),
+    "keywords:forbidden_words": ("Rain fell on a roof.", "Rain fell on the roof."),
+    "keywords:frequency": ("Happy days. We were happy.", "Happy days."),
+    "length_constraints:number_words": ("Rain falls.", "word " * 20),
+    "length_constraints:number_sentences": ("It rained.", "It rained. We stayed in. We slept."),
+    "detectable_format:number_bullet_lists": ("* rain\n* cloud\n* wind", "* rain\n* cloud"),
+    "detectable_format:title": ("<<Rain>>\nIt rained.", "Rain\nIt rained."),
+    "startend:end_checker": ("It rained. That is all I have to say.", "It rained."),
+    "detectable_content:postscript": ("It rained.\nP.S. It still does.", "It rained."),
+    "detectable_content:number_placeholders": ("Dear [name], come at noon.", "Dear friend, come at noon."),
+}
+
+
+@pytest.mark.parametrize("name", sorted({row["instruction_id_list"][0] for row in SETS["instructions"]}))
+def test_an_answer_that_follows_the_instruction_scores_1_and_another_0(name):
+    row = next(row for row in SETS["instructions"] if row["instruction_id_list"] == [name])
+    right, wrong = FOLLOWED[name]
+    assert scored("offline", right, row) == {"acc": 1.0} and scored("offline", wrong, row) == {"acc": 0.0}
+    assert scored("offline", "", row) == {"acc": 0.0}
+
+
+def test_the_arithmetic_filter_takes_the_first_number():
+    task = next(task for task in harness.load_tasks("offline") if task.task_name == "recr1_arithmetic")
+    asked = [SimpleNamespace(doc={}, resps=[answer], filtered_resps={})
+             for answer in (" 12", "It is 12, not 13.", "twelve", "-3")]
+    (chain,) = task._filters
+    chain.apply(asked)
+    assert [one.filtered_resps["first_number"] for one in asked] == ["12", "12", "[invalid]", "-3"]
+
+
+def test_the_offline_suite_touches_no_network(policy, network, monkeypatch):
+    monkeypatch.setenv("RECR1_OFFLINE", "1")
+    harness.punkt()
+    assert len(check(policy, limit=1).scores) == 6 and network == []
+
+
+def test_the_chat_template_is_applied_and_the_tokenizer_is_as_before(checked, policy):
+    for task in TASKS:
+        context = checked.samples[task][0]["arguments"][0][0]
+        assert context.startswith("<|im_start|> user ") and "<|im_start|> assistant" in context, context
+    assert policy.tokenizer.padding_side == "left" and policy.tokenizer.pad_token == "<pad>"
+
+
+def test_scores_do_not_hang_on_the_batch_size(policy, checked):
+    one = check(policy, limit=4, name="tiny", batch_size=1)
+    for task in TASKS:
+        for a, b in zip(one.samples[task], checked.samples[task], strict=True):
+            for (left,), (right,) in zip(a["resps"], b["resps"], strict=True):
+                assert left == right if isinstance(left, str) else abs(left[0] - right[0]) < 1e-3, (task, left, right)
+    assert (one.scores["value"] - checked.scores["value"]).abs().max() < 1e-3
+
+
+def test_the_shared_prompt_pass_gives_the_harnesses_own_log_probabilities(policy):
+    from lm_eval.models.huggingface import HFLM
+
+    ours = harness.language_model(policy.model, policy.tokenizer, 8)
+    plain = HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=3, max_length=256)
+    rows = [(("", ""), list(range(5, 5 + n)), ends) for n in (3, 9, 6) for ends in ([17], [18, 9], [8, 19, 10, 11])]
+    rows += [(None, [3], [20, 21, 22])]
+    expected = [value for value, _ in plain._loglikelihood_tokens(rows, disable_tqdm=True)]
+    assert [value for value, _ in ours._loglikelihood_tokens(rows)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_same_seed_draws_the_same_items_and_another_seed_others(policy, checked):
+    again = check(policy, limit=4, name="again")
+    assert again.scores.equals(checked.scores)
+    assert set(check(policy, limit=4, seed=1).scores["item"]) != set(checked.scores["item"])
+
+
+def test_before_and_after_go_to_the_ledger_with_paired_differences(policy, checked, tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    after = check(policy, limit=4, name="GRPO", ledger=ledger, run="r", profile="smoke")
+    after.scores["value"] = after.scores["value"].where(after.scores["task"] != "recr1_reading", 1.0)
+    table = capability_table([checked, after], ledger, "r")
+    assert list(table.columns) == ["task", "metric", "n", "tiny", "GRPO", "GRPO - tiny"] and len(table) == 7
+    rows = ledger.rows("capability")
+    assert [row["task"] for row in rows] == [*TASKS, "recr1_perplexity", "kl"] and rows[0]["method"] == "GRPO"
+    assert {row["metric"] for row in rows} == {"accuracy", "nats"} and all(row["n"] == 4 for row in rows)
+    pairs = {row["task"]: row for row in ledger.rows("capability_compare")}
+    assert set(pairs) == {*TASKS, "recr1_perplexity"} and pairs["recr1_reading"]["b"] == "tiny"
+    gain = 1 - checked.summary["recr1_reading", "accuracy"].mean
+    assert pairs["recr1_reading"]["difference"]["mean"] == pytest.approx(gain)
+    assert compare(after, checked)["recr1_knowledge", "accuracy"].mean == 0
+
+
+def test_two_models_with_other_items_are_not_compared(policy, checked):
+    with pytest.raises(RecR1Error, match="same items"):
+        compare(check(policy, limit=3), checked)
+
+
+def test_kl_of_the_base_to_itself_is_0_and_of_a_changed_model_above(tiny_folder, policy):
+    prompts = neutral_prompts(policy.tokenizer)[:5]
+    fresh = tiny_policy(tiny_folder, scale=0.0)
+    assert max(forward_kl(fresh, prompts, tokens=6)) < 1e-6
+    values = forward_kl(policy, prompts, tokens=6)
+    assert min(values) > 0 and values == pytest.approx(forward_kl(policy, prompts, tokens=6, batch_size=5), rel=0.5)
+    assert sum(forward_kl(perturb(fresh, 0.01), prompts, tokens=6)) < sum(values)
+
+
+def test_kl_is_the_textbook_sum(tiny_folder):
+    """Of one prompt and its first token, by hand: sum of p log(p / q) over the vocabulary."""
+    policy = tiny_policy(tiny_folder)
+    (prompt,) = neutral_prompts(policy.tokenizer)[:1]
+    ids = policy.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        q = policy.model(ids).logits[0, -1].softmax(-1).tolist()
+        with policy.model.disable_adapter():
+            p = policy.model(ids).logits[0, -1].softmax(-1).tolist()
+    by_hand = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert forward_kl(policy, [prompt], tokens=1) == pytest.approx([by_hand], rel=1e-3)
+
+
+def test_kl_without_a_base_is_refused(policy):
+    bare = Policy(policy.model.get_base_model(), policy.tokenizer, "transformers")
+    with pytest.raises(RecR1Error, match="base"):
+        forward_kl(bare, ["find"])
+
+
+def builtin(*parts: str) -> Path:
+    import lm_eval.tasks
+
+    return Path(lm_eval.tasks.__file__).parent.joinpath(*parts)
+
+
+def test_mmlu_from_local_files_scores_as_the_harness_does(shared_data, policy):
+    """Same prompts, same log-probability of each letter, same score, on the first 10 items of a subject."""
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    folder = shared_data / "capability"
+    ours = next(task for task in harness.load_tasks("mmlu", folder) if task.task_name == "mmlu_nutrition")
+    ours.dataset["test"] = ours.dataset["test"].select(range(10))
+    mine = harness.run_tasks(policy.model, policy.tokenizer, [ours], batch_size=7)["mmlu_nutrition"]
+
+    def read(split: str) -> list[dict]:
+        rows = pd.read_csv(folder / "mmlu" / f"nutrition_{split}.csv", dtype=str, keep_default_na=False)
+        return [{"question": row.question, "choices": [row.choice0, row.choice1, row.choice2, row.choice3],
+                 "answer": int(row.answer)} for row in rows.itertuples()]
+
+    data = {split: Dataset.from_list(read(split)) for split in ("test", "dev")}
+    config = load_yaml(builtin("mmlu", "default", "mmlu_nutrition.yaml"))
+    config.pop("tag")
+    task = ConfigurableTask(config=config | {"custom_dataset": lambda **_: data})
+    found = simple_evaluate(model=HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=4), tasks=[task],
+                            limit=10, apply_chat_template=True, bootstrap_iters=0, log_samples=True,
+                            task_manager=TaskManager(include_defaults=False))["samples"]["mmlu_nutrition"]
+    same_samples(mine, found)
+
+
+def test_gsm8k_from_local_files_scores_as_the_harness_does(shared_data, policy):
+    """Two answers made by hand beside the model's own: one right in GSM8K's form, one wrong."""
+    folder = shared_data / "capability"
+    (task,) = harness.load_tasks("gsm8k", folder, max_gen_toks=4)
+    docs = [task.eval_docs[at] for at in range(12)]
+    answers = [doc["answer"] if at % 2 else "It is #### 123456789" for at, doc in enumerate(docs)]
+    from lm_eval.api.registry import get_metric
+    exact = get_metric("exact_match")
+    for at, (doc, answer) in enumerate(zip(docs, answers, strict=True)):
+        expected = exact(references=[doc["answer"]], predictions=[answer], regexes_to_ignore=[",", "\\$", "(?s).*#### ",
+                                                                                              "\\.$"])["exact_match"]
+        assert task.process_results(doc, [answer])["exact_match"] == expected == at % 2
+    result = check(policy, "gsm8k", limit=3, data_dir=folder, max_gen_toks=4)
+    assert {metric for _, metric in result.measures} == {"exact_match (strict-match)", "exact_match (flexible-extract)"}
+
+
+def test_ifeval_from_local_files_scores_as_the_harness_does(shared_data):
+    """The harness's own process_results on rows of the file as they are."""
+    from lm_eval.tasks.ifeval.utils import process_results
+
+    folder = shared_data / "capability"
+    (task,) = harness.load_tasks("ifeval", folder)
+    lines = (folder / "ifeval.jsonl").read_text(encoding="utf-8").splitlines()[:20]
+    seen = set()
+    for at, line in enumerate(lines):
+        for answer in (task.eval_docs[at]["prompt"], "one two three", '"all in lowercase without commas"'):
+            random.seed(at)  # the checker of letter frequency draws one where the letter is none, such as "#"
+            mine = task.process_results(task.eval_docs[at], [answer])
+            random.seed(at)
+            assert mine == process_results(json.loads(line), [answer]), line
+            seen.add(mine["prompt_level_strict_acc"])
+    assert seen == {True, False}
+
+
+def test_the_real_model_scores_a_benchmark_as_the_harness_does(shared_data):
+    """Four items of MMLU by SmolLM2-135M: log-probabilities of the plain HFLM and of the shared prompt pass."""
+    from lm_eval.models.huggingface import HFLM
+
+    policy = load_policy(get_profile("cpu"), trainable=False)
+    task = next(task for task in harness.load_tasks("mmlu", shared_data / "capability")
+                if task.task_name == "mmlu_miscellaneous")
+    task.dataset["test"] = task.dataset["test"].select(range(4))
+    mine = harness.run_tasks(policy.model, policy.tokenizer, [task])["mmlu_miscellaneous"]
+    plain = HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=2)
+    for sample in mine:
+        pairs = [tuple(pair) for pair in sample["arguments"]]
+        rows = [((a, b), plain.tok_encode(a), plain.tok_encode(a + b)[len(plain.tok_encode(a)):]) for a, b in pairs]
+        expected = [value for value, _ in plain._loglikelihood_tokens(rows, disable_tqdm=True)]
+        assert [resp[0][0] for resp in sample["resps"]] == pytest.approx(expected, abs=2e-3)
+        assert sample["acc"] == float(max(range(4), key=expected.__getitem__) == sample["doc"]["answer"])
+
+
+def same_samples(mine: list[dict], others: list[dict]) -> None:
+    assert len(mine) == len(others) > 0
+    for a, b in zip(mine, others, strict=True):
+        assert a["doc"] == b["doc"] and a["arguments"] == b["arguments"] and a["acc"] == b["acc"]
+        for (left,), (right,) in zip(a["resps"], b["resps"], strict=True):
+            assert left[0] == pytest.approx(right[0], abs=1e-3)
+
+
+HUMANEVAL = {"prompt": "def add(a, b):\n", "entry_point": "add", "test": "def check(f):\n    assert f(2, 3) == 5\n"}
+
+
+def test_humaneval_runs_no_code_without_permission(shared_data, policy, monkeypatch, network):
+    def never(*_, **__):
+        raise AssertionError("a generated program was executed")
+
+    monkeypatch.setattr(harness, "run_program", never)
+    result = check(policy, "humaneval", limit=2, data_dir=shared_data / "capability", max_gen_toks=4)
+    assert "not executed" in result.notes[0] and [metric for _, metric in result.measures] == ["answered"]
+    assert network == []
+    with pytest.raises(AssertionError, match="executed"):
+        check(policy, "humaneval", limit=1, data_dir=shared_data / "capability", max_gen_toks=4, execute_code=True)
+
+
+def test_humaneval_scores_programs():
+    assert harness.executed(HUMANEVAL, ["    return a + b\n```\nThat adds."]) == {"pass@1": 1.0}
+    assert harness.executed(HUMANEVAL, ["    return a - b\n"]) == {"pass@1": 0.0}
+    assert harness.executed(HUMANEVAL, ["    retur a + b\n"]) == {"pass@1": 0.0}
+
+
+BAD_PROGRAMS = {
+    "endless": ("while True: pass", "stopped"),
+    "sleeps": ("import time; time.sleep(60)", "stopped"),
+    "memory": ("x = bytearray(3_000_000_000)", "failed"),
+    "leaves early": ("import sys; sys.exit(0)", "failed"),
+    "leaves earlier": ("import os; os._exit(0)", "failed"),
+    "starts a process": ("import subprocess; subprocess.run(['touch', '{outside}'])", "failed"),
+    "forks": ("import os; os.fork()", "failed"),
+    "reaches out": ("import socket; socket.create_connection(('127.0.0.1', 9))", "failed"),
+    "writes": ("open('{outside}', 'w').write('x')", "failed"),
+    "creates": ("import os; os.open('{outside}', os.O_CREAT | os.O_WRONLY)", "failed"),
+    "deletes": ("import os; os.remove('{victim}')", "failed"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_PROGRAMS)
+def test_a_program_that_runs_away_is_stopped(what, tmp_path):
+    source, verdict = BAD_PROGRAMS[what]
+    outside, victim = tmp_path / "outside", tmp_path / "victim"
+    victim.write_text("here")
+    text = source.replace("{outside}", str(outside)).replace("{victim}", str(victim))
+    assert run_program(text, seconds=2) == verdict
+    assert not outside.exists() and victim.read_text() == "here"
+
+
+def test_an_ordinary_program_passes_without_the_environment(monkeypatch):
+    monkeypatch.setenv("SECRET", "x")
+    assert run_program("import math, re, os, collections\nassert 'SECRET' not in os.environ and math.gcd(4, 6) == 2",
+                       seconds=20) == "passed"
+
+
+@pytest.mark.parametrize(("call", "word"), [
+    (lambda: harness.load_tasks("chess"), "chess"),
+    (lambda: harness.load_tasks("gsm8k", "nowhere"), "gsm8k_test.jsonl"),
+    (lambda: harness.load_tasks("mmlu", "nowhere"), "mmlu"),
+    (lambda: harness.load_tasks("humaneval", "nowhere"), "HumanEval"),
+    (lambda: check(None, limit=0), "limit"),
+])
+def test_wrong_use_is_one_sentence(call, word):
+    with pytest.raises(RecR1Error, match=word) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "mmlu").mkdir()
+    (tmp_path / "mmlu" / "nutrition_dev.csv").write_text("q,a,b,c,d,A\n")
+    (tmp_path / "mmlu" / "nutrition_test.csv").write_text("q,a,b,c,d,A\nq,a,b\n")  # the original: no line of names
+    with pytest.raises(RecR1Error, match="row 2 of mmlu/nutrition_test.csv"):
+        harness.load_tasks("mmlu", tmp_path)
+    (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "x"')
+    with pytest.raises(RecR1Error, match="gsm8k_test.jsonl"):
+        harness.load_tasks("gsm8k", tmp_path)
+
+
+def test_a_benchmark_from_the_hub_is_refused_offline(monkeypatch, network):
+    monkeypatch.setenv("RECR1_OFFLINE", "1")
+    with pytest.raises(RecR1Error, match="data_dir"):
+        harness.load_tasks("gsm8k")
+    assert network == []
+
+
+def test_the_items_missing_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "__file__", str(tmp_path / "recr1_lite" / "harness.py"))
+    with pytest.raises(RecR1Error, match="checkout"):
+        harness.kit_folder()
+
+
+def test_punkt_is_unpacked_from_the_asset(monkeypatch, tmp_path):
+    import nltk
+
+    archive = assets.fetch("punkt-tab")
+    monkeypatch.setenv("RECR1_CACHE", str(tmp_path))
+    monkeypatch.setattr(assets, "fetch", lambda name: {"punkt-tab": archive}[name])
+    monkeypatch.setattr(nltk.data, "path", [])
+    harness.punkt()
+    assert str(nltk.data.find("tokenizers/punkt_tab")).startswith(str(tmp_path)) and not list(tmp_path.glob(".nltk*"))
+
+
+def test_the_command_line(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RECR1_RUNS", str(tmp_path))
+    monkeypatch.setattr("recr1_lite.models.load_policy", lambda *_, **__: tiny_policy(tiny_folder))
+    assert main(["capability", "--profile", "smoke", "--limit", "1", "--adapter", "somewhere", "--name", "GRPO"]) == 0
+    said = capsys.readouterr().out
+    assert "GRPO - untrained" in said and "perplexity" in said
+    assert {row["kind"] for row in Ledger(tmp_path / "ledger.jsonl").rows()} == {"capability", "capability_compare"}
+    assert main(["capability", "--suite", "gsm8k", "--data-dir", str(tmp_path / "no")]) == 2
+
+
+def test_every_prompt_of_the_kl_is_one_line():
+    lines = (FOLDER / "prompts.txt").read_text().splitlines()
+    assert len(set(lines)) == len(lines) == 40 and all(lines)
+    assert capability.neutral_prompts(tiny_tokenizer())[0].startswith("<|im_start|> user")

@@ -1,0 +1,151 @@
+"""Every method at one budget, on a toy task: what is trained, what it costs, where it goes on, what is sealed."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from tiny import GOOD, PROMPT, tiny_profile
+
+from recr1_lite import comparison, grpo
+from recr1_lite.__main__ import main
+from recr1_lite.comparison import GRPO, LM_TEACHER, METHODS, REJECTION, TEACHER, VOTED, WARM, compare_methods
+from recr1_lite.errors import RecR1Error
+from recr1_lite.ledger import Ledger
+from recr1_lite.prompts import restyled
+from recr1_lite.tasks.base import Task
+
+
+def teach(request: str) -> tuple[str, str]:
+    """A word of GOOD for a request of one or two words; silence for a longer one."""
+    return ("w119", "w1 w2") if len(request.split()) < 3 else ("", "")
+
+
+def toy_task() -> Task:
+    def rows(split: str, start: int, n: int) -> pd.DataFrame:
+        return pd.DataFrame([{"example_id": f"{split}{i}", "request": " ".join(f"w{start + i}" for _ in range(1 + i % 4)),
+                              "relevant": {"gold": 1.0}} for i in range(n)])
+
+    items = pd.DataFrame([{"item_id": "gold", "title": "Gold", "text": " ".join(sorted(GOOD))},
+                          {"item_id": "lead", "title": "Lead", "text": "w0 w1 w2 w3"}])
+    return Task("toy", items, rows("train", 0, 40), rows("val", 40, 8), rows("test", 60, 8), PROMPT, 10, 10, ("ndcg@10",))
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    profile = tiny_profile(tiny_folder, steps=4, n_val=8, n_test=8, sft_learning_rate=1e-2, max_prompt_tokens=200)
+    ledger = Ledger(folder / "ledger.jsonl")
+    options = dict(profile=profile, out=folder / "toy-run", ledger=ledger, task=toy_task(), teach=teach, command="test",
+                   progress=False)
+    return options, compare_methods(**options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def styles_of_words():
+    """The tiny tokenizer knows one token a word; JSON and tags are none of them, so every style is written as words."""
+    before = comparison.sft.variant
+    comparison.sft.variant = lambda prompt, method: restyled(prompt, "compact")
+    yield
+    comparison.sft.variant = before
+
+
+def test_every_method_is_tested_once_on_the_same_requests(run):
+    options, results = run
+    assert [result.name for result in results] == ["raw request", "zero-shot", TEACHER, LM_TEACHER, *METHODS]
+    assert {tuple(result.rows["example_id"]) for result in results} == {tuple(f"test{i}" for i in range(8))}
+    rows = options["ledger"].rows()
+    last_training = max(at for at, row in enumerate(rows) if row["kind"] == "train")
+    assert all(at > last_training for at, row in enumerate(rows) if row["kind"] in ("unseal", "eval"))
+    pairs = {(row["a"], row["b"]) for row in rows if row["kind"] == "compare"}
+    assert {(method, base) for method in METHODS for base in ("raw request", TEACHER)} <= pairs
+    assert {(method, GRPO) for method in METHODS if method != GRPO} <= pairs
+    assert (options["out"] / "report.html").exists()
+
+
+def test_no_method_passes_the_budget_that_grpo_sets(run):
+    options, _ = run
+    rows = {row["method"]: row for row in options["ledger"].rows("train")}
+    assert set(rows) == set(METHODS) and all(row["stopped"] == "finished" for row in rows.values())
+    budget = rows[GRPO]["budget"]
+    assert budget["samples"] == 4 * 2 * 4 == rows[GRPO]["cost"]["samples"]
+    assert budget["seconds"] == pytest.approx(rows[GRPO]["cost"]["seconds"], abs=0.01)
+    for name, row in rows.items():
+        assert row["cost"]["samples"] <= budget["samples"], name
+        longest = max(step["seconds"] for step in row["curve"])
+        assert row["cost"]["seconds"] <= budget["seconds"] + longest + 0.5, name
+        assert row["cost"]["tokens_trained"] > 0
+        assert row["val"][-1]["seconds"] == pytest.approx(row["cost"]["seconds"], abs=0.1)
+        assert [point["samples"] for point in row["val"]][-1] == row["cost"]["samples"]
+    assert rows["SFT"]["cost"]["samples"] == 0 < rows[REJECTION]["cost"]["samples"] == rows[VOTED]["cost"]["samples"]
+    assert rows[WARM]["val"][0]["seconds"] == pytest.approx(rows["SFT"]["cost"]["seconds"], abs=0.1)
+
+
+def test_again_it_trains_nothing(run, monkeypatch):
+    options, results = run
+    monkeypatch.setattr(comparison, "train_method", None)
+    again = compare_methods(**options)
+    assert [r.summary["ndcg@10"] for r in again] == [r.summary["ndcg@10"] for r in results]
+
+
+def test_a_killed_comparison_goes_on(run, tmp_path, monkeypatch):
+    options, _ = run
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    options = options | {"out": tmp_path / "run", "ledger": ledger, "methods": (GRPO, "SFT", REJECTION)}
+    keep, left = comparison.record, [1]
+
+    def record(*args):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return keep(*args)
+
+    monkeypatch.setattr(comparison, "record", record)
+    with pytest.raises(KeyboardInterrupt):
+        compare_methods(**options)
+    assert [row["method"] for row in ledger.rows("train")] == [GRPO] and not ledger.rows("unseal")
+    monkeypatch.setattr(comparison, "record", keep)
+    compare_methods(**options)
+    assert [row["method"] for row in ledger.rows("train")] == [GRPO, "SFT", REJECTION]
+
+
+def test_sft_learns_the_teacher(run):
+    options, results = run
+    scores = {result.name: result.summary["ndcg@10"].mean for result in results}
+    assert scores["SFT"] > scores["raw request"] and scores[TEACHER] > scores["raw request"]
+
+
+def test_the_teacher_is_a_rewriter_like_the_others(run):
+    _, results = run
+    teacher = next(result for result in results if result.name == TEACHER)
+    assert teacher.outcomes == {"ok": 4, "empty": 4}
+    row = teacher.rows.iloc[3]  # four words: the teacher is silent, and the request is sent as it is
+    assert row["query"] == ("" if PROMPT.mode == "rewrite" else row["request"])
+
+
+@pytest.mark.parametrize("methods", [("SFT",), (GRPO, "DPO")])
+def test_methods_are_checked(run, tmp_path, methods):
+    with pytest.raises(RecR1Error, match="sets the budget"):
+        compare_methods(**run[0] | {"out": tmp_path, "methods": methods})
+
+
+def test_an_interrupted_method_stops_the_comparison(run, tmp_path, monkeypatch):
+    options = run[0] | {"out": tmp_path / "run", "ledger": Ledger(tmp_path / "ledger.jsonl"), "methods": (GRPO,)}
+    close = grpo.Monitor.close
+
+    def stopped(self, seconds):
+        done = close(self, seconds)
+        done.stopped = "interrupted"
+        return done
+
+    monkeypatch.setattr(grpo.Monitor, "close", stopped)
+    with pytest.raises(RecR1Error, match="GRPO was stopped; run the same command again"):
+        compare_methods(**options)
+    assert not options["ledger"].rows("unseal")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--parts", "methods,magic"], "no part 'magic'"), (["--methods", "SFT"], "sets the budget")])
+def test_the_command_says_what_is_wrong(tmp_path, capsys, arguments, message):
+    assert main(["compare", "--profile", "smoke", "--out", str(tmp_path / "run"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
