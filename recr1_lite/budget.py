@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 
 UNTRAINED = ["raw request", "zero-shot", "few-shot", "teacher", "LM teacher"]
-ORDER = [*UNTRAINED, "SFT", "SFT + JSON", "SFT + reasoning", "SFT + reasoning + JSON", "SFT, LM teacher",
+ORDER = [*UNTRAINED, "SFT", "SFT + JSON", "SFT + reasoning", "SFT + reasoning + JSON", "SFT (LM teacher)",
          "rejection SFT", "GRPO", "SFT then GRPO"]
-TEACHERS = {"SFT, LM teacher": "LM teacher"}  # whom a method is held against; all others: "teacher"
+TEACHERS = {"SFT (LM teacher)": "LM teacher"}  # whom a method is held against; all others: "teacher"
 COSTS = {"samples": "samples", "tokens_generated": "tokens generated", "tokens_trained": "tokens trained",
          "seconds": "seconds", "money": "money"}
 LOSSES = ("nats", "bits", "perplexity", "loss")  # in the name of a metric of which more is worse
@@ -47,7 +47,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def is_sft(method: str) -> bool:
     """Whether the method only imitates a teacher, so that the paper's bound applies to it."""
-    return method == "SFT" or method.startswith(("SFT +", "SFT,"))
+    return method == "SFT" or method.startswith(("SFT +", "SFT ("))
 
 
 def curves(rows: Sequence[Mapping], by: str = "seconds") -> dict[str, list[dict]]:

@@ -18,7 +18,7 @@ from recr1_lite.style import (
 LOOK = {  # of each method, the same in every figure
     "GRPO": (BLUE, "o"), "SFT": (ORANGE, "s"), "SFT + JSON": (SKY, "D"), "SFT + reasoning": (RED, "^"),
     "SFT + reasoning + JSON": (PURPLE, "v"), "rejection SFT": (GREEN, "P"), "SFT then GRPO": (GREY, "X"),
-    "SFT, LM teacher": (BLACK, "*"),
+    "SFT (LM teacher)": (BLACK, "*"),
 }
 OTHERS = [(PURPLE, "<"), (GREEN, ">"), (RED, "p"), (SKY, "h"), (ORANGE, "*"), (BLUE, "d")]
 BY = {"seconds": "seconds of training, sampling included", "samples": "completions sampled from a model",

@@ -134,13 +134,15 @@ def capability_table(results: Sequence[CapabilityResult], ledger=None, run: str 
     first, *others = results
     rows = {pair: {"task": pair[0].removeprefix("recr1_"), "metric": pair[1], "n": found.n, first.name: show(found)}
             for pair, found in first.summary.items() if pair[0] != "kl"}
+    drift = {"task": "kl", "metric": "nats"}  # a distance from the untrained model, which has none
     for other in others:
         summary, differences = other.summary, compare(other, first, ledger, run)
         for pair, row in rows.items():
             row |= {other.name: show(summary[pair]), f"{other.name} - {first.name}": show(differences[pair], sign=True)}
-        if ("kl", "nats") in summary:
-            drift = rows.setdefault(("kl", "nats"), {"task": "kl", "metric": "nats", "n": summary["kl", "nats"].n})
-            drift[other.name] = show(summary["kl", "nats"])
+        if found := summary.get(("kl", "nats")):
+            drift |= {"n": found.n, other.name: show(found)}
+    if "n" in drift:
+        rows["kl", "nats"] = drift
     return pd.DataFrame(list(rows.values())).fillna("")
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from recr1_lite import capability, grpo, sft
 from recr1_lite.demo import rewriter, say
 from recr1_lite.errors import RecR1Error
-from recr1_lite.evaluation import EvalResult, evaluate, methods_table
+from recr1_lite.evaluation import EvalResult, compare, evaluate, methods_table
 from recr1_lite.ledger import Ledger
 from recr1_lite.models import Policy, load_policy
 from recr1_lite.monitor import Training
@@ -219,6 +219,9 @@ def test(arena: Arena, methods) -> list[EvalResult]:
         results.append(evaluate(method, task, arena.retriever, "test", progress=arena.progress, **mark))
         print(f"{results[-1].name}: {results[-1].summary[task.metrics[0]]}", flush=True)
     methods_table(results, ["raw request", TEACHER, GRPO], ledger=arena.ledger, run=arena.out.name)
+    by_name = {result.name: result for result in results}
+    if VOTED in by_name:  # its own teacher is another one
+        compare(by_name[VOTED], by_name[LM_TEACHER], ledger=arena.ledger, run=arena.out.name)
     return results
 
 

@@ -155,6 +155,7 @@ def test_before_and_after_go_to_the_ledger_with_paired_differences(policy, check
     after = check(policy, limit=4, name="GRPO", ledger=ledger, run="r", profile="smoke")
     after.scores["value"] = after.scores["value"].where(after.scores["task"] != "recr1_reading", 1.0)
     table = capability_table([checked, after], ledger, "r")
+    assert list(capability_table([checked, after, check(policy, limit=4, name="SFT")])["task"])[-1] == "kl"
     assert list(table.columns) == ["task", "metric", "n", "tiny", "GRPO", "GRPO - tiny"] and len(table) == 7
     rows = ledger.rows("capability")
     assert [row["task"] for row in rows] == [*TASKS, "recr1_perplexity", "kl"] and rows[0]["method"] == "GRPO"

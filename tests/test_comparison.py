@@ -58,6 +58,7 @@ def test_every_method_is_tested_once_on_the_same_requests(run):
     assert all(at > last_training for at, row in enumerate(rows) if row["kind"] in ("unseal", "eval"))
     pairs = {(row["a"], row["b"]) for row in rows if row["kind"] == "compare"}
     assert {(method, base) for method in METHODS for base in ("raw request", TEACHER)} <= pairs
+    assert (VOTED, LM_TEACHER) in pairs
     assert {(method, GRPO) for method in METHODS if method != GRPO} <= pairs
     assert (options["out"] / "report.html").exists()
 

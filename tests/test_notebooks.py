@@ -378,6 +378,9 @@ tokenised = sft.tokenised
 sft.tokenised = lambda *arguments: tokenised(*arguments[:4], "all")
 """, 'row["labels"] == labels'),
     "a reward that is the same for all": ("05_grpo", "ndcg = lambda ids, relevant, k: 0.5", "end.reward"),
+    "a verdict that does not look at the interval": ("08_report", """
+budget.verdict = lambda row: "above" if row["mean"] > 0 else "below"
+""", 'claimed["low"] > 0'),
 }
 
 

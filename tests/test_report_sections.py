@@ -17,11 +17,11 @@ from recr1_lite.report import claims, report_markdown, sections, write_report
 from recr1_lite.report_rows import select
 
 TEST = {"raw request": 0.26, "zero-shot": 0.27, "teacher": 0.30, "LM teacher": 0.24, "SFT": 0.29, "SFT + JSON": 0.25,
-        "SFT, LM teacher": 0.26, "rejection SFT": 0.31, "GRPO": 0.33}
+        "SFT (LM teacher)": 0.26, "rejection SFT": 0.31, "GRPO": 0.33}
 PAIRED = [("SFT", "teacher", -0.01, 0.02), ("SFT + JSON", "teacher", -0.05, 0.02), ("GRPO", "teacher", 0.03, 0.02),
           ("rejection SFT", "teacher", 0.01, 0.02), ("GRPO", "raw request", 0.07, 0.02),
-          ("SFT, LM teacher", "LM teacher", 0.02, 0.01)]
-SPENT = {"SFT": (0, 60.0), "SFT + JSON": (0, 90.0), "SFT, LM teacher": (4000, 600.0), "rejection SFT": (6000, 610.0),
+          ("SFT (LM teacher)", "LM teacher", 0.02, 0.01)]
+SPENT = {"SFT": (0, 60.0), "SFT + JSON": (0, 90.0), "SFT (LM teacher)": (4000, 600.0), "rejection SFT": (6000, 610.0),
          "GRPO": (6000, 600.0)}
 
 
@@ -148,7 +148,7 @@ def finding(figure):
 def test_the_title_of_the_race_both_ways(rows):
     assert finding(plots.race(rows)) == ("Within 600 s, GRPO is highest: val nDCG@100 0.330 against rejection SFT's "
                                          "0.310; the intervals overlap: not shown to differ")
-    apart = [row for row in rows if row.get("method") not in ("rejection SFT", "SFT", "SFT, LM teacher")]
+    apart = [row for row in rows if row.get("method") not in ("rejection SFT", "SFT", "SFT (LM teacher)")]
     assert finding(plots.race(apart)).endswith("against SFT + JSON's 0.250; the intervals lie apart")
     alone = [row for row in rows if row.get("method") == "GRPO"]
     assert finding(plots.race(alone)) == "Within 600 s: GRPO reaches val nDCG@100 0.330"
@@ -157,9 +157,9 @@ def test_the_title_of_the_race_both_ways(rows):
 
 def test_the_bound_speaks_of_paired_differences_only(rows, write):
     _, page, text = write(rows)
-    assert "1 of 3 SFT variants shown above the teacher: SFT, LM teacher (+0.020)" in text
+    assert "1 of 3 SFT variants shown above the teacher: SFT (LM teacher) (+0.020)" in text
     assert "rejection SFT not shown to differ (+0.010), GRPO above (+0.030)" in text
-    assert "| SFT, LM teacher | LM teacher | +0.020 [+0.010, +0.030] | above |" in text
+    assert "| SFT (LM teacher) | LM teacher | +0.020 [+0.010, +0.030] | above |" in text
     down = [row | {"difference": spot(-0.05, 0.01)} if row.get("b") == "teacher" else row for row in rows]
     _, page, text = write(down)
     assert "GRPO below (-0.050)" in text and "| GRPO | teacher | -0.050 [-0.060, -0.040] | below |" in text
