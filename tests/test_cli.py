@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -29,7 +30,7 @@ def files(tmp_path, monkeypatch):
 def test_every_command_has_help_and_an_action(capsys):
     text = parser().format_help()
     for name in COMMANDS:
-        assert f"  {name} " in text
+        assert re.search(rf"^ +{name}\s", text, re.M), name
         with pytest.raises(SystemExit) as stop:
             main([name, "--help"])
         assert stop.value.code == 0

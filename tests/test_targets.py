@@ -265,9 +265,11 @@ def test_the_budget_is_not_passed(server, tmp_path, capsys):
 
 def test_ctrl_c_keeps_what_is_under_way(server, tmp_path):
     server.wait = 0.3
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     threading.Timer(0.45, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         from_endpoint(client(server, workers=2), many(40), tmp_path / "t.jsonl")
+    signal.signal(signal.SIGINT, before)
     time.sleep(0.4)
     sent = len(server.asked)
     assert 2 <= sent < 20 and len(lines(tmp_path / "t.jsonl")) == 2 * sent
