@@ -1,8 +1,9 @@
-"""Every method at one budget: GRPO sets it, and no other method may take more seconds or sample more completions.
+"""Every method at one budget: GRPO sets the seconds and the sampled completions that the others may take.
 
 raw request, zero-shot and the teachers train nothing; the SFT variants learn a teacher's pairs, rejection SFT the
-model's own best of n, SFT then GRPO half of each. Each is validated on the same requests, and each one's best adapter
-is scored once on the sealed test (arXiv 2503.24289, section 4 and Theorem 1).
+model's own best of n; SFT then GRPO goes on from SFT's adapter for as many steps as the rest of the seconds should hold.
+Each is validated on the same requests, and each one's best adapter is scored once on the sealed test
+(arXiv 2503.24289, section 4 and Theorem 1).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from recr1_lite.report import report_markdown, write_report
 from recr1_lite.retrievers import BM25Retriever, Retriever
 from recr1_lite.rewards import Scorer
 from recr1_lite.rewriters import ModelRewriter, RawRewriter
+from recr1_lite.running import last_checkpoint
 from recr1_lite.tasks import Task, load_task
 
 ROLLOUTS = 8  # rollouts a request in the headroom check
@@ -39,7 +40,7 @@ def demo(profile: Profile, out: str | Path, seed: int = 0, resume: bool = False,
     sealed test, raw request first, GRPO last.
     """
     out, ledger = Path(out), ledger or Ledger()
-    if not resume and grpo.last_checkpoint(out / "grpo"):
+    if not resume and last_checkpoint(out / "grpo"):
         raise RecR1Error(f"{out} already holds a run; go on with it (--resume) or give another folder (--out)")
     run = out.name
     mark = dict(ledger=ledger, profile=profile.name, seed=seed, run=run)

@@ -23,28 +23,25 @@ temperature 1.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, set_seed
+from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from recr1_lite.errors import RecR1Error
 from recr1_lite.metrics import Interval
 from recr1_lite.models import Policy
-from recr1_lite.monitor import Monitor, Training, Watch, interruptible
+from recr1_lite.monitor import Monitor, Training, Watch
 from recr1_lite.profiles import Profile
 from recr1_lite.prompts import Prompt
 from recr1_lite.rewards import Scorer, reward_functions
 from recr1_lite.rewriters import encode
 from recr1_lite.rollouts import MergedCopy, completion_logps, generate_grouped
-from recr1_lite.tasks.base import sealed
+from recr1_lite.running import KitTrainer, begin, draw_order, run, settings
 
 PRESETS = {
     "paper": dict(loss_type="grpo", scale_rewards="group", beta=1e-3, temperature=0.6, top_p=0.95),
@@ -59,10 +56,8 @@ UNSUPPORTED = {"use_vllm": False, "use_transformers_continuous_batching": False,
                "entropy_coef": 0.0, "use_adaptive_entropy": False, "gradient_checkpointing": False}
 
 
-class GroupedGRPOTrainer(GRPOTrainer):
+class GroupedGRPOTrainer(KitTrainer, GRPOTrainer):
     """GRPOTrainer whose rollouts and update run each prompt once for its group."""
-
-    _merged: MergedCopy | None = None
 
     def __init__(self, model, args: GRPOConfig, **others):
         for setting, only in UNSUPPORTED.items():
@@ -70,11 +65,6 @@ class GroupedGRPOTrainer(GRPOTrainer):
                 raise RecR1Error(f"{setting}={getattr(args, setting)!r} is not in the grouped trainer; leave "
                                  f"it at {only!r}, or use trl.GRPOTrainer")
         super().__init__(model=model, args=args, **others)
-
-    def merged(self) -> MergedCopy | None:
-        if self._merged is None:
-            self._merged = MergedCopy.of(self.accelerator.unwrap_model(self.model))
-        return self._merged
 
     def _tokenize_prompts(self, prompts):
         # the chat template has already put the start token in
@@ -135,12 +125,6 @@ class GroupedGRPOTrainer(GRPOTrainer):
         # beside the KL reference in its subfolder, Trainer passes over the policy's own adapter
         (model or self.model).load_adapter(resume_from_checkpoint, "default", is_trainable=True)
 
-    def _send_telemetry(self):
-        pass
-
-    def create_model_card(self, *args, **kwargs):
-        pass
-
 
 def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Prompt, profile: Profile,
           folder: str | Path, k: int, validate: Callable[[MergedCopy | None], Interval] | None = None,
@@ -160,10 +144,7 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
     RetrieverError with the query when a search fails.
     """
     folder, end = Path(folder), policy.tokenizer.eos_token_id
-    checkpoint = last_checkpoint(folder)
-    if checkpoint and not resume:
-        raise RecR1Error(f"{folder} already holds a run; go on with it (--resume) or give another folder "
-                         "(--out)")
+    checkpoint = begin(folder, resume)
     if not len(train_examples):
         raise RecR1Error("there are no examples to train on; pass task.train")
     set_seed(seed)
@@ -177,27 +158,12 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
     trainer = (trainer_class or (GRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer))(
         model=policy.model, args=config, train_dataset=dataset, processing_class=policy.tokenizer,
         reward_funcs=reward_functions(profile.recipe, Scorer(retriever, train_examples, prompt, k), {end}))
-    trainer.remove_callback(PrinterCallback)
-    monitor = Monitor(trainer, policy, folder, profile, validate, progress, watch)
-    trainer.add_callback(monitor)
-    start = time.perf_counter() - (seconds_so_far(folder) if checkpoint else 0.0)
     try:
-        with sealed(), interruptible(monitor):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return run(trainer, Monitor(trainer, policy, folder, profile, validate, progress, watch), checkpoint)
     finally:
         if "ref" in policy.model.peft_config:  # TRL's copy of the adapter, the reference of the KL term
             policy.model.delete_adapter("ref")
         policy.model.eval()
-    return monitor.close(time.perf_counter() - start)
-
-
-def draw_order(examples: int, count: int, seed: int) -> list[int]:
-    """`count` row numbers: all examples in random order, then all again in another. A longer draw starts
-    alike."""
-    generator, order = np.random.default_rng(seed), []
-    while len(order) < count:
-        order += generator.permutation(examples).tolist()
-    return order[:count]
 
 
 def configure(profile: Profile, folder: Path, seed: int, **overrides) -> GRPOConfig:
@@ -210,37 +176,8 @@ def configure(profile: Profile, folder: Path, seed: int, **overrides) -> GRPOCon
         raise RecR1Error(f"a step of {profile.prompts_per_step} prompts x {profile.group_size} rollouts in "
                          f"micro-batches of {micro} is not possible; take groups of 2 or more, and a "
                          "micro_batch that divides a step")
-    cuda = torch.cuda.is_available()
-    settings = dict(
-        output_dir=str(folder), seed=seed, max_steps=profile.steps, num_generations=profile.group_size,
-        per_device_train_batch_size=micro, gradient_accumulation_steps=rollouts // micro,
-        shuffle_dataset=False, max_completion_length=profile.max_completion_tokens,
-        learning_rate=profile.learning_rate,
-        # rates 0, 1/2, then 1: Adam has seen two gradients before it takes a whole step
-        lr_scheduler_type="constant_with_warmup", warmup_steps=2, max_grad_norm=1.0, top_k=0,
-        logging_steps=1, save_steps=profile.validate_every, save_total_limit=2, report_to="none",
-        disable_tqdm=True, use_cpu=not cuda, bf16=cuda and profile.dtype == "bfloat16",
-        fp16=cuda and profile.dtype == "float16", gradient_checkpointing=False, dataloader_pin_memory=cuda,
-        remove_unused_columns=False)
-    return GRPOConfig(**(settings | PRESETS[profile.preset] | overrides))
-
-
-def seconds_so_far(folder: Path) -> float:
-    """What the stopped run took, as it said itself; 0 where it was killed before it could."""
-    try:
-        return float(json.loads((folder / "training.json").read_text())["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
-
-
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint that was written to its end (trainer_state.json comes last), or None."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit() and _whole(path)]
-    return max(found, key=lambda path: int(path.name[11:]), default=None)
-
-
-def _whole(checkpoint: Path) -> bool:
-    try:
-        return isinstance(json.loads((checkpoint / "trainer_state.json").read_text()), dict)
-    except (OSError, ValueError):
-        return False
+    sizes = dict(
+        max_steps=profile.steps, num_generations=profile.group_size, per_device_train_batch_size=micro,
+        gradient_accumulation_steps=rollouts // micro, max_completion_length=profile.max_completion_tokens,
+        learning_rate=profile.learning_rate, top_k=0, remove_unused_columns=False)
+    return GRPOConfig(**(settings(profile, folder, seed) | sizes | PRESETS[profile.preset] | overrides))

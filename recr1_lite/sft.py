@@ -16,21 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import torch
 from datasets import Dataset
-from transformers import PrinterCallback, set_seed
+from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from recr1_lite.errors import RecR1Error
-from recr1_lite.grpo import draw_order, last_checkpoint, seconds_so_far
 from recr1_lite.metrics import Interval
 from recr1_lite.models import Policy
-from recr1_lite.monitor import Monitor, Training, Watch, best_step, interruptible, points, steps
+from recr1_lite.monitor import Monitor, Training, Watch, best_step, points, steps
 from recr1_lite.profiles import Profile
 from recr1_lite.prompts import Prompt, format_answer, restyled
 from recr1_lite.rewriters import encode
 from recr1_lite.rollouts import MergedCopy
-from recr1_lite.tasks.base import sealed
+from recr1_lite.running import KitTrainer, begin, draw_order, run, settings
 
 VARIANTS = {"SFT": "compact", "SFT + JSON": "json", "SFT + reasoning": "think", "SFT + reasoning + JSON": "paper"}
 ROOM = {"compact": 0, "json": 6, "think": 40, "paper": 46}  # tokens that a style writes beside the keywords
@@ -38,21 +36,8 @@ PATIENCE = 4  # validations without a new best, after which a run stops
 IGNORED = -100  # the label of a token without loss
 
 
-class KitSFTTrainer(SFTTrainer):
-    """SFTTrainer that finds the merged copy for validation, and leaves no model card and no telemetry."""
-
-    _merged: MergedCopy | None = None
-
-    def merged(self) -> MergedCopy | None:
-        if self._merged is None:
-            self._merged = MergedCopy.of(self.accelerator.unwrap_model(self.model))
-        return self._merged
-
-    def _send_telemetry(self):
-        pass
-
-    def create_model_card(self, *args, **kwargs):
-        pass
+class KitSFTTrainer(KitTrainer, SFTTrainer):
+    """SFTTrainer with the merged copy for validation."""
 
 
 class SFTMonitor(Monitor):
@@ -142,9 +127,7 @@ def train(policy: Policy, targets: pd.DataFrame, prompt: Prompt, profile: Profil
     for no targets, a target that cannot be written in the prompt's style, too long a prompt, or a folder in use.
     """
     folder = Path(folder)
-    checkpoint = last_checkpoint(folder)
-    if checkpoint and not resume:
-        raise RecR1Error(f"{folder} already holds a run; go on with it (--resume) or give another folder (--out)")
+    checkpoint = begin(folder, resume)
     if not len(targets):
         raise RecR1Error("there are no targets to train on; make some with targets.best_of_n or targets.read_pairs")
     set_seed(seed)
@@ -154,27 +137,17 @@ def train(policy: Policy, targets: pd.DataFrame, prompt: Prompt, profile: Profil
     config = configure(profile, folder, seed, size, count, **overrides)
     trainer = KitSFTTrainer(model=policy.model, args=config, processing_class=policy.tokenizer,
                             train_dataset=data.select(draw_order(len(data), count * size, seed)))
-    trainer.remove_callback(PrinterCallback)
     monitor = SFTMonitor(trainer, policy, folder, profile, validate, progress, watch)
     monitor.max_seconds, monitor.patience = max_seconds, patience
-    trainer.add_callback(monitor)
-    start = time.perf_counter() - (seconds_so_far(folder) if checkpoint else 0.0)
     try:
-        with sealed(), interruptible(monitor):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return run(trainer, monitor, checkpoint)
     finally:
         policy.model.eval()
-    return monitor.close(time.perf_counter() - start)
 
 
 def configure(profile: Profile, folder: Path, seed: int, batch: int, count: int, **overrides) -> SFTConfig:
     """TRL's configuration of an SFT run of `count` steps of `batch` targets."""
-    cuda = torch.cuda.is_available()
-    settings = dict(
-        output_dir=str(folder), seed=seed, max_steps=count, per_device_train_batch_size=batch, shuffle_dataset=False,
-        train_sampling_strategy="sequential", learning_rate=profile.sft_learning_rate,
-        lr_scheduler_type="constant_with_warmup", warmup_steps=2, max_grad_norm=1.0, max_length=None, packing=False,
-        logging_steps=1, save_steps=profile.validate_every, save_total_limit=2, report_to="none", disable_tqdm=True,
-        use_cpu=not cuda, bf16=cuda and profile.dtype == "bfloat16", fp16=cuda and profile.dtype == "float16",
-        gradient_checkpointing=False, dataloader_pin_memory=cuda)
-    return SFTConfig(**(settings | overrides))
+    sizes = dict(
+        max_steps=count, per_device_train_batch_size=batch, train_sampling_strategy="sequential",
+        learning_rate=profile.sft_learning_rate, max_length=None, packing=False)
+    return SFTConfig(**(settings(profile, folder, seed) | sizes | overrides))

@@ -24,14 +24,13 @@ from recr1_lite.grpo import (
     PRESETS,
     GroupedGRPOTrainer,
     configure,
-    draw_order,
-    last_checkpoint,
     train,
 )
 from recr1_lite.metrics import Interval
 from recr1_lite.models import Policy, load_policy
 from recr1_lite.monitor import suspicions
 from recr1_lite.retrievers import CallableRetriever, RetrieverError
+from recr1_lite.running import draw_order, last_checkpoint
 from recr1_lite.tasks.base import Task
 
 
