@@ -34,7 +34,8 @@ def from_endpoint(rewriter: EndpointRewriter, examples: pd.DataFrame, path, budg
     """One answer of a server for each example, each kept when it arrives; equal requests are sent once.
 
     Stops before the budget could be passed, with a sentence that says how far it came; Ctrl-C lets the answers that
-    are under way arrive and keeps them. A run that was killed asks again only for what was under way just then.
+    are under way arrive and keeps them. A run that was killed asks again only for what was under way just then. An answer
+    that did not parse has the rewrite "": it is paid for and kept; leave it out of what is trained on.
     """
     budget = budget or Budget()
     settings = {"url": rewriter.url, "prompt": repr(rewriter.prompt), **rewriter.fields}
