@@ -26,9 +26,14 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--profile", help="smoke, cpu, t4, gpu24 or paper (default: the one that fits)")
             sub.add_argument("--seed", type=int, default=0, help="of the adapter, the rollouts and the order")
         if "task" in groups:
-            sub.add_argument("--task", default="clothing", help="clothing, movielens, or custom with --items and --requests")
+            sub.add_argument("--task", default="clothing", help="clothing, movielens, esci, amazon_c4, amazon_reviews, "
+                             "or custom with --items and --requests")
             sub.add_argument("--items", help="custom catalogue: CSV, JSONL or Parquet of item_id,title,text")
             sub.add_argument("--requests", help="custom requests: CSV, JSONL or Parquet of request,relevant")
+            sub.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
+                             help="another option of the task (category=Video_Games), as often as needed")
+            sub.add_argument("--retriever", default="bm25", help="bm25, dense, hybrid, or the http "
+                             "address of a search server (default: bm25)")
         if "train" in groups:
             sub.add_argument("--steps", type=int, help="GRPO steps (default: the profile's)")
             sub.add_argument("--out", help="folder of the run (default: the next free one under runs/)")
@@ -111,17 +116,17 @@ def demo(arguments) -> None:
 
     profile, out = _profile(arguments), _out(arguments)
     run(profile, out, arguments.seed, arguments.resume, task=_task(arguments),
-        few_shot=FEW_SHOT if arguments.task == "clothing" else None, command=_command())
+        few_shot=FEW_SHOT if arguments.task == "clothing" else None, command=_command(),
+        retriever=arguments.retriever)
 
 
 def train(arguments) -> None:
     from recr1_lite import demo as loop
     from recr1_lite.models import load_policy
-    from recr1_lite.retrievers import BM25Retriever
 
     profile, out = _profile(arguments), _out(arguments)
     task = _task(arguments).subsample(n_val=profile.n_val)
-    done = loop.train(load_policy(profile, arguments.seed), task, BM25Retriever.build(task.items), profile, out,
+    done = loop.train(load_policy(profile, arguments.seed), task, _engine(arguments, task), profile, out,
                       arguments.seed, arguments.resume, run=out.name, command=_command())
     print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
 
@@ -131,7 +136,6 @@ def evaluate(arguments) -> None:
     from recr1_lite.demo import rewriter
     from recr1_lite.ledger import Ledger
     from recr1_lite.models import load_policy
-    from recr1_lite.retrievers import BM25Retriever
     from recr1_lite.rewriters import RawRewriter
 
     profile, task = _profile(arguments), _task(arguments)
@@ -140,7 +144,7 @@ def evaluate(arguments) -> None:
     if not arguments.raw:
         policy = load_policy(profile, arguments.seed, arguments.adapter, trainable=False)
         method = rewriter(policy, task.prompt, profile, arguments.adapter or "zero-shot")
-    result = evaluation.evaluate(method, task, BM25Retriever.build(task.items), arguments.split, Ledger(),
+    result = evaluation.evaluate(method, task, _engine(arguments, task), arguments.split, Ledger(),
                                  profile.name, arguments.seed)
     print(result.table().to_string(index=False))
 
@@ -148,11 +152,10 @@ def evaluate(arguments) -> None:
 def inspect(arguments) -> None:
     from recr1_lite.demo import rewriter
     from recr1_lite.models import load_policy
-    from recr1_lite.retrievers import BM25Retriever
     from recr1_lite.rewriters import RawRewriter
 
     profile, task = _profile(arguments), _task(arguments)
-    retriever, titles = BM25Retriever.build(task.items), task.items.set_index("item_id")["title"]
+    retriever, titles = _engine(arguments, task), task.items.set_index("item_id")["title"]
     methods = [RawRewriter(), rewriter(load_policy(profile, trainable=False), task.prompt, profile, "zero-shot")]
     if arguments.adapter:
         policy = load_policy(profile, adapter=arguments.adapter, trainable=False)
@@ -237,10 +240,21 @@ def _task(arguments):
     from recr1_lite.errors import RecR1Error
     from recr1_lite.tasks import load_task
 
-    files = {key: value for key in ("items", "requests") if (value := getattr(arguments, key))}
-    if arguments.task == "custom" and len(files) < 2:
+    options = {key: value for key in ("items", "requests") if (value := getattr(arguments, key))}
+    for option in arguments.option:
+        name, sign, value = option.partition("=")
+        if not name or not sign:
+            raise RecR1Error(f"--option {option} is no NAME=VALUE; write such as --option category=Video_Games")
+        options[name] = int(value) if value.isdigit() else value
+    if arguments.task == "custom" and not {"items", "requests"} <= set(options):
         raise RecR1Error("--task custom needs --items and --requests; see `Your own data` in the README")
-    return load_task(arguments.task, **files)
+    return load_task(arguments.task, **options)
+
+
+def _engine(arguments, task):
+    from recr1_lite.engines import build_retriever
+
+    return build_retriever(arguments.retriever, task.items)
 
 
 def _out(arguments) -> Path:

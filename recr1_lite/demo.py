@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from recr1_lite import grpo
+from recr1_lite.engines import build_retriever
 from recr1_lite.errors import RecR1Error
-from recr1_lite.evaluation import EvalResult, evaluate, methods_table
+from recr1_lite.evaluation import EvalResult, evaluate, evaluate_recommender, methods_table
 from recr1_lite.inspector import inspect_rewrites
 from recr1_lite.ledger import Ledger
 from recr1_lite.metrics import Interval, mean_interval
 from recr1_lite.models import Policy, load_policy
 from recr1_lite.profiles import Profile
 from recr1_lite.progress import bar
+from recr1_lite.recommenders import baselines, last_title
 from recr1_lite.report import report_markdown, write_report
-from recr1_lite.retrievers import BM25Retriever, Retriever
+from recr1_lite.retrievers import Retriever
 from recr1_lite.rewards import Scorer
-from recr1_lite.rewriters import ModelRewriter, RawRewriter
+from recr1_lite.rewriters import ModelRewriter, RawRewriter, encode
 from recr1_lite.running import last_checkpoint
 from recr1_lite.tasks import Task, load_task
 
@@ -33,8 +35,10 @@ def say(text: str) -> None:
 
 
 def demo(profile: Profile, out: str | Path, seed: int = 0, resume: bool = False, ledger: Ledger | None = None,
-         task: Task | None = None, few_shot=None, command: str = "") -> list[EvalResult]:
+         task: Task | None = None, few_shot=None, command: str = "", retriever: str = "bm25") -> list[EvalResult]:
     """Run the loop of `profile` on a task (default: clothing) and write everything into the folder `out`.
+
+    retriever: a name for `engines.build_retriever`, the fixed engine of training and test.
 
     Leaves `out/report.html`, the adapters under `out/grpo`, and rows in the ledger. Returns the results on the
     sealed test, raw request first, GRPO last.
@@ -49,22 +53,26 @@ def demo(profile: Profile, out: str | Path, seed: int = 0, resume: bool = False,
     say("data")
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
     print(task.describe())
-    retriever = BM25Retriever.build(task.items)
+    engine = build_retriever(retriever, task.items)
 
     say(f"baselines on {len(task.val)} validation requests")
     policy = load_policy(profile, seed=seed)
+    prompts = [task.prompt.render(policy.tokenizer, request) for request in task.train["request"]]
+    encode(policy.tokenizer, prompts, profile.max_prompt_tokens)  # too long a prompt is said before the long work
     zero_shot = rewriter(policy, task.prompt, profile, "zero-shot")
     methods = [RawRewriter(), zero_shot]
     if few_shot is not None:
         methods.append(rewriter(policy, few_shot, profile, "few-shot", zero_shot.merged))
-    val = [evaluate(method, task, retriever, "val", **mark) for method in methods]
+    rivals = baselines(task) if "history" in task.train else []  # sequential recommendation without a language model
+    val = [evaluate(method, task, engine, "val", **mark) for method in [*methods, *([last_title] if rivals else [])]]
+    val += [evaluate_recommender(rival, task, "val", **mark) for rival in rivals]
     print(methods_table(val, ["raw request"]).to_string(index=False))
 
     say(f"headroom: {ROLLOUTS} rollouts for each of {profile.n_headroom} training requests")
-    headroom(policy, task, retriever, profile, zero_shot.merged, ledger, run)
+    headroom(policy, task, engine, profile, zero_shot.merged, ledger, run)
 
     say(f"GRPO: {profile.steps} steps of {profile.prompts_per_step} prompts x {profile.group_size} rollouts")
-    done = train(policy, task, retriever, profile, out / "grpo", seed, resume, ledger=ledger, run=run, command=command)
+    done = train(policy, task, engine, profile, out / "grpo", seed, resume, ledger=ledger, run=run, command=command)
     print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
     del policy, zero_shot, methods
     gc.collect()  # the trainer and its policy refer to each other; two more models come
@@ -75,7 +83,11 @@ def demo(profile: Profile, out: str | Path, seed: int = 0, resume: bool = False,
     tested = [RawRewriter(), rewriter(untrained, task.prompt, profile, "zero-shot")]
     if few_shot is not None:
         tested.append(rewriter(untrained, few_shot, profile, "few-shot"))
-    results = [evaluate(method, task, retriever, "test", **mark) for method in [*tested, trained]]
+    if rivals:
+        tested.append(last_title)
+    results = [evaluate(method, task, engine, "test", **mark) for method in tested]
+    results += [evaluate_recommender(rival, task, "test", **mark) for rival in rivals]
+    results.append(evaluate(trained, task, engine, "test", **mark))
     methods_table(results, ["raw request", "zero-shot"], ledger=ledger, run=run)
     inspection = inspect_rewrites(results[0], results[-1], task.items)
     ledger.append({"kind": "inspect", "run": run, "before": results[0].name, "after": results[-1].name,

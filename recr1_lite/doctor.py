@@ -234,7 +234,7 @@ def _cold() -> list[str]:
         path = assets.cache_folder() / "files" / assets.ASSETS[name].file_name
         return path.is_file() and path.stat().st_size == assets.ASSETS[name].size
 
-    return [name for name in assets.ASSETS if not whole(name)]
+    return [name for name in {**assets.ASSETS, **assets.MODELS} if not whole(name)]
 
 
 def _container_room() -> float:

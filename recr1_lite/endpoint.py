@@ -9,14 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import httpx
@@ -25,9 +21,8 @@ from recr1_lite.errors import RecR1Error
 from recr1_lite.parsing import Parsed
 from recr1_lite.prompts import Prompt, compose
 from recr1_lite.rewriters import Rewrite, Rewriter
+from recr1_lite.web import Server, address_of, same_server
 
-BACKOFF = 1.0  # seconds before the first repeat; doubled for each further one
-LONGEST_WAIT = 60.0  # seconds; a server that asks for more is given up
 _TAG = re.compile(r"<(?=[|/\w])")  # how a chat template's special tokens open
 
 
@@ -63,22 +58,16 @@ class EndpointRewriter(Rewriter):
             lacking = "model; set RECR1_ENDPOINT_MODEL or pass model=" if base_url else (
                 "address; set RECR1_ENDPOINT or pass base_url=")
             raise RecR1Error(f"the endpoint has no {lacking}")
-        self.name, self.retries, self.workers = name or self.model, max(0, retries), max(1, workers)
-        self._url = _chat_url(base_url)
-        self.url = str(self._url.copy_with(userinfo=b"", query=None))  # what may be shown
-        key = (api_key if api_key is not None else _key_of(self._url)).strip()
-        if not key.isascii() or not key.isprintable():
-            raise RecR1Error(f"the key for {self.url} holds characters that no key has; copy it again")
-        self._secrets = [secret for secret in (key, self._url.password, self._url.query.decode()) if secret]
-        self._has_key = bool(key or self._url.userinfo)
+        self.name, self.workers = name or self.model, max(1, workers)
+        address = _chat_url(base_url)
+        key = (api_key if api_key is not None else _key_of(address)).strip()
+        self._server = Server(address, f"Bearer {key}" if key else "", timeout, retries, self._advice,
+                              ease="fewer workers or a longer timeout")
+        self.url = self._server.url
         self.fields = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature}
         if self.prompt.prefix:
             self.fields |= {"continue_final_message": True, "add_generation_prompt": False}
         self.fields |= extra or {}
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        # a proxy of the environment cannot reach this machine's own loopback; redirects are not followed
-        loopback = self._url.host in ("localhost", "::1") or self._url.host.startswith("127.")
-        self._client = httpx.Client(timeout=timeout, headers=headers, trust_env=not loopback)
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
         """One Rewrite a request, in order. The first failure is raised, and what is left is not asked."""
@@ -94,27 +83,7 @@ class EndpointRewriter(Rewriter):
         """The answer to a chat. Raises RecR1Error: address, status and the server's first line."""
         fields = self.fields | {"messages": list(messages)}
         body = json.dumps({key: value for key, value in fields.items() if value is not None})
-        for attempt in range(self.retries + 1):
-            pause = min(BACKOFF * 2**attempt, LONGEST_WAIT)
-            try:
-                reply = self._client.post(self._url, content=body)
-            except httpx.TimeoutException:
-                problem = f"did not answer within {self._client.timeout.read:g} s"
-            except httpx.RequestError as error:
-                problem = f"cannot be reached ({self._safe(str(error) or type(error).__name__)})"
-            else:
-                if reply.status_code == 200:
-                    return self._answer(reply)
-                problem = f"answered {reply.status_code}: {self._safe(_message(reply))}"
-                if reply.status_code != 429 and reply.status_code < 500:
-                    raise RecR1Error(f"{self.url} {problem}; {self._advice(reply.status_code)}")
-                pause = _retry_after(reply.headers.get("Retry-After", ""), pause)
-            if attempt == self.retries or pause > LONGEST_WAIT:
-                break
-            time.sleep(pause)
-        asks = f" and asks for a pause of {pause:.0f} s" if pause > LONGEST_WAIT else ""
-        raise RecR1Error(f"{self.url} {problem}{asks} (tried {attempt + 1} times); check that it runs, then "
-                         "try again with fewer workers or a longer timeout")
+        return self._answer(self._server.post(body))
 
     def answer(self, request: str) -> tuple[Answer, Parsed]:
         """What the server says to this request with the rewriter's prompt, and how it parses."""
@@ -141,19 +110,14 @@ class EndpointRewriter(Rewriter):
                             int(usage.get("prompt_tokens") or 0))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise RecR1Error(f"{self.url} did not answer with a chat completion but with "
-                             f"{self._safe(_message(reply))!r}; is the base URL that of the API?") from None
+                             f"{self._server.said(reply)!r}; is the base URL that of the API?") from None
         if tokens is None:
             warnings.warn(f"{self.url} does not say how many tokens it made; they count as 0", stacklevel=2)
         return answer
 
-    def _safe(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text[:300]
-
     def _advice(self, status: int) -> str:
         if status in (401, 403):
-            return "check the key" if self._has_key else (
+            return "check the key" if self._server.has_key else (
                 "no key was sent: set RECR1_ENDPOINT_KEY beside RECR1_ENDPOINT, or pass api_key=")
         if status == 404 or status < 400:
             return "check the model's name, and that the base URL ends as the server wants it (often /v1)"
@@ -166,40 +130,14 @@ def from_environment(prompt: Prompt, **options) -> EndpointRewriter | None:
 
 
 def _chat_url(base_url: str) -> httpx.URL:
-    try:
-        url = httpx.URL(base_url.strip())
-    except httpx.InvalidURL:
-        url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host:
-        raise RecR1Error("the endpoint's address is no URL; it looks like http://localhost:8000/v1")
+    url = address_of(base_url, "endpoint", "http://localhost:8000/v1")
     return url.copy_with(path=url.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions")
 
 
 def _key_of(url: httpx.URL) -> str:
     """The key in the environment that belongs to this server, or ""."""
-    def same(address: str) -> bool:
-        other = _chat_url(address)
-        return (url.scheme, url.host, url.port) == (other.scheme, other.host, other.port)
-
-    configured = os.environ.get("RECR1_ENDPOINT")
-    if configured and same(configured) and (key := os.environ.get("RECR1_ENDPOINT_KEY")):
+    configured, key = os.environ.get("RECR1_ENDPOINT"), os.environ.get("RECR1_ENDPOINT_KEY")
+    if configured and key and same_server(url, _chat_url(configured)):
         return key
-    return os.environ.get("OPENAI_API_KEY", "") if same("https://api.openai.com") else ""
-
-
-def _message(reply: httpx.Response) -> str:
-    """The first line of what the server says is wrong, out of JSON where it is JSON."""
-    found = reply.text
-    with suppress(ValueError, AttributeError):
-        found = reply.json().get("error") or reply.json()
-        found = found.get("message") or found.get("detail") or reply.text
-    return next((line.strip() for line in str(found).splitlines() if line.strip()), "nothing")
-
-
-def _retry_after(value: str, default: float) -> float:
-    """Seconds in a Retry-After header (a number or a date), or `default`."""
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
-    with suppress(ValueError):
-        return max(0.0, (parsedate_to_datetime(value).astimezone(UTC) - datetime.now(UTC)).total_seconds())
-    return default
+    openai = same_server(url, httpx.URL("https://api.openai.com"))
+    return os.environ.get("OPENAI_API_KEY", "") if openai else ""

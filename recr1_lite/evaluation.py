@@ -63,18 +63,54 @@ def evaluate(rewriter, task, retriever, split: str = "val", ledger=None, profile
     Appends an "eval" row to the ledger. Raises RecR1Error for an unknown or empty split and where there is
     not one answer a request; a retriever's own failure passes through, it never becomes a zero.
     """
-    name = rewriter_name(rewriter)
-    examples = _examples(task, split, f"evaluate {name}", ledger)
-    requests = examples["request"].tolist()
-    depth = max([task.k_eval, *(parse_name(metric)[1] or 0 for metric in task.metrics)])
-    excludes = [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
-
+    examples = _examples(task, split, f"evaluate {rewriter_name(rewriter)}", ledger)
     start = time.perf_counter()
-    rewrites = _rewrites(rewriter, requests, f"{name} on {split}", progress)
-    rankings = _rankings(retriever, [query for query, *_ in rewrites], depth + max(map(len, excludes)))
-    rankings = [without(ids, exclude, depth) for ids, exclude in zip(rankings, excludes, strict=True)]
+    rewrites = _rewrites(rewriter, examples["request"].tolist(), f"{rewriter_name(rewriter)} on {split}", progress)
+    rankings = _rankings(retriever, [query for query, *_ in rewrites], _depth(task) + _most_excluded(examples))
     seconds = time.perf_counter() - start
+    row = {"retriever": type(retriever).__name__, "profile": profile, "seed": seed, "run": run}
+    return _result(rewriter_name(rewriter), task, split, examples, rewrites, rankings, seconds, ledger, row)
 
+
+def evaluate_recommender(recommender, task, split: str = "val", ledger=None, profile: str = "", seed: int = 0,
+                         run: str = "") -> EvalResult:
+    """Score rankings that no retriever made: of popularity, a neighbourhood, SASRec, a re-ranker.
+
+    recommender: has a name and `recommend(examples, k)`, one list of item ids, best first, for each row of the
+    DataFrame `examples` (the split's own columns, without its targets); or such a function. The rest is as in
+    `evaluate`: same depth, same exclusion, same metrics, same row in the ledger, with "retriever" empty. Where it has
+    `answers`, one Rewrite an example of the last call, these stand in the result as a rewriter's do.
+    """
+    name = rewriter_name(recommender)
+    examples = _examples(task, split, f"evaluate {name}", ledger)
+    start = time.perf_counter()
+    asked = examples.drop(columns="relevant")
+    recommend = getattr(recommender, "recommend", recommender)
+    rankings = _one_each(recommend(asked, _depth(task) + _most_excluded(examples)), asked, name)
+    seconds = time.perf_counter() - start
+    answers = getattr(recommender, "answers", None)
+    rewrites = [_fields(answer) for answer in answers] if answers else [("", "", "ok", 0)] * len(examples)
+    row = {"retriever": "", "profile": profile, "seed": seed, "run": run}
+    return _result(name, task, split, examples, rewrites, rankings, seconds, ledger, row)
+
+
+def _depth(task) -> int:
+    return max([task.k_eval, *(parse_name(metric)[1] or 0 for metric in task.metrics)])
+
+
+def _excluded(examples: pd.DataFrame) -> list[set[str]]:
+    return [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
+
+
+def _most_excluded(examples: pd.DataFrame) -> int:
+    return max(map(len, _excluded(examples)))
+
+
+def _result(name: str, task, split: str, examples: pd.DataFrame, rewrites: list, rankings: list, seconds: float,
+            ledger, row: dict) -> EvalResult:
+    """Score the rankings, and leave the "eval" row `row` with what was found."""
+    depth = _depth(task)
+    rankings = [without(ids, gone, depth) for ids, gone in zip(rankings, _excluded(examples), strict=True)]
     rows = []
     for example, rewrite, ranking in zip(examples.itertuples(), rewrites, rankings, strict=True):
         place = {item: rank for rank, item in reversed(list(enumerate(ranking, start=1)))}
@@ -85,16 +121,15 @@ def evaluate(rewriter, task, retriever, split: str = "val", ledger=None, profile
             "ranks": {item: place.get(item) for item in example.relevant}, "top": ranking[:TOP],
         })
     frame = pd.DataFrame(rows)
-    summary = {metric: mean_interval(frame[metric].to_numpy(float), seed=seed) for metric in task.metrics}
+    summary = {metric: mean_interval(frame[metric].to_numpy(float), seed=row["seed"]) for metric in task.metrics}
     result = EvalResult(name, split, frame, summary, seconds, int(frame["tokens"].sum()), task.name,
                         dict(Counter(frame["outcome"])))
     if ledger is not None:
         ledger.append({
             "kind": "eval", "task": task.name, "method": name, "split": split,
             "metrics": {metric: i._asdict() for metric, i in summary.items()},
-            "n": len(frame), "outcomes": result.outcomes, "k": depth, "retriever": type(retriever).__name__,
-            "seconds": round(seconds, 3), "tokens": result.tokens,
-            "profile": profile, "seed": seed, "run": run,
+            "n": len(frame), "outcomes": result.outcomes, "k": depth,
+            "seconds": round(seconds, 3), "tokens": result.tokens, **row,
         })
     return result
 
@@ -205,9 +240,13 @@ def _rewrites(rewriter, requests: list[str], label: str, progress: bool) -> list
             batch = order[start : start + size]
             answers = _one_each(rewriter.complete([requests[i] for i in batch]), batch, label)
             for i, rewrite in zip(batch, answers):
-                found[i] = (rewrite.query, rewrite.completion, str(rewrite.outcome), int(rewrite.tokens))
+                found[i] = _fields(rewrite)
             shown.update(len(batch))
     return [found[i] for i in range(len(requests))]
+
+
+def _fields(rewrite) -> tuple[str, str, str, int]:
+    return rewrite.query, rewrite.completion, str(rewrite.outcome), int(rewrite.tokens)
 
 
 def _rankings(retriever, queries: list[str], depth: int) -> list[list[str]]:

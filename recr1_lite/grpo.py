@@ -129,7 +129,7 @@ class GroupedGRPOTrainer(KitTrainer, GRPOTrainer):
 def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Prompt, profile: Profile,
           folder: str | Path, k: int, validate: Callable[[MergedCopy | None], Interval] | None = None,
           seed: int = 0, resume: bool = False, progress: bool = True, watch: Watch | None = None,
-          trainer_class=None, **overrides) -> Training:
+          trainer_class=None, scorer: Scorer | None = None, **overrides) -> Training:
     """Train the policy's adapter with the ranking metric as reward; keep the adapter that `validate` likes
     best.
 
@@ -139,7 +139,8 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
     `training.json`. resume: go on from the newest whole checkpoint there, to the same adapter as an
     uninterrupted run (CPU, float32), with the policy loaded as it was at first. progress: print a line a
     step. watch: called with the rows of all steps and of all validations so far, before the first step and
-    after each (`live.LiveCurves` draws them). overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and keeps everything. Raises RecR1Error for an unknown
+    after each (`live.LiveCurves` draws them). scorer: pays the completions, default a Scorer of the retriever at `k`
+    (a re-ranker brings its own). overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and keeps everything. Raises RecR1Error for an unknown
     preset, sizes that do not fit, no examples, too long a prompt, or a folder already in use;
     RetrieverError with the query when a search fails.
     """
@@ -157,7 +158,7 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
                                  "example_id": rows["example_id"].tolist()})
     trainer = (trainer_class or (GRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer))(
         model=policy.model, args=config, train_dataset=dataset, processing_class=policy.tokenizer,
-        reward_funcs=reward_functions(profile.recipe, Scorer(retriever, train_examples, prompt, k), {end}))
+        reward_funcs=reward_functions(profile.recipe, scorer or Scorer(retriever, train_examples, prompt, k), {end}))
     try:
         return run(trainer, Monitor(trainer, policy, folder, profile, validate, progress, watch), checkpoint)
     finally:

@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from recr1_lite.models import Policy
 from recr1_lite.prompts import break_special_tokens
 from recr1_lite.rewriters import encode
 from recr1_lite.rollouts import generate_grouped
+from recr1_lite.web import local_http
 
 PATH = "/v1/chat/completions"
 
@@ -27,33 +27,14 @@ def local_server(policy: Policy, port: int = 0, max_prompt_tokens: int = 1024) -
     """
     busy = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            try:
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-                status, reply = 404, {"error": {"message": f"there is no {self.path} here, only {PATH}"}}
-                if self.path == PATH:
-                    with busy:
-                        status, reply = 200, _chat_completion(policy, body, max_prompt_tokens)
-            except Exception as error:  # told to the client, as servers do
-                status, reply = 400, {"error": {"message": f"{type(error).__name__}: {error}"}}
-            content = json.dumps(reply).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def answer(path: str, body: str) -> tuple[int, dict]:
+        if path != PATH:
+            return 404, {"error": {"message": f"there is no {path} here, only {PATH}"}}
+        with busy:
+            return 200, _chat_completion(policy, json.loads(body), max_prompt_tokens)
 
-        def log_message(self, *_) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with local_http(answer, port) as url:
+        yield url + "/v1"
 
 
 def _chat_completion(policy: Policy, body: Mapping, limit: int) -> dict:

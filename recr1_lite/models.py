@@ -180,10 +180,11 @@ def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -
 
 def _source(model: str) -> str:
     """Where to load a model from: this kit's cache, a local folder, or the Hub by name."""
-    if model in assets.MODELS:
+    policies = [name for name in assets.MODELS if name not in assets.ENCODERS]
+    if model in policies:
         return str(assets.model_folder(model))
     if "/" not in model and not Path(model).is_dir():
-        raise RecR1Error(f"there is no model {model!r}; name one of {', '.join(assets.MODELS)}, a local "
+        raise RecR1Error(f"there is no model {model!r}; name one of {', '.join(policies)}, a local "
                          "folder, or a model of the Hugging Face Hub as owner/name")
     return model
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from recr1_lite.budget import whole
 from recr1_lite.errors import RecR1Error
 from recr1_lite.evaluation import metric_label, show
 from recr1_lite.inspector import Inspection
+from recr1_lite.ledger import Ledger
 
 RESULTS = ("eval", "compare", "train", "headroom", "inspect", "capability", "capability_compare", "continual")
 SPLITS = {"test": "Sealed test", "val": "Validation", "train": "Training examples"}
@@ -154,3 +156,20 @@ def facts(rows: list[dict]) -> list[tuple[str, str]]:
              ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
              ("time", " to ".join(dict.fromkeys([times[0], times[-1]])) if times else "")]
     return [(key, value or "not noted") for key, value in found]
+
+
+def tasks_table(ledger: Ledger) -> pd.DataFrame:
+    """Every method on the sealed test of every run in the ledger: task, retriever of the run, method, n, the run's first
+    metric with its 95% interval, and the paired difference to the raw request."""
+    rows = []
+    gains = {(row["run"], row["a"], row["metric"]): row["difference"] for row in ledger.rows("compare")
+             if row["b"] == "raw request" and row["split"] == "test"}
+    tested = [row for row in ledger.rows("eval") if row["split"] == "test"]
+    engines = {row["run"]: row["retriever"].removesuffix("Retriever") for row in tested if row["retriever"]}
+    for row in tested:
+        metric = next(iter(row["metrics"]))
+        gain = gains.get((row["run"], row["method"], metric))
+        rows.append({"task": row["task"], "retriever": engines.get(row["run"], ""), "method": row["method"],
+                     "n": row["n"], "metric": metric_label(metric), "mean [95%]": show(row["metrics"][metric]),
+                     "vs raw request": show(gain, sign=True) if gain else ""})
+    return pd.DataFrame(rows)

@@ -57,6 +57,32 @@ def checked_queries(queries: Sequence[str]) -> list[str]:
     return queries
 
 
+def checked_catalogue(items: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Ids and texts of a catalogue. Raises RecR1Error: a column missing, no row, an id twice, a text that is none."""
+    missing = [column for column in ("item_id", "text") if column not in items.columns]
+    if missing:
+        raise RecR1Error(f"the catalogue has no column {missing[0]!r}; it needs item_id and text")
+    ids, texts = [str(item) for item in items["item_id"]], list(items["text"])
+    if not ids:
+        raise RecR1Error("the catalogue is empty; give it at least one row")
+    twice = pd.Index(ids).duplicated()
+    if twice.any():
+        raise RecR1Error(f"item {ids[twice.argmax()]!r} is in the catalogue twice; keep one row of it")
+    for item_id, text in zip(ids, texts):
+        if not isinstance(text, str):
+            raise RecR1Error(f"the text of item {item_id!r} is {text!r}; fill it or drop the row")
+    return ids, texts
+
+
+def best(scores: np.ndarray, k: int, found: np.ndarray) -> np.ndarray:
+    """The `k` best-scored of the rows `found` (ascending), best first; equal scores stay in their order."""
+    values = scores[found]
+    if len(found) > k:  # every score tied with the k-th stays in until the stable sort below
+        keep = values >= np.partition(values, len(found) - k)[len(found) - k]
+        found, values = found[keep], values[keep]
+    return found[np.argsort(-values, kind="stable")[:k]]
+
+
 def search_all(retriever: Retriever, queries: Sequence[str], k: int) -> list[Hits]:
     """What training and evaluation call: each distinct query searched once, a blank one has no hits.
 
@@ -146,16 +172,7 @@ class BM25Retriever:
             raise RecR1Error(f"there is no BM25 method {method!r} here; choose one of {', '.join(METHODS)}")
         if not (k1 >= 0 and 0 <= b <= 1):
             raise RecR1Error(f"BM25 needs k1 >= 0 and b from 0 to 1 (usual: 1.2, 0.75), not {k1!r} and {b!r}")
-        missing = [column for column in ("item_id", "text") if column not in items.columns]
-        if missing:
-            raise RecR1Error(f"the catalogue has no column {missing[0]!r}; it needs item_id and text")
-        ids, texts = [str(item) for item in items["item_id"]], list(items["text"])
-        twice = pd.Index(ids).duplicated()
-        if twice.any():
-            raise RecR1Error(f"item {ids[twice.argmax()]!r} is in the catalogue twice; keep one row of it")
-        for item_id, text in zip(ids, texts):
-            if not isinstance(text, str):
-                raise RecR1Error(f"the text of item {item_id!r} is {text!r}; fill it or drop the row")
+        ids, texts = checked_catalogue(items)
         stopwords = stopwords if stopwords is None or isinstance(stopwords, str) else sorted(stopwords)
         documents = bag_of_words(texts, stopwords, stemmer)
         # Sorted: these numbers fix the order in which scores add up, and a set's order differs by process.
@@ -182,13 +199,8 @@ class BM25Retriever:
         return results
 
     def _top(self, scores: np.ndarray, k: int) -> Hits:
-        found = np.flatnonzero(scores > 0)
-        values = scores[found]
-        if len(found) > k:  # every score tied with the k-th stays in until the stable sort below
-            keep = values >= np.partition(values, len(found) - k)[len(found) - k]
-            found, values = found[keep], values[keep]
-        order = np.argsort(-values, kind="stable")[:k]
-        return Hits([self.ids[place] for place in found[order]], values[order].tolist())
+        rows = best(scores, k, np.flatnonzero(scores > 0))
+        return Hits([self.ids[row] for row in rows], scores[rows].tolist())
 
     def save(self, folder: str | Path) -> Path:
         """Write the index under `folder`: a reader sees the old index or the new one, never a mixture.

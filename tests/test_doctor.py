@@ -23,11 +23,12 @@ def quiet(monkeypatch, tmp_path):
 
 
 def warm(folder):
-    for name, asset in assets.ASSETS.items():
+    for name in {**assets.ASSETS, **assets.MODELS}:
         if name in assets.MODELS:
             (folder / "models" / name).mkdir(parents=True)
             (folder / "models" / name / "files.json").write_text("{}")
         else:
+            asset = assets.ASSETS[name]
             path = folder / "files" / asset.file_name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:

@@ -7,18 +7,17 @@ import re
 import threading
 import time
 import traceback
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 import torch
+from servers import in_turn, server
 from tiny import PROMPT, requests, tiny_policy
 
-from recr1_lite import endpoint
+from recr1_lite import web
 from recr1_lite.endpoint import Answer, EndpointRewriter, from_environment
 from recr1_lite.errors import RecR1Error
 from recr1_lite.local_server import local_server
@@ -34,52 +33,12 @@ def environment(monkeypatch):
     """No endpoint or key of the developer's, and no waiting between tries."""
     for name in ("RECR1_ENDPOINT", "RECR1_ENDPOINT_KEY", "RECR1_ENDPOINT_MODEL", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
+    monkeypatch.setattr(web, "BACKOFF", 0.01)
 
 
 def completion(text, finish="stop", tokens: int | None = 3) -> tuple[int, str]:
     reply = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
     return 200, json.dumps(reply | ({"usage": {"completion_tokens": tokens}} if tokens is not None else {}))
-
-
-@contextmanager
-def server(answer):
-    """A server that calls answer(path, headers, body) -> (status, text) or (status, text, headers); gives its
-    base URL and a list of (path, headers, body) as they come in."""
-    seen: list[tuple] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append((self.path, dict(self.headers), body))
-            status, text, *headers = answer(self.path, self.headers, body)
-            content = text if isinstance(text, bytes) else text.encode()
-            try:
-                self.send_response(status)
-                for name, value in (headers[0] if headers else {}).items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-            except OSError:  # the client went away
-                pass
-
-        def log_message(self, *_):
-            pass
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}/v1", seen
-    finally:
-        running.shutdown()
-        running.server_close()
-
-
-def in_turn(*answers):
-    """Give these answers one after the other, the last one for ever."""
-    left = list(answers)
-    return lambda *_: left.pop(0) if len(left) > 1 else left[0]
 
 
 def failure(answer, **options) -> tuple[str, list]:
@@ -190,7 +149,7 @@ def test_it_gives_up_after_its_retries():
 
 def test_pauses_double_and_retry_after_is_honoured(monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
+    monkeypatch.setattr(web.time, "sleep", pauses.append)
     failure(in_turn((500, "no")))
     assert pauses == [0.01, 0.02, 0.04]
     pauses.clear()
@@ -217,7 +176,7 @@ def test_a_key_never_shows():
     assert "401: bad key Bearer ***; check the key" in failure(echo, api_key=f" {KEY}\n")[0]
     assert "401: bad key None; no key was sent: set RECR1_ENDPOINT_KEY" in failure(echo)[0]
     asker = EndpointRewriter(PROMPT, "m", f"http://me:{KEY}@127.0.0.1:1/v1?key={KEY}", api_key=KEY, retries=0)
-    assert KEY not in repr(asker) + asker.url and str(asker._url).endswith(f"/v1/chat/completions?key={KEY}")
+    assert KEY not in repr(asker) + asker.url and str(asker._server.address).endswith(f"/v1/chat/completions?key={KEY}")
     with pytest.raises(RecR1Error) as caught:
         asker.chat(CHAT)
     assert KEY not in str(caught.value)
@@ -228,7 +187,7 @@ def test_a_key_never_shows():
 
 
 def key_sent_to(url: str | None, **options) -> str | None:
-    return EndpointRewriter(PROMPT, "m", url, **options)._client.headers.get("Authorization")
+    return EndpointRewriter(PROMPT, "m", url, **options)._server.client.headers.get("Authorization")
 
 
 def test_a_key_goes_to_its_own_server_only(monkeypatch):

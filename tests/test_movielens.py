@@ -44,7 +44,7 @@ def written(folder, ratings=RATINGS, films=FILMS):
 @pytest.fixture
 def mini(tmp_path, monkeypatch) -> Task:
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
-    return build(*read(*written(tmp_path)), history=4)
+    return build(*read(*written(tmp_path)), last=4)
 
 
 def row(frame: pd.DataFrame, user: str) -> dict:
@@ -65,7 +65,7 @@ def test_leave_one_out_in_order_of_time(mini):
 
 
 def test_ties_keep_the_order_of_the_file(mini):
-    assert row(mini.train, "tie") == {"request": "Eight", "relevant": {"2": 1.0}, "exclude": ["8"]}
+    assert row(mini.train, "tie") == {"request": "Eight", "relevant": {"2": 1.0}, "exclude": ["8"], "history": ["8"]}
     assert mini.val.set_index("example_id").loc["user-tie-val", "relevant"] == {"6": 1.0}
 
 
@@ -104,9 +104,9 @@ def test_a_file_that_is_no_text(tmp_path):
 
 
 def test_options():
-    with pytest.raises(RecR1Error, match="history=0 shows no film"):
-        load_task("movielens", history=0)
-    with pytest.raises(RecR1Error, match="its options are history"):
+    with pytest.raises(RecR1Error, match="last=0 shows no item"):
+        load_task("movielens", last=0)
+    with pytest.raises(RecR1Error, match="its options are last"):
         load_task("movielens", seed=0)
 
 
@@ -177,7 +177,7 @@ def test_inspector_shows_what_is_left():
 @pytest.mark.parametrize(
     "exclude, words",
     [
-        (["a", "z"], "val split, example 'val0' excludes 'z', which is not in the catalogue"),
+        (["a", "z"], "val split, example 'val0': exclude holds 'z', which is not in the catalogue"),
         (["c"], "val split, example 'val0' excludes its own relevant item 'c'"),
         ("ab", "example 'val0': exclude is 'ab'; write a list of item ids"),
         (None, "exclude is empty; write a list"),

@@ -206,7 +206,7 @@ def test_one_string_instead_of_a_list(retriever):
         (lambda items: items.assign(item_id="d1"), "'d1'"),
         (lambda items: items.assign(text=[*items["text"][:-1], math.nan]), "'d8'"),
         (lambda items: items.assign(text="the a !"), "no text"),
-        (lambda items: items[:0], "no text"),
+        (lambda items: items[:0], "is empty"),
     ],
 )
 def test_a_bad_catalogue(change, message):

@@ -164,13 +164,13 @@ def test_unsound_parts(changed, words):
 
 
 def test_unknown_task_and_options():
-    with pytest.raises(RecR1Error, match="no task 'clothes'; choose one of clothing, movielens, custom"):
+    with pytest.raises(RecR1Error, match="no task 'clothes'; choose one of clothing, movielens, esci, "):
         load_task("clothes")
     with pytest.raises(RecR1Error, match="'clothing' has no option 'word'; its options are words, seed"):
         load_task("clothing", word=3)
     with pytest.raises(RecR1Error, match="'custom' needs requests="):
         load_task("custom", items="items.csv")
-    assert KNOWN == ("clothing", "movielens", "custom")
+    assert KNOWN == ("clothing", "movielens", "esci", "amazon_c4", "amazon_reviews", "custom")
 
 
 # clothing reviews: items, train, val and test as they were when results were first measured on them

@@ -9,13 +9,13 @@ from recr1_lite.errors import RecR1Error
 from recr1_lite.tasks.base import Task, sealed
 from recr1_lite.tasks.checks import validate
 
-KNOWN = ("clothing", "movielens", "custom")
+KNOWN = ("clothing", "movielens", "esci", "amazon_c4", "amazon_reviews", "custom")
 
 __all__ = ["KNOWN", "Task", "load_task", "sealed", "validate"]
 
 
 def load_task(task: str, /, **options) -> Task:
-    """The task of that name ("clothing", "movielens", "custom"), validated.
+    """The task of that name, one of KNOWN, validated.
 
     `options` are the arguments of `load` in that task's module. Raises RecR1Error: unknown task or option,
     or data that do not pass `validate`.

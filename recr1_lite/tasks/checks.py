@@ -17,7 +17,8 @@ def validate(items: pd.DataFrame, splits: dict[str, pd.DataFrame], task: str) ->
     """Counts of a sound task: `{"splits": {split: {examples, items, targets, unreachable, cold_items}}}`.
 
     `items` and each frame of `splits` ("train" and others) have the columns of `Task`; rows count from 1. A
-    column `exclude` may hold ids of the catalogue that an example's ranking leaves out, never a target. A
+    column `exclude` may hold ids of the catalogue that an example's ranking leaves out, never a target; a column
+    `history` those that a user had, oldest first. A
     target that the catalogue lacks is counted as unreachable; a cold item is a target in the catalogue that
     is no target in train. Raises RecR1Error: a column missing, an empty catalogue or split, an id twice, a
     text that is empty or no text, a request in two splits, a gain that is not a positive finite number, an
@@ -35,6 +36,9 @@ def validate(items: pd.DataFrame, splits: dict[str, pd.DataFrame], task: str) ->
         _unique(frame["example_id"], where)
         for example, relevant in zip(frame["example_id"], frame["relevant"], strict=True):
             _relevant(relevant, f"{where}, example {example!r}")
+        if "history" in frame:
+            for example, history in zip(frame["example_id"], frame["history"], strict=True):
+                _ids(history, catalogue, f"{where}, example {example!r}", "history")
         if "exclude" in frame:
             for example, relevant, exclude in frame[["example_id", "relevant", "exclude"]].values:
                 _exclude(exclude, relevant, catalogue, f"{where}, example {example!r}")
@@ -93,22 +97,28 @@ def _relevant(relevant: dict[str, float], where: str) -> None:
             raise RecR1Error(f"{where}: item {item!r} has gain {gain!r}; make it a positive finite number")
 
 
-def _exclude(exclude: list[str], relevant: dict[str, float], catalogue: set[str], where: str) -> None:
-    if not isinstance(exclude, (list, tuple)):
-        raise RecR1Error(f"{where}: exclude is {shown(exclude)}; write a list of item ids, [] for none")
-    for item in exclude:
+def _ids(ids: list[str], catalogue: set[str], where: str, column: str) -> None:
+    if not isinstance(ids, (list, tuple)):
+        raise RecR1Error(f"{where}: {column} is {shown(ids)}; write a list of item ids, [] for none")
+    for item in ids:
         if item not in catalogue:
-            raise RecR1Error(f"{where} excludes {item!r}, which is not in the catalogue; write the ids alike")
-        if item in relevant:
-            raise RecR1Error(f"{where} excludes its own relevant item {item!r}; keep it in one of the two")
+            raise RecR1Error(f"{where}: {column} holds {item!r}, which is not in the catalogue; write the ids alike")
+
+
+def _exclude(exclude: list[str], relevant: dict[str, float], catalogue: set[str], where: str) -> None:
+    _ids(exclude, catalogue, where, "exclude")
+    if own := [item for item in exclude if item in relevant]:
+        raise RecR1Error(f"{where} excludes its own relevant item {own[0]!r}; keep it in one of the two")
 
 
 def _apart(splits: dict[str, pd.DataFrame], task: str) -> None:
-    """No example_id and no request (but for spaces at its ends) in two splits."""
+    """No example_id and no request (but for spaces at its ends) in two splits; with a `history` only no example_id:
+    two users may have had the same things."""
     split_of: dict[tuple[str, str], tuple[str, str]] = {}
     for split, frame in splits.items():
+        keys = ("example_id",) if "history" in frame else ("example_id", "request")
         for example, request in zip(frame["example_id"], frame["request"], strict=True):
-            for key in (("example_id", example), ("request", request.strip())):
+            for key in zip(keys, (example, request.strip())):
                 other, first = split_of.setdefault(key, (split, example))
                 if other != split:
                     raise RecR1Error(

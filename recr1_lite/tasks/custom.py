@@ -1,7 +1,9 @@
 """Your own task: a catalogue and requests from DataFrames or from CSV, JSONL or Parquet files.
 
 `items` has the columns `item_id`, `title`, `text`. `requests` has `request` and `relevant`, and may have
-`gain`, `split` (train, val or test) and `example_id`; other columns are left alone. `relevant` is one item
+`gain`, `split` (train, val or test), `example_id`, and `exclude`, a JSON list of the ids that the ranking must not
+hold; other columns are left alone. With a column `history`, a JSON list of the ids that a user had, oldest first, the
+task is sequential recommendation: the titles of the last items are the request. `relevant` is one item
 id, a JSON list of ids, or a JSON object {id: gain}, where a gain of null leaves the id out. `gain` is the
 gain of ids that are not in an object, 1 where it is empty or absent. Rows that share an `example_id` are
 one example with several relevant items, as in a qrels file.
@@ -9,18 +11,17 @@ one example with several relevant items, as in a qrels file.
 
 from __future__ import annotations
 
-import json
-import math
 import numbers
 import os
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from recr1_lite.errors import RecR1Error
 from recr1_lite.prompts import Prompt
+from recr1_lite.tasks import sequences
 from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.cells import read_id, read_ids, read_relevant
 from recr1_lite.tasks.checks import EXAMPLE_COLUMNS, ITEM_COLUMNS, shown
 from recr1_lite.tasks.tables import read_table
 
@@ -30,6 +31,7 @@ PROMPT = Prompt(
     mode="expand",
 )
 SPLITS = ("train", "val", "test")
+LISTS = ("exclude", "history")  # columns of lists of ids
 Table = pd.DataFrame | str | os.PathLike
 
 
@@ -45,6 +47,7 @@ def load(
     k_eval: int = 100,
     metrics: tuple[str, ...] = ("ndcg@100", "ndcg@10", "recall@10", "mrr"),
     unreachable: str = "error",
+    last: int = sequences.LAST,
     source: str = "",
     licence: str = "",
 ) -> Task:
@@ -53,7 +56,7 @@ def load(
     Without a `split` column the shares `val` and `test` of the different requests are drawn with `seed`;
     equal requests go to one split. `prompt`: a Prompt, or just an instruction with {request} in it.
     `unreachable`: "error" stops at a relevant id that the catalogue lacks, "count" keeps it as one that is
-    never found. Raises RecR1Error that names the file and its first offending row (rows count from 1,
+    never found. `last`: titles in a request made of a history. Raises RecR1Error that names the file and its first offending row (rows count from 1,
     without the header).
     """
     if unreachable not in ("error", "count"):
@@ -63,12 +66,16 @@ def load(
     catalogue, items_name = read_table(items, "items")
     catalogue = _catalogue(catalogue, items_name)
     table, requests_name = read_table(requests, "requests")
+    about = {}
+    if "history" in table.columns:
+        table, about["left out"] = _with_requests(table, catalogue, sequences.checked_last(last), requests_name)
     examples = _examples(table, requests_name)
     if unreachable == "error":
         _check_targets(examples, catalogue, requests_name, items_name)
     if "split" not in table:
         examples["split"] = _draw_splits(examples["request"], val, test, seed, requests_name)
-    splits = {split: examples.loc[examples["split"] == split, list(EXAMPLE_COLUMNS)] for split in SPLITS}
+    columns = [column for column in (*EXAMPLE_COLUMNS, *LISTS) if column in examples]
+    splits = {split: examples.loc[examples["split"] == split, columns] for split in SPLITS}
     source = source or f"{items_name}, {requests_name}"
     return Task(
         name=name,
@@ -78,7 +85,7 @@ def load(
         k_train=k_train,
         k_eval=k_eval,
         metrics=tuple(metrics),
-        about={"source": source, "licence": licence or "not stated", "seed": seed},
+        about={"source": source, "licence": licence or "not stated", "seed": seed, **about},
     )
 
 
@@ -86,8 +93,36 @@ def _catalogue(table: pd.DataFrame, where: str) -> pd.DataFrame:
     _need(table, ITEM_COLUMNS, where)
     items = table[list(ITEM_COLUMNS)].astype(object)
     ids = enumerate(items["item_id"], start=1)
-    items["item_id"] = [_id(value, f"{where}, row {row}: item_id") for row, value in ids]
+    items["item_id"] = [read_id(value, f"{where}, row {row}: item_id") for row, value in ids]
     return items
+
+
+def _with_requests(
+    table: pd.DataFrame, catalogue: pd.DataFrame, last: int, where: str
+) -> tuple[pd.DataFrame, str]:
+    """`table` with the column `request` made of `history`, `exclude` added; rows bought again left out and counted."""
+    _need(table, ("history", "relevant"), where)
+    titles, rows = dict(zip(catalogue["item_id"], catalogue["title"])), []
+    for number, row in enumerate(table.to_dict("records"), start=1):
+        place = f"{where}, row {number}"
+        history = read_ids(row["history"], f"{place}: history")
+        own_id = read_id(row.get("example_id", f"row-{number}"), f"{place}: example_id")
+        relevant = read_relevant(row["relevant"], row.get("gain"), place)
+        if lost := [item for item in history if item not in titles]:
+            raise RecR1Error(
+                f"{place}: history holds item {lost[0]!r}, which the catalogue lacks; add it or leave it out"
+            )
+        if not history:
+            raise RecR1Error(f"{place}: history is empty; name an item at least, or leave the row out")
+        if not set(relevant) & set(history):
+            request = sequences.request(history, titles, last)
+            gone = list(dict.fromkeys(history))
+            rows.append({**row, "example_id": own_id, "request": request, "exclude": gone, "history": history})
+    if not rows:
+        raise RecR1Error(
+            f"{where}: every relevant item is in its own history, so nothing is left; check the columns"
+        )
+    return pd.DataFrame(rows), f"{len(table) - len(rows)} rows whose relevant item is already in their history"
 
 
 def _examples(table: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -99,72 +134,26 @@ def _examples(table: pd.DataFrame, where: str) -> pd.DataFrame:
         request = row["request"]
         if not isinstance(request, str) or not request.strip():
             raise RecR1Error(f"{place}: request is {shown(request)}; fill it in or leave the row out")
-        example_id = _id(row.get("example_id", f"row-{number}"), f"{place}: example_id")
+        example_id = read_id(row.get("example_id", f"row-{number}"), f"{place}: example_id")
         split = row.get("split")
         if "split" in row and split not in SPLITS:
             raise RecR1Error(f"{place}: split is {shown(split)}; write one of {', '.join(SPLITS)}")
         example = examples.setdefault(
             example_id, {"example_id": example_id, "request": request, "relevant": {}, "split": split}
         )
+        example |= {column: read_ids(row[column], f"{place}: {column}") for column in LISTS if column in row}
         if (example["request"], example["split"]) != (request, split):
             raise RecR1Error(
                 f"{place}: example_id {example_id!r} stands in an earlier row with another request or "
                 "split; give each example its own"
             )
-        for item, gain in _relevant(row["relevant"], row.get("gain"), place).items():
+        for item, gain in read_relevant(row["relevant"], row.get("gain"), place).items():
             if example["relevant"].setdefault(item, gain) != gain:
                 raise RecR1Error(
                     f"{place}: item {item!r} has two gains in example {example_id!r}; keep one of them"
                 )
-    return pd.DataFrame(list(examples.values()), columns=[*EXAMPLE_COLUMNS, "split"])
-
-
-def _relevant(value: Any, gain: Any, place: str) -> dict[str, float]:
-    """`{item_id: gain}` of one cell: an id, or a list of ids or an object of gains, perhaps as JSON text."""
-    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except ValueError as problem:
-            raise RecR1Error(
-                f"{place}: relevant starts like JSON and is not ({problem}); check the quotes"
-            ) from problem
-    if isinstance(value, dict):
-        if not _missing(gain):
-            raise RecR1Error(f"{place} has gains in relevant and in gain; keep one of the two")
-        judged = {item: own for item, own in value.items() if own is not None}  # Parquet fills up with None
-        found = {_id(item, f"{place}: relevant"): _gain(own, place) for item, own in judged.items()}
-    else:
-        ids = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
-        shared = 1.0 if _missing(gain) else _gain(gain, place)
-        found = {_id(item, f"{place}: relevant"): shared for item in ids}
-    if not found:
-        raise RecR1Error(f"{place}: relevant is empty; name at least one item, or leave the row out")
-    return found
-
-
-def _id(value: Any, place: str) -> str:
-    """An id as text. A number with decimals is refused: 7.0 is how a damaged "7" or "007" looks."""
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_)):
-        return str(value)
-    raise RecR1Error(f"{place} is {shown(value)}; an id is text or a whole number")
-
-
-def _gain(value: Any, place: str) -> float:
-    try:
-        gain = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        gain = math.nan
-    if not math.isfinite(gain) or gain <= 0:
-        raise RecR1Error(
-            f"{place}: the gain {value!r} is not a positive finite number; mend it or leave the item out"
-        )
-    return gain
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, str) and not value.strip())
+    columns = [*EXAMPLE_COLUMNS, "split", *(column for column in LISTS if column in table.columns)]
+    return pd.DataFrame(list(examples.values()), columns=columns)
 
 
 def _need(table: pd.DataFrame, wanted: tuple[str, ...], where: str) -> None:

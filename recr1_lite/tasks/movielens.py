@@ -19,6 +19,7 @@ import pandas as pd
 from recr1_lite import assets
 from recr1_lite.errors import RecR1Error
 from recr1_lite.prompts import Prompt
+from recr1_lite.tasks import sequences
 from recr1_lite.tasks.base import Task
 
 # Of three wordings the only one that was answered with genres (60 training requests; benchmarks/README.md).
@@ -37,14 +38,13 @@ FILM_COLUMNS = ("item_id:token", "movie_title:token_seq", "release_year:token", 
 _ARTICLE = re.compile(r"^(.+?), (The|An?|L[ae]s?|Il|Das|De[rt]|Die)(?= \(|$)")
 
 
-def load(history: int = 10) -> Task:
-    """The MovieLens task: a request holds the titles of the last `history` films, the latest last.
+def load(last: int = sequences.LAST) -> Task:
+    """The MovieLens task: a request holds the titles of the last `last` films, the latest last.
 
-    Raises RecR1Error: `history` below 1, or the data cannot be fetched.
+    Raises RecR1Error: `last` not a whole number from 1 on, or the data cannot be fetched.
     """
-    if not isinstance(history, int) or history < 1:
-        raise RecR1Error(f"history={history!r} shows no film; use a whole number from 1 on")
-    return build(*read(assets.fetch("movielens-ratings"), assets.fetch("movielens-films")), history)
+    sequences.checked_last(last)
+    return build(*read(assets.fetch("movielens-ratings"), assets.fetch("movielens-films")), last)
 
 
 def name_genres(items: pd.DataFrame, count: int = 2) -> Callable[[str], tuple[str, str]]:
@@ -88,17 +88,15 @@ def read(ratings: Path, films: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame({"user": seen["user_id:token"], "item": seen["item_id:token"]}), items
 
 
-def build(seen: pd.DataFrame, items: pd.DataFrame, history: int = 10) -> Task:
+def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = sequences.LAST) -> Task:
     """Task from what `read` gives. A user who saw fewer than four films gives no example."""
-    titles, rows = dict(zip(items["item_id"], items["title"])), {split: [] for split in SPLITS}
+    titles = dict(zip(items["item_id"], items["title"]))
+    rows: dict[str, list] = {split: [] for split in SPLITS}
     for user, films in seen.groupby("user", sort=False)["item"]:
         films = films.tolist()
         for split, place in SPLITS.items() if len(films) > max(SPLITS.values()) else ():
-            before, target = films[:-place], films[-place]
-            request = "; ".join(titles[film] for film in before[-history:])
-            rows[split].append((f"user-{user}-{split}", request, {target: 1.0}, before))
-    columns = ["example_id", "request", "relevant", "exclude"]
-    splits = {split: pd.DataFrame(own, columns=columns) for split, own in rows.items()}
+            rows[split].append((f"user-{user}-{split}", films[:-place], films[-place]))
+    splits = {split: sequences.table(own, titles, last)[0] for split, own in rows.items()}
     return Task(
         name="movielens",
         items=items,
@@ -110,7 +108,7 @@ def build(seen: pd.DataFrame, items: pd.DataFrame, history: int = 10) -> Task:
         about={
             "source": f"MovieLens-100k (GroupLens; Harper & Konstan 2015), in the PyPI wheel {WHEEL}",
             "licence": "GroupLens terms: research use, cite it, never redistribute it; you fetch it yourself",
-            "request": f"titles of the last {history} films that a user rated, the latest last",
+            "request": f"titles of the last {last} films that a user rated, the latest last",
             "item text": "title, year and genres",
             "exclude": "every film that the user rated before the target stays out of the ranking",
             "splits made": "each user's last film is the target in test, the one before in val, then train",

@@ -1,0 +1,147 @@
+"""The search engines that benchmarks/retrieval.py compares, each behind the same three steps.
+
+An engine is built from a list of texts, tokenising included; `search(queries, k)` takes texts and gives for
+each the places of its hits in the catalogue, best first; `save(folder)` writes its index, if it has a form on
+disk. All see the same words: no stopwords, no stemmer.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+
+from retrieval_corpus import B, K1
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class BM25S:
+    """bm25s as its README uses it, on NumPy and one thread."""
+
+    backend, threads = "numpy", 0
+
+    def __init__(self, texts: list[str], folder: Path):
+        import bm25s
+
+        self.bm25s = bm25s
+        self.index = bm25s.BM25(k1=K1, b=B, method="lucene", backend=self.backend)
+        self.index.index(self._split(texts), show_progress=False)
+
+    def _split(self, texts: list[str], ids: bool = True):
+        return self.bm25s.tokenize(texts, stopwords=None, stemmer=None, return_ids=ids, show_progress=False)
+
+    def search(self, queries: list[str], k: int):
+        choice = "numpy" if self.backend == "numpy" else "auto"
+        return self.index.retrieve(self._split(queries, ids=False), k=k, n_threads=self.threads,
+                                   backend_selection=choice, show_progress=False).documents
+
+    def save(self, folder: Path) -> None:
+        self.index.save(folder, show_progress=False)
+
+
+class BM25SAllCores(BM25S):
+    """bm25s with a thread a core: its numba backend where numba is installed, else its pool of threads."""
+
+    backend, threads = "numba" if importlib.util.find_spec("numba") else "numpy", CORES
+
+
+class Kit:
+    """`recr1_lite.retrievers.BM25Retriever`, what the reward calls: ids as text, ties in one order."""
+
+    def __init__(self, texts: list[str], folder: Path):
+        import pandas as pd
+
+        from recr1_lite.retrievers import BM25Retriever
+
+        items = pd.DataFrame({"item_id": [str(place) for place in range(len(texts))], "text": texts})
+        self.retriever = BM25Retriever.build(items, k1=K1, b=B, stopwords=None, stemmer=None)
+
+    def search(self, queries: list[str], k: int):
+        return [hits.ids for hits in self.retriever.search(queries, k)]
+
+    def save(self, folder: Path) -> None:
+        self.retriever.save(folder)
+
+
+class Tantivy:
+    """tantivy: an index on disk, written by all cores, searched by one; the words of a query joined by OR."""
+
+    def __init__(self, texts: list[str], folder: Path):
+        import tantivy
+
+        self.tantivy = tantivy
+        builder = tantivy.SchemaBuilder()
+        builder.add_unsigned_field("place", fast=True)
+        builder.add_text_field("text", tokenizer_name="whitespace", index_option="freq")
+        self.schema = builder.build()
+        folder.mkdir(parents=True, exist_ok=True)
+        index = tantivy.Index(self.schema, path=str(folder))
+        writer = index.writer(heap_size=128_000_000, num_threads=min(CORES, 8))
+        for place, text in enumerate(texts):
+            document = tantivy.Document()
+            document.add_unsigned("place", place)
+            document.add_text("text", text)
+            writer.add_document(document)
+        writer.commit()
+        writer.wait_merging_threads()
+        index.reload()
+        self.searcher = index.searcher()
+
+    def search(self, queries: list[str], k: int):
+        return [self._one(query.split(), k) for query in queries]
+
+    def _one(self, words: list[str], k: int) -> list[int]:
+        term, should = self.tantivy.Query.term_query, self.tantivy.Occur.Should
+        parts = [(should, term(self.schema, "text", word, "freq")) for word in words]
+        hits = self.searcher.search(self.tantivy.Query.boolean_query(parts), k, count=False).hits
+        return self.searcher.fast_field_values("place", [address for _, address in hits])
+
+    def save(self, folder: Path) -> None:
+        """It is on disk already."""
+
+
+class RankBM25:
+    """rank_bm25's BM25Okapi, plain Python: every text is looked up for every word of a query."""
+
+    save = None
+
+    def __init__(self, texts: list[str], folder: Path):
+        from rank_bm25 import BM25Okapi
+
+        self.places = range(len(texts))
+        self.index = BM25Okapi([text.split() for text in texts], k1=K1, b=B)
+
+    def search(self, queries: list[str], k: int):
+        return [self.index.get_top_n(query.split(), self.places, k) for query in queries]
+
+
+ENGINES = {"bm25s": BM25S, "bm25s-all-cores": BM25SAllCores, "kit": Kit, "tantivy": Tantivy,
+           "rank_bm25": RankBM25}
+PACKAGES = {"bm25s": "bm25s", "bm25s-all-cores": "bm25s", "kit": "bm25s", "tantivy": "tantivy",
+            "rank_bm25": "rank_bm25"}
+PIP = {"tantivy": "tantivy==0.27.0", "rank_bm25": "rank_bm25==0.2.2"}
+LABELS = {"bm25s": "bm25s, 1 thread", "kit": "this kit's BM25Retriever", "tantivy": "tantivy, 1 thread",
+          "bm25s-all-cores": f"bm25s, {CORES} threads, {BM25SAllCores.backend}", "rank_bm25": "rank_bm25"}
+NOTES = {
+    "bm25s": "scores in float32, the reference in float64: apart by less than what counts as a tie",
+    "bm25s-all-cores": "as bm25s",
+    "kit": "as bm25s; it gives ids and scores as lists, and equal scores in the catalogue's order",
+    "tantivy": "Lucene's formula, but a length above 40 words is kept in one byte, rounded, as Lucene does: "
+               "texts near the k-th place change sides",
+    "rank_bm25": "BM25Okapi has another idf, ln((N - df + 0.5) / (df + 0.5)), negative ones replaced: words "
+                 "weigh a little differently; it keeps no index on disk",
+}
+
+
+def missing(engine: str) -> bool:
+    """Whether the package that `engine` needs is not installed."""
+    return importlib.util.find_spec(PACKAGES[engine]) is None
+
+
+def version(engine: str) -> str:
+    """What was measured: package, version, and for bm25s the backend."""
+    package = PACKAGES[engine]
+    extra = f", {BM25SAllCores.backend}, {CORES} threads" if engine == "bm25s-all-cores" else ""
+    return f"{package} {importlib.metadata.version(package)}{extra}"

@@ -1,0 +1,111 @@
+"""The table task x method on real data: baselines, GRPO, sealed test, one loop (`recr1_lite.demo`) for each task.
+
+    python benchmarks/tasks.py --data FOLDER                 all tasks
+    python benchmarks/tasks.py --tasks movielens             one; a task that is in the ledger is not run again
+
+clothing and movielens are the kit's own. All_Beauty and MSRD come from FOLDER, which is not part of the kit:
+    all_beauty/items.jsonl (id, title), train.jsonl and test.jsonl (setting, history, target)
+    msrd/items.jsonl.gz (id, title, overview), queries.jsonl.gz (qid, query, split, qrels {id: 0 or 1})
+Without FOLDER they are passed over. Rows go to the ledger, from which the table is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from recr1_lite import demo
+from recr1_lite.errors import RecR1Error
+from recr1_lite.ledger import Ledger
+from recr1_lite.profiles import get_profile
+from recr1_lite.prompts import Prompt
+from recr1_lite.report_rows import tasks_table
+from recr1_lite.tasks import Task, load_task
+from recr1_lite.tasks.clothing import FEW_SHOT
+
+# of five and four wordings, the best zero-shot on 80 and 48 training requests
+BEAUTY = "A customer bought: {request}\n\nWhat will they buy next?"
+FILM = "Correct the spelling of this film search: {request}"
+VAL = 100  # All_Beauty comes without a val split: so many training examples, drawn with seed 0
+
+
+def lines(path: Path) -> list[dict]:
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in data.decode("utf-8").splitlines() if line.strip()]
+
+
+def all_beauty(folder: Path) -> Task:
+    items = pd.DataFrame(lines(folder / "items.jsonl")).rename(columns={"id": "item_id"})
+    items["text"] = items["title"]
+    train, test = (pd.DataFrame(lines(folder / f"{split}.jsonl")) for split in ("train", "test"))
+    held_out = train.sample(VAL, random_state=0).index
+    train["split"] = ["val" if row in held_out else "train" for row in train.index]
+    test["split"] = "test"
+    both = pd.concat([train, test], ignore_index=True).rename(columns={"target": "relevant"})
+    both["example_id"] = both["split"] + "-" + both["setting"] + "-" + both.index.astype(str)
+    prompt = Prompt(style="compact", instruction=BEAUTY, prefix="They will buy", mode="expand")
+    return load_task("custom", items=items, requests=both, name="all_beauty", prompt=prompt,
+                     metrics=("ndcg@100", "ndcg@10", "recall@10", "mrr"),
+                     source="Amazon Reviews 2023, All_Beauty, reduced to recovered titles", licence="research use")
+
+
+def msrd(folder: Path) -> Task:
+    items = pd.DataFrame(lines(folder / "items.jsonl.gz")).rename(columns={"id": "item_id"})
+    items["text"] = items["title"] + " " + items["overview"].fillna("")
+    rows = [(q["qid"], q["query"], [item for item, label in q["qrels"].items() if label], q["split"])
+            for q in lines(folder / "queries.jsonl.gz")]
+    requests = pd.DataFrame(rows, columns=["example_id", "request", "relevant", "split"])
+    requests = requests[requests["relevant"].map(len) > 0].drop_duplicates("request")
+    prompt = Prompt(style="compact", instruction=FILM, prefix="Corrected:", mode="expand")
+    return load_task("custom", items=items, requests=requests, name="msrd", prompt=prompt, unreachable="count",
+                     metrics=("ndcg@10", "ndcg@100", "recall@10", "mrr"), source="metarank MSRD", licence="CC BY-SA 4.0")
+
+
+TASKS = {
+    "clothing": lambda data: load_task("clothing"),
+    "movielens": lambda data: load_task("movielens"),
+    "all_beauty": lambda data: all_beauty(data / "all_beauty"),
+    "msrd": lambda data: msrd(data / "msrd"),
+}
+OUTSIDE = ("all_beauty", "msrd")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of all_beauty/ and msrd/")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="some of them, between commas (default: all)")
+    parser.add_argument("--retriever", default="bm25", help="bm25, dense or hybrid")
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/tasks"), help="folder of the runs and of ledger.jsonl")
+    options = parser.parse_args()
+    ledger, profile = Ledger(options.out / "ledger.jsonl"), get_profile(options.profile).but(max_prompt_tokens=1024)  # ten titles of All_Beauty
+    names = options.tasks.split(",")
+    if unknown := [name for name in names if name not in TASKS]:
+        raise RecR1Error(f"there is no task {unknown[0]!r} here; choose from {', '.join(TASKS)}")
+    for name in names:
+        run = f"{name}-{options.retriever}-{profile.name}-seed{options.seed}"
+        if any(row.get("run") == run and row["method"] == "GRPO" for row in ledger.rows("eval")):
+            print(f"{run} is in {ledger.path}; passed over")
+        elif name in OUTSIDE and not options.data:
+            print(f"{name} needs --data; passed over")
+        else:
+            command = shlex.join(["python", "benchmarks/tasks.py", *sys.argv[1:]])
+            demo.demo(profile, options.out / run, options.seed, resume=True, ledger=ledger, task=TASKS[name](options.data),
+                      few_shot=FEW_SHOT if name == "clothing" else None, command=command, retriever=options.retriever)
+    table = tasks_table(ledger)
+    for row in [list(table.columns), ["---"] * table.shape[1], *table.astype(str).values.tolist()]:
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RecR1Error as error:
+        sys.exit(f"tasks: {error}")

@@ -1,0 +1,72 @@
+"""Does a policy that was trained for one retriever serve another one? Each adapter's rewrites, each engine's rankings.
+
+    python benchmarks/transfer.py --adapter BM25=runs/.../grpo/best --adapter dense=runs/.../grpo/last
+
+The rewrites of the clothing task's sealed test are made once for each adapter and searched by BM25, by the dense
+retriever and by both fused; the untrained model and the raw request stand beside them. Rows go to the ledger
+--out, a table is printed: nDCG@100 with its 95% interval, and the paired difference to the raw request of that engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from recr1_lite.demo import rewriter
+from recr1_lite.engines import RETRIEVERS, build_retriever
+from recr1_lite.errors import RecR1Error
+from recr1_lite.evaluation import compare, evaluate, show
+from recr1_lite.ledger import Ledger
+from recr1_lite.models import load_policy
+from recr1_lite.profiles import get_profile
+from recr1_lite.rewriters import RawRewriter, Rewrite, Rewriter
+from recr1_lite.tasks import load_task
+
+
+class Replay(Rewriter):
+    """What a rewriter answered once, for as many engines as wanted: an answer does not depend on the engine."""
+
+    def __init__(self, name: str, asked: Rewriter):
+        self.name, self.asked, self.batch_size = name, asked, asked.batch_size
+        self.answers: dict[str, Rewrite] = {}
+
+    def complete(self, requests) -> list[Rewrite]:
+        new = [request for request in requests if request not in self.answers]
+        self.answers |= dict(zip(new, self.asked.complete(new), strict=True))
+        return [self.answers[request] for request in requests]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER", help="as often as needed")
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--split", default="test", choices=("val", "test"))
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer.jsonl"))
+    options = parser.parse_args()
+    profile, ledger = get_profile(options.profile), Ledger(options.out)
+    task = load_task("clothing").subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
+    methods: list[Rewriter] = [RawRewriter()]
+    for entry in ["untrained=", *options.adapter]:
+        name, sign, folder = entry.partition("=")
+        if not sign:
+            raise RecR1Error(f"--adapter {entry} is no NAME=FOLDER; write such as BM25=runs/demo/grpo/best")
+        policy = load_policy(profile, adapter=folder or None, trainable=False)
+        methods.append(Replay(name if not folder else f"GRPO on {name}",
+                              rewriter(policy, task.prompt, profile, name)))
+    print(f"| searched by | {' | '.join(method.name for method in methods)} |\n|{'---|' * (len(methods) + 1)}")
+    for engine in RETRIEVERS:
+        retriever, run = build_retriever(engine, task.items), f"transfer-{engine}-{profile.name}"
+        results = [evaluate(method, task, retriever, options.split, ledger, profile.name, run=run) for method in methods]
+        metric, raw = task.metrics[0], results[0]
+        cells = [show(raw.summary[metric])]
+        cells += [f"{show(result.summary[metric])} ({show(compare(result, raw, metric, ledger, run), sign=True)})"
+                  for result in results[1:]]
+        print(f"| {engine} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RecR1Error as error:
+        sys.exit(f"transfer: {error}")

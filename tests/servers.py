@@ -1,0 +1,52 @@
+"""A real HTTP server on this machine that answers as a test says."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@contextmanager
+def server(answer, root="/v1"):
+    """A server that calls answer(path, headers, body) -> (status, text) or (status, text, headers); gives its
+    URL and a list of (path, headers, body) as they come in. A body that is no JSON comes as text."""
+    seen: list[tuple] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            try:
+                body = json.loads(body)
+            except ValueError:
+                pass
+            seen.append((self.path, dict(self.headers), body))
+            status, text, *headers = answer(self.path, self.headers, body)
+            content = text if isinstance(text, bytes) else text.encode()
+            try:
+                self.send_response(status)
+                for name, value in (headers[0] if headers else {}).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+            except OSError:  # the client went away
+                pass
+
+        def log_message(self, *_):
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{running.server_port}{root}", seen
+    finally:
+        running.shutdown()
+        running.server_close()
+
+
+def in_turn(*answers):
+    """Give these answers one after the other, the last one for ever."""
+    left = list(answers)
+    return lambda *_: left.pop(0) if len(left) > 1 else left[0]

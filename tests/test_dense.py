@@ -1,0 +1,278 @@
+"""Dense and hybrid retrieval: exact search against NumPy, fusion by hand, the real MiniLM in two tests."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recr1_lite import assets, dense
+from recr1_lite.dense import DenseRetriever, HybridRetriever, load_encoder
+from recr1_lite.engines import build_retriever
+from recr1_lite.environment import environment_check
+from recr1_lite.errors import RecR1Error
+from recr1_lite.prompts import Prompt
+from recr1_lite.retrievers import BM25Retriever, CallableRetriever, Hits, RetrieverError, search_all
+from recr1_lite.rewards import Scorer
+
+ITEMS = pd.DataFrame(
+    [
+        ("d1", "A red summer dress with pockets; the dress runs small."),
+        ("d2", "Blue denim jeans, slim and stretchy. No pockets!"),
+        ("d3", "Warm wool sweater in red and blue, great for winter"),
+        ("d4", "Silk blouse. Elegant, buttons down the back"),
+        ("d5", "Swim suit, two pieces, runs large"),
+        ("d6", "Shorts with a drawstring"),
+        ("d7", "Swim suit, two pieces, runs large"),
+        ("d8", "Swim suit, two pieces, runs large"),
+    ],
+    columns=["item_id", "text"],
+)
+
+
+def word_vector(word: str) -> np.ndarray:
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+    return np.random.default_rng(seed).normal(size=24)
+
+
+def encode(texts: list[str]) -> np.ndarray:
+    """A random vector a word, summed over a text: what an encoder does, in no time."""
+    words = [[word_vector(word) for word in text.lower().split()] for text in texts]
+    return np.stack([sum(vectors, np.zeros(24)) for vectors in words])
+
+
+def build(items=ITEMS, **options) -> DenseRetriever:
+    return DenseRetriever.build(items, **({"model": encode} | options))
+
+
+def catalogue(*texts: str) -> pd.DataFrame:
+    return pd.DataFrame({"item_id": [f"i{row}" for row in range(len(texts))], "text": texts})
+
+
+texts = st.text("abc ", min_size=1, max_size=12).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(texts, min_size=1, max_size=50), st.lists(texts, min_size=1, max_size=40), st.integers(1, 60))
+def test_exact_search_is_the_sorted_cosine(documents, queries, k):
+    items = catalogue(*documents)
+    documents, asked = encode(documents), encode(queries)
+    lengths = np.linalg.norm(asked, axis=1)[:, None] * np.linalg.norm(documents, axis=1)
+    cosines = asked @ documents.T / lengths
+    for hits, cosine in zip(build(items, batch_size=7).search(queries, k), cosines, strict=True):
+        rows = [int(item[1:]) for item in hits.ids]
+        assert len(rows) == len(set(rows)) == min(k, len(items))
+        assert hits.scores == sorted(hits.scores, reverse=True)
+        np.testing.assert_allclose(hits.scores, cosine[rows], atol=1e-5)
+        np.testing.assert_allclose(hits.scores, np.sort(cosine)[::-1][:k], atol=1e-5)
+        for one, other in zip(range(len(rows)), range(1, len(rows))):
+            if hits.scores[one] == hits.scores[other]:
+                assert rows[one] < rows[other], "ties in the catalogue's order"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
+def test_equal_items_tie_in_the_catalogues_order(batch_size):
+    """For a query alone, too: BLAS rounds a lone row's product otherwise than a batch's."""
+    retriever = build(batch_size=batch_size)
+    words = "swim suit two runs red w1 w2 w3".split()
+    queries = [f"{word} {other}" for word in words for other in ("", "large", "x")]
+    batch = retriever.search(queries, 8)
+    for query, hits in zip(queries, batch):
+        assert [item for item in hits.ids if item in ("d5", "d7", "d8")] == ["d5", "d7", "d8"]
+        assert len({hits.scores[hits.ids.index(item)] for item in ("d5", "d7", "d8")}) == 1
+        assert retriever.search([query], 8) == [hits]
+    assert retriever.search(queries[::-1], 8) == batch[::-1]
+    assert retriever.search(queries, 2) == [Hits(ids[:2], scores[:2]) for ids, scores in batch]
+
+
+def test_each_text_is_embedded_once_in_batches():
+    seen = []
+
+    def noting(texts):
+        seen.append(len(texts))
+        return encode(texts)
+
+    retriever = build(model=noting, batch_size=4)
+    assert seen == [4, 2] and retriever.vectors.shape == (8, 24), "6 different texts, 8 items"
+    retriever.search(["red", " ", "", "red", "blue"], 3)
+    assert seen[2:] == [2]
+
+
+def test_blank_queries_and_large_k():
+    found = build().search(["", " \n\t", "red"], 1000)
+    assert found[:2] == [Hits([], [])] * 2 and sorted(found[2].ids) == sorted(ITEMS["item_id"])
+    assert build().search([], 3) == []
+
+
+def test_a_text_without_a_word_ranks_last_but_is_no_error():
+    hits = build(catalogue("red", "", "blue red")).search(["red"], 3)[0]
+    assert hits.ids == ["i0", "i2", "i1"] and hits.scores[2] == 0 and hits.scores[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("retriever", [build, lambda: HybridRetriever([BM25Retriever.build(ITEMS), build()])])
+def test_bad_queries_and_cut_offs(retriever):
+    retriever = retriever()
+    for k in (0, -1, 1.5, True, "3"):
+        with pytest.raises(RecR1Error, match="cut-off k must be a whole number"):
+            retriever.search(["red"], k)
+    with pytest.raises(RetrieverError, match="not one string"):
+        retriever.search("red", 3)
+    with pytest.raises(RetrieverError, match="query 1 is None"):
+        retriever.search(["red", None], 3)
+
+
+@pytest.mark.parametrize("items, words", [
+    (ITEMS.iloc[:0], "the catalogue is empty"),
+    (pd.concat([ITEMS, ITEMS.iloc[:1]]), "item 'd1' is in the catalogue twice"),
+    (ITEMS.drop(columns="text"), "no column 'text'"),
+    (ITEMS.assign(text=["a"] * 7 + [None]), "the text of item 'd8' is (None|nan)"),
+])
+def test_bad_catalogues(items, words):
+    with pytest.raises(RecR1Error, match=words):
+        build(items)
+
+
+@pytest.mark.parametrize("vectors", [np.ones(8), np.ones((3, 2)), np.full((8, 2), np.nan),
+                                     np.ones((8, 2, 1))])
+def test_an_encoder_that_answers_otherwise(vectors):
+    with pytest.raises(RecR1Error, match="one finite vector a text"):
+        build(ITEMS.assign(text=list("abcdefgh")), model=lambda texts: vectors)
+
+
+def test_backends(monkeypatch):
+    with pytest.raises(RecR1Error, match="no backend 'annoy'; choose exact or faiss"):
+        build(backend="annoy")
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as where it is not installed
+
+    def never(texts):
+        raise AssertionError("embedded although faiss is missing")
+
+    with pytest.raises(RecR1Error, match="pip install faiss-cpu"):
+        build(backend="faiss", model=never)
+
+
+def test_faiss_gives_the_same_hits():
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    queries, items = ["red", "blue swim", "large x"], ITEMS.drop_duplicates("text")
+    there, here = (build(items, backend=backend).search(queries, 100) for backend in ("faiss", "exact"))
+    assert [hits.ids for hits in there] == [hits.ids for hits in here]
+    np.testing.assert_allclose([hits.scores for hits in there], [hits.scores for hits in here], atol=1e-6)
+
+
+def test_an_encoder_that_is_not_there(tmp_path, network, monkeypatch):
+    with pytest.raises(RecR1Error, match="the encoder .* cannot be loaded"):
+        load_encoder(str(tmp_path / "nothing"))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(RecR1Error, match="needs sentence-transformers"):
+        load_encoder(str(tmp_path))
+
+
+def ranking(*ids: str) -> CallableRetriever:
+    return CallableRetriever(lambda queries, k: [list(ids)[:k]] * len(queries))
+
+
+def test_fusion_by_hand():
+    """a: 1/61 + 1/63, b: 1/62 + 1/61, c: 1/63, d: 1/62: in the order b, a, d, c."""
+    hits = HybridRetriever([ranking("a", "b", "c"), ranking("b", "d", "a")]).search(["q"], 10)[0]
+    assert hits.ids == ["b", "a", "d", "c"]
+    assert hits.scores == pytest.approx([1 / 62 + 1 / 61, 1 / 61 + 1 / 63, 1 / 62, 1 / 63], abs=1e-12)
+    near = HybridRetriever([ranking("a", "b", "c"), ranking("b", "d", "a")], constant=0).search(["q"], 2)[0]
+    assert near == Hits(["b", "a"], [1 / 2 + 1, 1 + 1 / 3])
+
+
+def test_fusion_of_equals_and_of_nothing():
+    pair = HybridRetriever([ranking("a", "b"), ranking("b", "a")])
+    assert pair.search(["q"], 2)[0].ids == ["a", "b"], "of equal scores the first engine's better one"
+    assert HybridRetriever([ranking(), ranking("x")]).search(["q"], 2)[0] == Hits(["x"], [1 / 61])
+    assert HybridRetriever([ranking(), ranking()]).search(["q", "r"], 2) == [Hits([], [])] * 2
+    for lone in ([], [ranking("a")]):
+        with pytest.raises(RecR1Error, match="give two or more"):
+            HybridRetriever(lone)
+
+
+def test_fusion_looks_deeper_than_k():
+    """Second in both lists beats first in one, also where only one hit is wanted."""
+    engines = ranking("a", "c"), ranking("b", "c")
+    assert HybridRetriever(engines).search(["q"], 1)[0].ids == ["c"]
+    assert HybridRetriever(engines, depth=1).search(["q"], 1)[0].ids == ["a"]
+
+
+def test_a_failure_of_one_engine_passes_through():
+    def broken(queries, k):
+        raise ValueError("index lost")
+
+    with pytest.raises(RetrieverError, match="failed on .*'red'.*index lost"):
+        HybridRetriever([BM25Retriever.build(ITEMS), CallableRetriever(broken)]).search(["red"], 3)
+
+
+WORD_CHECKS = {"one word finds its documents", "order never matters", "case never matters",
+               "quotes, brackets and operators do no harm", "an empty query has no hits",
+               "an unknown word has no hits"}
+
+
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
+def test_which_checks_of_the_environment_hold(kind):
+    """A dense engine ranks the whole catalogue for any query: that is why an unknown word, or one of signs
+    alone, has hits. What anything that one trains on needs does hold."""
+    retriever = build() if kind == "dense" else HybridRetriever([BM25Retriever.build(ITEMS), build()])
+    checks = {check.name: check.passed for check in environment_check(retriever, ITEMS, n=25)}
+    assert all(passed for name, passed in checks.items() if name not in WORD_CHECKS), checks
+    assert checks["one word finds its documents"] and not checks["an unknown word has no hits"]
+    assert not checks["an empty query has no hits"], "broken by signs alone; a blank one has none"
+    assert search_all(retriever, ["", " "], 3) == [Hits([], [])] * 2
+
+
+def test_the_reward_takes_it_as_any_other():
+    rows = pd.DataFrame([("a", "red", {"d1": 1.0})], columns=["example_id", "request", "relevant"])
+    one = Scorer(build(), rows, Prompt("compact", "find {request}"), 8).score(["a"], [ITEMS["text"][0]])[0]
+    assert one.ndcg == 1 and 0 < one.raw_ndcg <= 1
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    """The real encoder, out of the cache; it is fetched at first where the cache is cold."""
+    pytest.importorskip("sentence_transformers")
+    try:
+        assets.model_folder(dense.MODEL)
+    except RecR1Error as problem:
+        if assets.offline():
+            pytest.skip(str(problem))
+        raise
+    return load_encoder(batch_size=4)
+
+
+def test_minilm_knows_meanings_and_batches_do_not_matter(minilm, network):
+    retriever = build(model=minilm)
+    queries = ["something to wear at the beach", "a gown for a warm day", "jumper for cold weather"]
+    found = retriever.search(queries, 3)
+    assert [hits.ids[0] for hits in found] == ["d5", "d1", "d3"], "no word in common with any of them"
+    assert found[0].ids == ["d5", "d7", "d8"] and len(set(found[0].scores)) == 1
+    assert retriever.vectors.shape == (8, 384) and retriever.vectors.dtype == np.float32
+    other = build(model=minilm, batch_size=1)
+    np.testing.assert_allclose(other.vectors, retriever.vectors, atol=1e-5)
+    assert not network
+
+
+def test_minilm_cuts_a_long_text_at_256_tokens(minilm):
+    """256 tokens with the two that mark its ends: 254 of these words."""
+    whole, longer, shorter = minilm(["red " * 254, "red " * 254 + "unrelated engine oil " * 500, "red " * 20])
+    np.testing.assert_allclose(whole, longer, atol=1e-5)
+    assert np.abs(whole - shorter).max() > 1e-3
+    assert np.linalg.norm(whole) == pytest.approx(1, abs=1e-5)
+
+
+def test_names_of_the_command_line(monkeypatch):
+    asked = []
+    monkeypatch.setattr(dense, "load_encoder", lambda *arguments: asked.append(arguments[0]) or encode)
+    assert isinstance(build_retriever("bm25", ITEMS), BM25Retriever) and not asked
+    assert isinstance(build_retriever("dense", ITEMS), DenseRetriever)
+    hybrid = build_retriever("hybrid", ITEMS)
+    assert [type(engine) for engine in hybrid.retrievers] == [BM25Retriever, DenseRetriever]
+    assert asked == ["all-minilm-l6-v2"] * 2
+    with pytest.raises(RecR1Error, match="no retriever 'splade'; choose one of bm25, dense, hybrid"):
+        build_retriever("splade", ITEMS)

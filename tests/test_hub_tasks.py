@@ -1,0 +1,354 @@
+"""ESCI, Amazon-C4 and Amazon Reviews from small files of the true form, and from a stand-in of the Hub."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+
+import huggingface_hub
+import pandas as pd
+import pytest
+
+import hub_files
+from recr1_lite import hub
+from recr1_lite.errors import RecR1Error
+from recr1_lite.tasks import load_task
+from recr1_lite.tasks.esci_files import CATALOGUE, SHARDS
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+
+@pytest.fixture
+def a_hub(tmp_path, monkeypatch):
+    """hf_hub_download serves the files put under tmp_path/served/<repo>/<file>, as a snapshot of COMMIT."""
+    served, asked = tmp_path / "served", []
+
+    def download(repo_id, filename, repo_type, revision, cache_dir, local_files_only):
+        asked.append((repo_id, filename, revision))
+        assert repo_type == "dataset" and cache_dir == tmp_path / "cache" / "hub"
+        commit = COMMIT if revision == "main" else revision
+        place = cache_dir / f"datasets--{repo_id.replace('/', '--')}" / "snapshots" / commit / filename
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(served / repo_id / filename, place)
+        return str(place)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+    def put(repo, file, source):
+        (served / repo / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, served / repo / file)
+
+    put.asked = asked
+    return put
+
+
+def relevant(frame: pd.DataFrame) -> dict[str, dict]:
+    return dict(zip(frame["request"], frame["relevant"]))
+
+
+# ESCI
+
+
+@pytest.fixture
+def esci(tmp_path):
+    paths = hub_files.esci(tmp_path)
+
+    def load(**options):
+        files = {"items": paths["catalogue"], "requests": paths["examples"], "category": "all", "n_val": 2}
+        return load_task("esci", **files | options)
+
+    load.paths = paths
+    return load
+
+
+def test_esci_small_us_exact(esci):
+    task = esci()
+    assert relevant(task.train) == {
+        f"a {word}": {f"P{i}": 1.0} for i, word in list(enumerate(hub_files.WORDS))[2:6]
+    }
+    assert relevant(task.val) == {"a lamp": {"P0": 1.0}, "a chair": {"P1": 1.0}}
+    assert set(relevant(task.unseal_test("here"))) == {f"a {word}" for word in hub_files.WORDS[6:]}
+    assert task.items.iloc[0].to_dict() == {
+        "item_id": "P0",
+        "title": "The lamp",
+        "text": "The lamp. Good lamp and more.",
+    }
+    assert (task.k_train, task.k_eval, task.metrics[0]) == (1000, 100, "ndcg@100")
+    assert task.about["source"].endswith("local files") and task.about["licence"].startswith("Apache-2.0")
+
+
+def test_esci_graded(esci):
+    task = esci(gains="graded")
+    assert relevant(task.val)["a lamp"] == {"P0": 1.0, "P1": 0.1, "P2": 0.01}  # P3 is irrelevant
+    assert task.about["gains"] == "E 1, S 0.1, C 0.01"
+
+
+def test_esci_category_is_that_of_the_first_relevant_product(esci):
+    task = esci(category="Video_Games")
+    assert set(relevant(task.unseal_test("here"))) == {f"a {hub_files.WORDS[i]}" for i in (7, 9)}
+    assert len(task.train) == 4 and len(task.items) == 10  # of all categories, as in the paper
+
+
+def test_esci_own_products(esci):
+    task = esci(items=esci.paths["products"])
+    first = task.items.iloc[0].to_dict()
+    assert first == {"item_id": "P0", "title": "The lamp", "text": "The lamp Good lamp & more Acme red"}
+    assert len(task.items) == 10  # not the Spanish one, nor the one never judged
+    with pytest.raises(RecR1Error, match="products.parquet has no categories .* take category='all'"):
+        esci(items=esci.paths["products"], category="Video_Games")
+
+
+def test_esci_counts_what_it_leaves_out(esci, tmp_path):
+    catalogue = [json.loads(line) for line in esci.paths["catalogue"].read_text().splitlines()]
+    catalogue[9]["metadata"] = ""
+    hub_files.write_jsonl(tmp_path / "less.jsonl", catalogue[1:])
+    examples = pd.read_parquet(esci.paths["examples"])
+    examples.loc[examples["query"] == "a vase", "query"] = "a chair"  # a test query that is also in train
+    examples.to_parquet(tmp_path / "same.parquet")
+    task = esci(items=tmp_path / "less.jsonl", requests=tmp_path / "same.parquet")
+    assert task.about["items without text left out"] == 1
+    assert task.about["relevant products not in the catalogue, left out"] == 2
+    assert task.about["queries without a relevant product there, left out"] == 2
+    assert task.about["train queries that are also test queries, left out"] == 1
+    assert [len(task.train), len(task.val)] == [2, 2]
+
+
+def test_esci_one_text_is_one_query(esci, tmp_path):
+    examples = pd.read_parquet(esci.paths["examples"])
+    again = examples[examples["query"] == "a rug"].assign(query=" a\trug ", query_id=77, product_id="P9")
+    examples = pd.concat([examples, again[again["esci_label"] != "I"]])
+    assert relevant(esci(requests=examples).train)["a rug"] == {"P2": 1.0, "P9": 1.0}
+    assert (
+        relevant(esci(requests=examples, gains="graded").train)["a rug"]["P9"] == 1.0
+    )  # E, S and C: its best
+
+
+def test_esci_thinned_catalogue(esci):
+    task = esci(max_items=10)
+    assert len(task.items) == 10 and "whole" in task.about["catalogue"]
+    half = esci(category="Video_Games", max_items=9, seed=3)
+    found = {item for own in [*half.train["relevant"], *half.val["relevant"]] for item in own} | {"P7", "P9"}
+    assert len(half.items) == 9 and found <= set(half.items["item_id"])
+    assert half.about["catalogue"].startswith("thinned to 9 of 10 items")
+    assert half.items.equals(esci(category="Video_Games", max_items=9, seed=3).items)
+    with pytest.raises(RecR1Error, match="max_items=7 is no number from the 8 items on"):
+        esci(category="Video_Games", max_items=7)
+
+
+def test_esci_queries_in_the_papers_form(esci, tmp_path):
+    for split, queries in {"train": range(4), "test": range(4, 6)}.items():
+        entries = [{"query": f"find {i}", "item_id": [f"P{i}", f"P{i}", "P9"]} for i in queries]
+        (tmp_path / f"{split}.json").write_text(json.dumps(entries))
+    files = {split: tmp_path / f"{split}.json" for split in ("train", "test")}
+    task = esci(requests=files, n_val=1, category="Video_Games")
+    assert relevant(task.val) == {"find 0": {"P0": 1.0, "P9": 1.0}} and len(task.train) == 3
+    assert task.unseal_test("here")["example_id"].tolist() == ["test-0", "test-1"]
+    with pytest.raises(RecR1Error, match="Exact products alone"):
+        esci(requests=files, gains="graded")
+
+
+def test_esci_from_the_hub(esci, tmp_path, a_hub):
+    examples = pd.read_parquet(esci.paths["examples"])
+    full = {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}
+    joined = examples.assign(esci_label=examples["esci_label"].map(full), product_title="a title")
+    for split, shards in SHARDS.items():
+        own = joined[joined["split"] == split].drop(columns="split")
+        for number, name in enumerate(shards):
+            own.iloc[number :: len(shards)].to_parquet(tmp_path / "shard.parquet")
+            a_hub(hub.ESCI, name, tmp_path / "shard.parquet")
+    a_hub(hub.BLAIR, CATALOGUE, esci.paths["catalogue"])
+    task = load_task("esci", category="Baby_Products", n_val=2)
+    local = esci(category="Baby_Products")
+    assert len(task.train) == 4 and set(task.train["request"]) | set(task.val["request"]) == {
+        *local.train["request"],
+        *local.val["request"],
+    }
+    assert relevant(task.unseal_test("here")) == relevant(local.unseal_test("here"))
+    assert task.items.equals(local.items)
+    pinned, loose = f"{hub.ESCI} @ {hub.REVISIONS[hub.ESCI]}", f"{hub.BLAIR} @ {COMMIT}"
+    assert task.about["source"].endswith(f"Hugging Face Hub, {pinned}, {loose}")
+    assert len(a_hub.asked) == 16
+
+
+# Amazon-C4
+
+
+@pytest.fixture
+def c4(tmp_path):
+    paths = hub_files.c4(tmp_path)
+
+    def load(**options):
+        return load_task("amazon_c4", **paths | options)
+
+    load.paths = paths
+    return load
+
+
+def test_c4_as_the_paper_splits_it(c4):
+    task = c4(n_val=3)
+    test = task.unseal_test("here")
+    assert test["example_id"].tolist() == [
+        f"query-{n}" for n in range(0, 20, 2) if n != 2
+    ]  # Games; 2 is Baby
+    assert test["request"].iloc[1] == 'I need, "really", number 4' and test["relevant"].iloc[1] == {"B4": 1.0}
+    assert task.val["example_id"].tolist() == [
+        "query-15",
+        "query-17",
+        "query-19",
+    ]  # the last, not of the paper's four
+    assert task.train["example_id"].tolist() == [f"query-{n}" for n in range(1, 15, 2)]
+    assert task.items.iloc[3].to_dict() == {"item_id": "B3", "title": "Item 3", "text": "Item 3. It is 3."}
+    assert task.name == "amazon_c4-Games" and len(task.items) == 40
+
+
+def test_c4_splits_by_seed(c4):
+    task = c4(category="Home", splits="seed", catalogue="category", seed=1)
+    sizes = [len(task.train), len(task.val), len(task.unseal_test("here"))]
+    assert sizes == [6, 2, 2] and len(task.items) == 30
+    same, other = (c4(category="Home", splits="seed", seed=seed) for seed in (1, 2))
+    assert same.train.equals(task.train) and not other.train.equals(task.train) and len(other.items) == 40
+    assert len(c4(category="all", splits="seed").train) == 12
+
+
+def test_c4_requests_of_one_text_and_items_that_are_gone(c4, tmp_path):
+    rows = [
+        (1, "a lamp", "B1"),
+        (2, "a lamp ", "B3"),
+        (3, "gone", "Z"),
+        (4, "x", "B5"),
+        (5, "y", "B7"),
+        (6, "z", "B0"),
+    ]
+    hub_files.write_csv(tmp_path / "few.csv", ["qid", "query", "item_id"], rows)
+    task = c4(requests=tmp_path / "few.csv", n_val=1)
+    assert relevant(task.train)["a lamp"] == {"B1": 1.0, "B3": 1.0}
+    assert task.about["requests whose item is not in the catalogue, left out"] == 1
+
+
+def test_c4_gzipped_and_from_the_hub(c4, tmp_path, a_hub):
+    zipped = tmp_path / "items.jsonl.gz"
+    zipped.write_bytes(gzip.compress(c4.paths["items"].read_bytes()))
+    assert c4(items=zipped, n_val=3).items.equals(c4(n_val=3).items)
+    a_hub(hub.AMAZON_C4, "test.csv", c4.paths["requests"])
+    a_hub(hub.AMAZON_C4, "sampled_item_metadata_1M.jsonl", c4.paths["items"])
+    task = load_task("amazon_c4", n_val=3, revision="v2")
+    assert task.train.equals(c4(n_val=3).train) and task.about["source"].endswith(
+        "McAuley-Lab/Amazon-C4 @ v2"
+    )
+
+
+def test_c4_options(c4):
+    for options, words in [
+        ({"splits": "x"}, "no splits='x'"),
+        ({"catalogue": "x"}, "no catalogue='x'"),
+        ({"category": "all"}, "take splits='seed'"),
+        ({"catalogue": "category"}, "take splits='seed'"),
+        ({"category": "Toys", "n_val": 2}, "no category 'Toys'; choose 'all' or one of Baby, Games, Home"),
+        ({"n_val": 10}, "n_val=10 of the 10 requests"),
+        ({"n_val": True}, "n_val=True"),
+        ({"splits": "seed", "val": 0.5, "test": 0.5}, "no shares"),
+        ({"splits": "seed", "category": "Baby"}, "1 requests of the category, too few"),
+    ]:
+        with pytest.raises(RecR1Error, match=words):
+            c4(**options)
+
+
+# Amazon Reviews
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    paths = hub_files.reviews(tmp_path)
+
+    def load(**options):
+        return load_task("amazon_reviews", **{"requests": paths["folder"], "items": paths["items"]} | options)
+
+    load.paths = paths
+    return load
+
+
+def test_reviews_transductive(reviews):
+    task = reviews()
+    assert task.train[["example_id", "request", "relevant", "exclude"]].values.tolist() == [
+        ["train-3", "Soap 0 & oil", {"I1": 1.0}, ["I0"]],  # line 3 of the file; line 2 is a first purchase
+        ["train-4", "Soap 2 & oil", {"I3": 1.0}, ["I2"]],  # I9 has no metadata
+    ]
+    test = task.unseal_test("here")
+    assert test["example_id"].tolist() == ["test-2"] and test["history"].iloc[0] == ["I0", "I1", "I2"]
+    assert test["request"].iloc[0] == "Soap 0 & oil; Soap 1 & oil; Soap 2 & oil"
+    assert task.items["item_id"].tolist() == [f"I{n}" for n in range(7)]
+    assert task.items["text"].iloc[0] == "Soap 0 & oil soft blue A soap ."
+    assert (task.k_train, task.k_eval) == (5000, 50)
+    assert task.about["items of histories without metadata, left out"] == 1
+
+
+def test_reviews_inductive_and_all(reviews):
+    test = reviews(setting="inductive").unseal_test("here")
+    assert test["example_id"].tolist() == ["test-3"]  # the second of user n is bought again
+    assert reviews(setting="inductive").about["examples with an item bought again, left out"] == 1
+    assert reviews(setting="all").unseal_test("here")["example_id"].tolist() == ["test-2", "test-3"]
+
+
+def test_reviews_last_titles_and_draws(reviews):
+    assert reviews(last=1).unseal_test("here")["request"].tolist() == ["Soap 2 & oil"]
+    few = reviews(n_train=1, n_val=1, n_test=9, max_items=5)
+    assert [len(few.train), len(few.val), len(few.unseal_test("here"))] == [1, 1, 1]
+    assert len(few.items) == 5 and few.about["catalogue"].startswith("thinned to 5 of 7")
+    with pytest.raises(RecR1Error, match="max_items=2 is no number from"):
+        reviews(max_items=2)
+
+
+def test_reviews_gzipped_in_a_dict_and_from_the_hub(reviews, tmp_path, a_hub):
+    names = {split: tmp_path / f"All_Beauty.{split}.csv" for split in ("train", "valid", "test")}
+    zipped = tmp_path / "zipped"
+    zipped.mkdir()
+    for path in names.values():
+        (zipped / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        a_hub(hub.AMAZON_REVIEWS, f"benchmark/0core/last_out_w_his/{path.name}", path)
+    a_hub(hub.AMAZON_REVIEWS, "raw/meta_categories/meta_All_Beauty.jsonl", reviews.paths["items"])
+    wanted = reviews().train
+    assert reviews(requests=zipped).train.equals(wanted) and reviews(requests=names).train.equals(wanted)
+    frames = {split: pd.read_csv(path) for split, path in names.items()}  # an empty history is NaN there
+    assert reviews(requests=frames).train["request"].tolist() == wanted["request"].tolist()
+    task = load_task("amazon_reviews", cut="last_out")
+    assert task.train.equals(wanted) and task.about["source"].endswith(hub.REVISIONS[hub.AMAZON_REVIEWS])
+
+
+def test_reviews_whole_metadata(reviews):
+    task = reviews(catalogue="metadata")
+    assert task.items["item_id"].tolist() == [f"I{n}" for n in range(8)] and task.train.equals(
+        reviews().train
+    )
+
+
+def test_reviews_options(reviews, tmp_path):
+    for options, words in [
+        ({"setting": "x"}, "no setting='x'"),
+        ({"cut": "x"}, "no cut='x'"),
+        ({"catalogue": "x"}, "no catalogue='x'"),
+        ({"n_test": 0}, "a split of 0 examples"),
+        ({"last": 0}, "last=0"),
+        ({"category": "Toys"}, r"no file .*Toys\.train\.csv"),
+        ({"requests": tmp_path / "none"}, "is no folder"),
+        ({"requests": {"train": "x.csv"}}, r"no file x\.csv"),
+        ({"requests": {"valid": "x.csv"}}, "names no 'train' file"),
+    ]:
+        with pytest.raises(RecR1Error, match=words):
+            reviews(**options)
+
+
+def test_reviews_a_setting_without_users(reviews, tmp_path):
+    hub_files.write_csv(
+        tmp_path / "All_Beauty.test.csv", hub_files.REVIEW_COLUMNS, [("a", "I3", 5, 5, "I0 I1")]
+    )
+    with pytest.raises(RecR1Error, match="the test file has no user without a train example"):
+        reviews(setting="inductive")

@@ -1,0 +1,364 @@
+"""Retrievers over HTTP against real servers on this machine: the JSON contract, and a small OpenSearch."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import traceback
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from servers import in_turn, server
+
+from recr1_lite import web
+from recr1_lite.environment import environment_check
+from recr1_lite.errors import RecR1Error
+from recr1_lite.evaluation import evaluate
+from recr1_lite.prompts import Prompt
+from recr1_lite.remote import JSONRetriever, OpenSearchRetriever, serve
+from recr1_lite.retrievers import BM25Retriever, Hits, RetrieverError
+from recr1_lite.rewards import Scorer
+
+KEY = "very-secret-0123456789"
+ITEMS = pd.DataFrame(
+    [
+        ("d1", "A red summer dress with pockets; the dress runs small."),
+        ("d2", "Blue denim jeans, slim and stretchy. No pockets!"),
+        ("d3", "Warm wool sweater in red and blue, great for winter"),
+        ("d4", "Silk blouse. Elegant, buttons down the back"),
+        ("d5", "Summer shorts in denim with a drawstring"),
+        ("d7", "Swim suit, two pieces, runs large"),
+        ("d8", "Swim suit, two pieces, runs large"),
+    ],
+    columns=["item_id", "text"],
+)
+QUERIES = ["red dress", "denim AND (pockets", "", "swim", "nothing of it here?", "red dress", "  ",
+           'text:"wool" \\', "größe ü 裙"]
+LOCAL = BM25Retriever.build(ITEMS)
+KINDS = [JSONRetriever, OpenSearchRetriever]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """No search engine or key of the developer's, and no waiting between tries."""
+    for name in ("RECR1_SEARCH_URL", "RECR1_SEARCH_AUTH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(web, "BACKOFF", 0.01)
+
+
+def one_search(body: dict) -> dict:
+    """What OpenSearch says to a search body, for the queries that the kit sends; any other is refused."""
+    match = body["query"].get("match") or {}
+    ((_, text),) = match.items() if match else [("", body["query"]["multi_match"])]
+    if body["size"] > 10_000:
+        reason = "Result window is too large, from + size must be less than or equal to: [10000]"
+        cause = {"type": "illegal_argument_exception", "reason": reason}
+        return {"status": 400, "error": {"root_cause": [cause], "reason": "all shards failed", "type": "x"}}
+    hits = LOCAL.search([text["query"]], body["size"])[0]
+    wanted = body["_source"] or []
+    sources = [{"_source": {name: f"sku-{item}" for name in wanted}} if wanted else {} for item in hits.ids]
+    return {"took": 1, "timed_out": False, "status": 200, "_shards": {"total": 1, "failed": 0},
+            "hits": {"max_score": max(hits.scores, default=None),
+                     "hits": [{"_index": "products", "_id": item, "_score": score} | source
+                              for item, score, source in zip(*hits, sources)]}}
+
+
+def opensearch(path: str, headers, body) -> tuple[int, str]:
+    """The two calls of OpenSearch that are used, on the index `products`."""
+    if path == "/products/_search?preference=recr1_lite" and headers["Content-Type"] == "application/json":
+        answer = one_search(body)
+        return answer.pop("status"), json.dumps(answer)
+    if path == "/products/_msearch" and headers["Content-Type"] == "application/x-ndjson":
+        assert body.endswith("\n")
+        lines = [json.loads(line) for line in body.splitlines()]
+        assert lines[::2] == [{"preference": "recr1_lite"}] * (len(lines) // 2)
+        return 200, json.dumps({"took": 1, "responses": [one_search(line) for line in lines[1::2]]})
+    reason = {"root_cause": [{"reason": f"no such index [{path}]"}], "type": "index_not_found_exception"}
+    return 404, json.dumps({"error": reason, "status": 404})
+
+
+@contextmanager
+def engine(kind, **options):
+    """The retriever of that kind with a server that holds ITEMS, and what the server saw."""
+    if kind is OpenSearchRetriever:
+        with server(opensearch, "/products") as (url, seen):
+            yield kind(url, **options), seen
+    else:
+        asked = []
+        noting = SimpleNamespace(search=lambda queries, k: asked.append(queries) or LOCAL.search(queries, k))
+        with serve(noting) as url:
+            yield kind(url, **options), asked
+
+
+def failure(kind, answer, queries=("red", "blue"), k=5, **options) -> tuple[str, list]:
+    """What search() says of a failing server, and what the server saw."""
+    with server(answer, "/products") as (url, seen), pytest.raises(RetrieverError) as caught:
+        kind(url, **options).search(queries, k)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+    assert "\n" not in str(caught.value)
+    return str(caught.value), seen
+
+
+def results(*lists) -> tuple[int, str]:
+    return 200, json.dumps({"results": lists})
+
+
+def responses(*answers) -> tuple[int, str]:
+    return 200, json.dumps({"responses": answers})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_same_hits_as_the_same_engine_here(kind, batch_size):
+    with engine(kind, batch_size=batch_size) as (remote, seen):
+        for k in (1, 3, 100):
+            seen.clear()
+            assert remote.search(QUERIES, k) == LOCAL.search(QUERIES, k)
+            asked = len(set(QUERIES) - {"", "  "})
+            assert len(seen) == -(-asked // batch_size), "each distinct query once, batched"
+        assert remote.search([], 3) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blank_queries_are_not_asked_and_bad_input_is_refused(kind):
+    with engine(kind) as (remote, seen):
+        assert remote.search(["", " \n"], 3) == [Hits([], []), Hits([], [])] and not seen
+        with pytest.raises(RecR1Error, match="cut-off k"):
+            remote.search(["red"], 0)
+        with pytest.raises(RetrieverError, match="query 1 is None"):
+            remote.search(["red", None], 3)
+        with pytest.raises(RetrieverError, match="not one string"):
+            remote.search("red", 3)
+        assert not seen
+    for wrong in (0, 1.5, "8"):
+        with pytest.raises(RecR1Error, match=f"batch_size is {wrong!r}; pass a whole number"):
+            kind("http://localhost", batch_size=wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_fit_to_train_on(kind):
+    with engine(kind) as (remote, _):
+        failed = [check for check in environment_check(remote, ITEMS, n=5) if not check.passed]
+    assert failed == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scorer_and_evaluate_see_no_difference(kind):
+    rows = pd.DataFrame([("a", "a red dress please", {"d1": 1.0}), ("b", "swim wear", {"d8": 1.0}),
+                         ("c", "?", {"d4": 1.0})], columns=["example_id", "request", "relevant"])
+    task = SimpleNamespace(name="toy", items=ITEMS, train=rows, val=rows, k_eval=5, metrics=("ndcg@5", "mrr"))
+    prompt, completions = Prompt("compact", "find {request}"), ["dress", "swim", ""]
+    with engine(kind) as (remote, _):
+        there, here = (Scorer(one, rows, prompt, 5).score(["a", "b", "b"], completions)
+                       for one in (remote, LOCAL))
+        assert there == here and there[0].ndcg == 1 and 0 < there[1].ndcg < 1
+        there, here = (evaluate(lambda texts: texts, task, one, progress=False).rows
+                       for one in (remote, LOCAL))
+        assert there.equals(here) and there["ndcg@5"].tolist()[::2] == [1, 0]
+
+
+def test_what_opensearch_is_asked():
+    with server(opensearch, "/products") as (url, seen):
+        OpenSearchRetriever(url + "/_search", fields=["title^2", "text"], batch_size=1).search(["a:b (c"], 7)
+        OpenSearchRetriever(url + "/_msearch/", batch_size=1).search(["a"], 7)
+        own = OpenSearchRetriever(url, body=lambda query: {
+            "query": {"match": {"title": {"query": query, "operator": "and"}}}, "size": 3}, batch_size=1)
+        own.search(["a b"], 7)
+    common = {"_source": False, "track_total_hits": False, "size": 7}
+    assert [body for _, _, body in seen] == [
+        common | {"query": {"multi_match": {"query": "a:b (c", "fields": ["title^2", "text"]}}},
+        common | {"query": {"match": {"text": {"query": "a"}}}},
+        common | {"query": {"match": {"title": {"query": "a b", "operator": "and"}}}}]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_ids_of_a_field(batch_size):
+    with engine(OpenSearchRetriever, id_field="sku", batch_size=batch_size) as (remote, _):
+        assert remote.search(["swim", "silk"], 5)[0].ids == ["sku-d7", "sku-d8"]
+
+
+def test_answers_as_they_come():
+    hits = [{"id": "b", "score": 2}, {"id": 7, "score": 1.5}, {"id": "b", "score": 1},
+            {"id": "c", "score": -1}]
+    with server(in_turn(results(hits, ["x", 3, "y"]))) as (url, seen):
+        found = JSONRetriever(url).search(["one", "two"], 2)
+    assert found == [Hits(["b", "7"], [2.0, 1.5]), Hits(["x", "3"], [1.0, 0.5])]
+    assert seen[0][2] == {"queries": ["one", "two"], "k": 2}
+    sorted_otherwise = {"hits": {"hits": [{"_id": "a", "_score": None}, {"_id": "b", "_score": None}]}}
+    with server(in_turn(responses(sorted_otherwise))) as (url, _):
+        assert OpenSearchRetriever(url).search(["one"], 9) == [Hits(["a", "b"], [1.0, 0.5])]
+
+
+@pytest.mark.parametrize("kind, good", [(JSONRetriever, results(["a"])),
+                                        (OpenSearchRetriever, responses({"hits": {"hits": [{"_id": "a"}]}}))])
+@pytest.mark.parametrize("bad", [(429, "slow", {"Retry-After": "0"}), (500, "oops"), (503, "<html>\nbusy")])
+def test_what_may_pass_is_tried_again(kind, good, bad):
+    with server(in_turn(bad, bad, good)) as (url, seen):
+        assert kind(url).search(["red"], 5) == [Hits(["a"], [1.0])]
+    assert len(seen) == 3 and seen[0][2] == seen[2][2]
+
+
+def test_pauses_and_retry_after(monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(web.time, "sleep", pauses.append)
+    said, seen = failure(JSONRetriever, in_turn((429, "no", {"Retry-After": "7"}), (503, "no")))
+    assert pauses == [7, 0.02, 0.04] and len(seen) == 4
+    assert re.match(r"the search for 'red' \(and 1 more in its batch\) failed: http://127.0.0.1:\d+/products "
+                    r"answered 503: no \(tried 4 times\); check that it runs, then try again with s", said)
+    pauses.clear()
+    said, seen = failure(JSONRetriever, in_turn((429, "no", {"Retry-After": "3600"})))
+    assert not pauses and len(seen) == 1 and "asks for a pause of 3600 s" in said
+
+
+def test_a_busy_cluster_inside_msearch_is_waited_for():
+    busy = {"status": 429, "error": {"root_cause": [{"reason": "rejected execution"}], "type": "x"}}
+    good = {"status": 200, "hits": {"hits": [{"_id": "a", "_score": 1.0}]}}
+    with server(in_turn(responses(good, busy), responses(good, good))) as (url, seen):
+        assert [hits.ids for hits in OpenSearchRetriever(url).search(["red", "blue"], 5)] == [["a"], ["a"]]
+    assert len(seen) == 2
+    said, seen = failure(OpenSearchRetriever, in_turn(responses(good, busy)), retries=1)
+    assert len(seen) == 2 and "answered 429: rejected execution (tried 2 times)" in said
+
+
+@pytest.mark.parametrize("status, advice", [
+    (400, "mend what is sent"), (401, "check the key"), (403, "check the key"), (404, "name of the index"),
+    (413, "smaller batch_size="), (302, "check the URL")])
+def test_a_mistake_of_ours_is_never_tried_again(status, advice):
+    for kind in KINDS:
+        answer = status, '{"error": {"reason": "that is wrong"}}', {"Location": "/elsewhere"}
+        said, seen = failure(kind, lambda *_: answer, authorization=f"ApiKey {KEY}")
+        assert len(seen) == 1 and f"answered {status}: that is wrong; " in said and advice in said
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_refused_search_says_why_and_which(batch_size):
+    said, seen = failure(OpenSearchRetriever, opensearch, k=10_001, batch_size=batch_size)
+    assert "'red'" in said and "Result window is too large" in said and len(seen) == 1
+    missing, _ = failure(OpenSearchRetriever, lambda path, *_: opensearch("/other" + path, *_))
+    assert "answered 404: no such index [/other/products/_msearch]; check the URL" in missing
+
+
+@pytest.mark.parametrize("broken", [{"timed_out": True}, {"_shards": {"total": 5, "failed": 1}}])
+def test_missing_hits_are_an_error(broken):
+    good = {"hits": {"hits": []}, "timed_out": False, "_shards": {"failed": 0}}
+    said, _ = failure(OpenSearchRetriever, in_turn(responses(good, good | broken)))
+    assert "to 'blue' is of no use (the search timed out or a shard failed" in said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", [
+    "<html>\n<b>Welcome</b>", "", "[]", "null", "{}", b"\xff{", '{"results": 3}', '{"results": [[], []',
+    '{"responses": {"a": 1}}', '{"results": "ab"}'])
+def test_an_answer_that_is_none(kind, text):
+    said, seen = failure(kind, lambda *_: (200, text))
+    assert len(seen) == 1 and "'red' (and 1 more in its batch) failed" in said
+    assert "did not answer with" in said and "is the URL that of the search?" in said
+
+
+@pytest.mark.parametrize("kind, answer", [(JSONRetriever, results), (OpenSearchRetriever, responses)])
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_list_for_each_query(kind, answer, n):
+    said, _ = failure(kind, in_turn(answer(*[[]] * n)))
+    assert f"gave {n} lists for 2 queries" in said and "'red'" in said
+
+
+@pytest.mark.parametrize("hits, words", [
+    ("ab", "'ab' is no list"), (None, "no list"), ([None], "None is no id"), ([["a"]], "['a'] is no id"),
+    ([{"score": 1}], "no 'id'"), ([{"id": 1.5}], "1.5 is no id"), ([True], "True is no id"),
+    ([{"id": "a", "score": "high"}], "the score 'high' of 'a'"),
+    ([{"id": "a", "score": float("nan")}], "the score nan of 'a'"),
+    ([{"id": "a", "score": float("inf")}], "the score inf of 'a'"),
+    ([{"id": "a", "score": False}], "the score False of 'a'")])
+def test_hits_that_make_no_sense(hits, words):
+    said, _ = failure(JSONRetriever, in_turn(results(["fine"], hits)))
+    assert "to 'blue' is of no use" in said and words in said and "it must be" in said
+
+
+@pytest.mark.parametrize("answer", [
+    {}, {"hits": {}}, {"hits": {"hits": [{"_score": 1.0}]}}, [], None, {"hits": {"hits": [{"_id": None}]}},
+    {"hits": {"hits": [{"_id": "a", "_score": "1"}]}}, {"error": "broken"}, {"error": {"type": "odd"}}])
+def test_searches_that_make_no_sense(answer):
+    said, _ = failure(OpenSearchRetriever, in_turn(responses({"hits": {"hits": []}}, answer)))
+    assert "to 'blue' is of no use" in said
+
+
+def test_a_field_that_the_index_lacks_and_a_body_that_breaks():
+    bare = {"hits": {"hits": [{"_id": "a", "_source": {}}]}}
+    said, _ = failure(OpenSearchRetriever, in_turn(responses(bare)), queries=["red"], id_field="sku")
+    assert "no 'sku'" in said
+    for body in (lambda query: {"query": {query}}, lambda query: 1 / 0, lambda query: None):
+        said, seen = failure(OpenSearchRetriever, opensearch, body=body)
+        assert "body= failed on the query 'red'" in said and not seen
+    for fields in ("text", []):
+        with pytest.raises(RecR1Error, match="pass a list of one or more"):
+            OpenSearchRetriever("http://localhost:9200/products", fields=fields)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_silent_server_and_a_dead_port(kind):
+    said, seen = failure(kind, lambda *_: time.sleep(0.5) or results(), timeout=0.1, retries=1)
+    assert "did not answer within 0.1 s (tried 2 times)" in said and len(seen) == 2
+    with server(opensearch) as (url, _):
+        pass
+    refused = r"'red' failed: .*cannot be reached \(.*refused.*\) \(tried 2 times"
+    with pytest.raises(RetrieverError, match=refused):
+        kind(url, retries=1).search(["red"], 5)
+
+
+def key_sent_to(url: str | None, **options) -> str | None:
+    return OpenSearchRetriever(url, **options)._server.client.headers.get("Authorization")
+
+
+def test_a_key_goes_to_its_own_server_only_and_never_shows(monkeypatch):
+    monkeypatch.setenv("RECR1_SEARCH_AUTH", f"ApiKey {KEY}")
+    assert key_sent_to("https://box.lan/products") is None, "it belongs to RECR1_SEARCH_URL, which is not set"
+    monkeypatch.setenv("RECR1_SEARCH_URL", "https://box.lan/products")
+    assert key_sent_to(None) == key_sent_to("https://box.lan:443/other") == f"ApiKey {KEY}"
+    assert key_sent_to("http://box.lan/products") is key_sent_to("https://box.lan.evil.org/products") is None
+    assert key_sent_to(None, authorization="Bearer x") == "Bearer x"
+    assert key_sent_to(None, authorization="") is None
+
+    def echo(_, headers, __):
+        return 401, json.dumps({"error": {"reason": f"bad key {headers['Authorization']}"}})
+
+    said, _ = failure(JSONRetriever, echo, authorization=f" Bearer {KEY}\n")
+    assert "401: bad key Bearer ***; check the key" in said
+    assert "no key was sent: set RECR1_SEARCH_AUTH" in failure(JSONRetriever, echo)[0]
+    for kind in KINDS:
+        asker = kind(f"http://me:{KEY}@127.0.0.1:1/products?key={KEY}", retries=0)
+        assert KEY not in asker.url + repr(asker)
+        with pytest.raises(RetrieverError, match="127.0.0.1:1/products") as caught:
+            asker.search(["red"], 1)
+        assert KEY not in str(caught.value)
+        with pytest.raises(RecR1Error, match="copy it again") as caught:
+            kind("http://127.0.0.1:1", authorization=f"Bearer {KEY}\nX: 1")
+        assert KEY not in str(caught.value)
+
+
+def test_a_password_in_the_address_is_sent_as_one():
+    with server(in_turn(results([]))) as (url, seen):
+        JSONRetriever(url.replace("http://", "http://me:pass@")).search(["red"], 1)
+    assert seen[0][1]["Authorization"] == "Basic bWU6cGFzcw=="
+
+
+def test_addresses():
+    for kind in KINDS:
+        with pytest.raises(RecR1Error, match="no address; set RECR1_SEARCH_URL or pass url="):
+            kind()
+        for address in ("localhost:9200/x", "ftp://x", "http://", "http://x:y:z"):
+            with pytest.raises(RecR1Error, match="search engine's address is no URL"):
+                kind(address)
+
+
+def test_a_service_says_what_is_wrong():
+    with serve(LOCAL) as url:
+        with pytest.raises(RetrieverError, match="400: KeyError: 'queries'; mend what is sent"):
+            class Other(JSONRetriever):
+                def _body(self, batch, k):
+                    return json.dumps({"texts": batch})
+
+            Other(url).search(["red"], 5)
+        assert JSONRetriever(url).search(["red"], 1)[0].ids == ["d1"], "it is still up"

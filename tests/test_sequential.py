@@ -1,0 +1,257 @@
+"""Sequential recommendation: its examples, the baselines on catalogues worked out by hand, and their evaluation."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recr1_lite.errors import RecR1Error
+from recr1_lite.evaluation import compare, evaluate, evaluate_recommender
+from recr1_lite.ledger import Ledger
+from recr1_lite.prompts import Prompt
+from recr1_lite.recommenders import (
+    ItemKNN, MatrixFactorisation, Popularity, Recommender, choose, last_title, train_sequences,
+)
+from recr1_lite.retrievers import BM25Retriever
+from recr1_lite.sasrec import PAD, SASRec, _collate, _pieces
+from recr1_lite.tasks import Task, load_task, sequences
+
+ITEMS = pd.DataFrame([(item, f"title {item}", f"title {item}") for item in "abcdef"],
+                     columns=["item_id", "title", "text"])
+TITLES = dict(zip(ITEMS["item_id"], ITEMS["title"]))
+PROMPT = Prompt(style="compact", instruction="next after {request}", mode="expand")
+TRAIN = [("t1", "ab", "c"), ("t2", "ab", "d"), ("t3", "a", "b"), ("t4", "e", "c"), ("t5", "b", "d")]
+VAL, TEST = [("v1", "a", "b"), ("v2", "e", "c")], [("s1", "a", "c"), ("s2", "b", "f")]
+
+
+def split(rows) -> pd.DataFrame:
+    return sequences.table(rows, TITLES)[0]
+
+
+def task(train=TRAIN, val=VAL, test=TEST, metrics=("ndcg@3", "recall@1")) -> Task:
+    return Task("toy", ITEMS, split(train), split(val), split(test), PROMPT, 3, 3, metrics)
+
+
+# examples
+
+
+def test_a_row_of_the_table():
+    frame, repeats = sequences.table([("x", list("abcab"), "d"), ("again", "ab", "b")], TITLES, last=2)
+    assert repeats == 1
+    assert frame.to_dict("records") == [{
+        "example_id": "x", "request": "title a; title b", "relevant": {"d": 1.0}, "exclude": ["a", "b", "c"],
+        "history": list("abcab")}]
+
+
+@pytest.mark.parametrize("rows, last, words", [
+    ([("x", [], "a")], 10, "'x' has an empty history"),
+    ([("x", ["a", "zz"], "b")], 10, "'x' has item 'zz' in its history, which the catalogue lacks"),
+    ([], 0, "last=0 shows no item"),
+    ([], True, "last=True shows no item"),
+])
+def test_bad_rows(rows, last, words):
+    with pytest.raises(RecR1Error, match=words):
+        sequences.table(rows, TITLES, last)
+
+
+@given(st.lists(st.tuples(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=9), st.sampled_from("abcdef"))),
+       st.integers(1, 12))
+def test_no_target_is_ever_excluded(rows, last):
+    frame, repeats = sequences.table([(str(at), *row) for at, row in enumerate(rows)], TITLES, last)
+    assert len(frame) + repeats == len(rows)
+    for own in frame.itertuples():
+        assert not set(own.relevant) & set(own.exclude) and set(own.exclude) == set(own.history)
+        assert own.request.split("; ") == [TITLES[item] for item in own.history[-last:]]
+
+
+def test_two_users_may_have_had_the_same(tmp_path, monkeypatch):
+    same = task(test=[("s1", "ab", "c"), ("s2", "ab", "e")])
+    assert same.about["splits"]["test"]["examples"] == 2
+    with pytest.raises(RecR1Error, match="example_id 't1' stands in the train split .* and in the val split"):
+        task(val=[("t1", "a", "b")])
+    plain = split(TRAIN).drop(columns="history")
+    with pytest.raises(RecR1Error, match="request 'title a' stands in the train split"):
+        Task("toy", ITEMS, plain, split(VAL).drop(columns="history"), split(TEST), PROMPT, 3, 3, ("ndcg@3",))
+
+
+@pytest.mark.parametrize("history, words", [
+    ("ab", "v1': history is 'ab'; write a list"), (["a", "zz"], "v1': history holds 'zz', which is not in the catal"),
+])
+def test_unsound_histories(history, words):
+    val = split(VAL[:1])
+    val.at[0, "history"] = history
+    with pytest.raises(RecR1Error, match=words):
+        Task("toy", ITEMS, split(TRAIN), val, split(TEST), PROMPT, 3, 3, ("ndcg@3",))
+
+
+# your own sequences
+
+
+def custom(tmp_path, rows, **options) -> Task:
+    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return load_task("custom", items=ITEMS, requests=tmp_path / "r.jsonl", **options)
+
+
+def test_histories_of_your_own(tmp_path):
+    rows = [{"history": list("ab"), "relevant": "c", "split": "train"},
+            {"history": list("ab"), "relevant": "b", "split": "train"},
+            {"history": '["c", "a"]', "relevant": "d", "split": "val"},
+            {"history": list("ab"), "relevant": "e", "split": "test"}]
+    own = custom(tmp_path, rows, last=1)
+    assert own.train["example_id"].tolist() == ["row-1"] and own.about["left out"].startswith("1 rows")
+    assert own.val.iloc[0].to_dict() == {"example_id": "row-3", "request": "title a", "relevant": {"d": 1.0},
+                                         "exclude": ["c", "a"], "history": ["c", "a"]}
+
+
+def test_requests_with_an_exclude_column(tmp_path):
+    rows = [{"request": f"q{at}", "relevant": "a", "split": name, "exclude": gone}
+            for at, (name, gone) in enumerate([("train", None), ("val", '["b"]'), ("test", ["c"])])]
+    own = custom(tmp_path, rows)
+    assert own.train["exclude"].tolist() == [[]] and own.val["exclude"].tolist() == [["b"]]
+
+
+@pytest.mark.parametrize("row, words", [
+    ({"history": ["a", "zz"], "relevant": "c"}, "row 1: history holds item 'zz', which the catalogue lacks"),
+    ({"history": [], "relevant": "c"}, "row 1: history is empty"),
+    ({"history": "[1", "relevant": "c"}, "row 1: history is no JSON list"),
+    ({"history": "a", "relevant": "c"}, "row 1: history is no JSON list"),
+    ({"history": [1.5], "relevant": "c"}, "row 1: history: an id is 1.5"),
+    ({"history": {"a": 1}, "relevant": "c"}, "row 1: history is {'a': 1}; write a JSON list"),
+    ({"history": ["c"], "relevant": "c"}, "every relevant item is in its own history"),
+    ({"history": ["a"]}, "has no column 'relevant'"),
+])
+def test_bad_histories_of_your_own(tmp_path, row, words):
+    with pytest.raises(RecR1Error, match=words) as error:
+        custom(tmp_path, [{**row, "split": "train"}])
+    assert "\n" not in str(error.value)
+
+
+# baselines
+
+
+def test_last_title():
+    assert last_title(["One; Two; Three", "Alone"]) == ["Three", "Alone"]
+
+
+def test_popularity_by_hand():
+    # a: t1 t2 t3, b: t1 t2 t3 t5, c: t1 t4, d: t2 t5, e: t4, f: none; c before d as in the catalogue
+    ranked = Popularity(split(TRAIN), ITEMS).recommend(split(VAL), 6)
+    assert ranked == [list("bacdef")] * 2
+
+
+def test_item_knn_by_hand():
+    # columns over t1..t5: a 11100, b 11101, c 10010, d 01001, e 00010; cosines to a: b 3/sqrt(12) = .866, c and d 1/sqrt(6)
+    knn = ItemKNN(split(TRAIN), ITEMS, neighbours=5)
+    similarity = knn.similarity.toarray()
+    assert similarity[0, 1] == pytest.approx(3 / np.sqrt(12)) and similarity[0, 2] == pytest.approx(1 / np.sqrt(6))
+    assert knn.recommend(split([("x", "a", "b")]), 6) == [list("abcdef")]  # of c and d, c stands first
+    assert knn.recommend(split([("x", "e", "b")]), 3) == [list("ecb")]  # c 1/sqrt(2); then unknown ones, by popularity
+
+
+def test_item_knn_recent_and_neighbours():
+    recent = ItemKNN(split(TRAIN), ITEMS, neighbours=5, recent=1)
+    assert recent.recommend(split([("x", "ae", "b")]), 2) == recent.recommend(split([("x", "e", "b")]), 2)
+    one = ItemKNN(split(TRAIN), ITEMS, neighbours=1).similarity
+    assert (one.getnnz(axis=1) <= 2).all()  # itself and its nearest
+
+
+def test_the_matrix_counts_an_item_once_and_passes_over_strangers():
+    seen = Popularity(split(TRAIN), ITEMS).matrix([["a", "a", "zz"], []])
+    assert seen.toarray().tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
+
+
+BLOCKS = [(f"t{at}", *pair) for at, pair in enumerate([("ab", "c"), ("bc", "a"), ("ac", "b"), ("de", "f"), ("ef", "d"),
+                                                       ("df", "e")] * 4)]
+
+
+def test_factors_find_the_block_that_a_new_user_belongs_to():
+    model = MatrixFactorisation(split(BLOCKS), ITEMS, factors=2)
+    first, second = model.recommend(split([("x", "ab", "f"), ("y", "d", "a")]), 3)
+    assert set(first) == set("abc") and set(second) == set("def")
+    again = MatrixFactorisation(split(BLOCKS), ITEMS, factors=2).recommend(split([("x", "ab", "f")]), 6)
+    assert again[0][:3] == first
+
+
+def test_sasrec_learns_an_order():
+    circle = "abcdef" * 3
+    rows = [(f"t{at}", circle[at % 6:at % 6 + 4], circle[at % 6 + 4]) for at in range(60)]
+    val = split([("v1", "abc", "d"), ("v2", "def", "a")])
+    model = SASRec(split(rows), ITEMS, val, dimensions=16, dropout=0.0, length=3, epochs=30, learning_rate=1e-2,
+                   progress=False)
+    assert [own[0] for own in model.recommend(val, 6)] == ["d", "a"]
+    longer = split([("long", "defab", "c")])
+    assert model.recommend(longer, 1) == [["c"]]  # reads the last three
+    assert model.recommend(split([("one", "b", "c")]).assign(history=[["zz"]]), 6)[0]  # a stranger breaks nothing
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=40), st.integers(1, 12))
+def test_pieces_hold_each_step_once(tokens, length):
+    pieces = _pieces(tokens, length)
+    steps = [pair for piece in reversed(pieces) for pair in zip(piece, piece[1:])]
+    assert steps == list(zip(tokens, tokens[1:])) and max(map(len, pieces)) <= length + 1
+
+
+def test_collate_masks_padding_and_places_before_the_first():
+    batch = _collate([([3, 4, 5], 2), ([6, 7], 1)])
+    assert batch["input_ids"].tolist() == [[3, 4, 5], [6, 7, PAD]]
+    assert batch["labels"].tolist() == [[-100, -100, 5], [-100, 7, -100]]
+
+
+# evaluation
+
+
+def test_a_recommender_is_scored_like_a_rewriter(tmp_path):
+    ledger, own = Ledger(tmp_path / "ledger.jsonl"), task()
+    result = evaluate_recommender(Popularity(own.train, ITEMS), own, "val", ledger, "smoke", 3, "r")
+    # v1 leaves out a: b is first. v2 leaves out e: c is third after b and a, 1/log2(4) = 0.5
+    assert result.rows["ndcg@3"].tolist() == [1.0, 0.5] and result.rows["recall@1"].tolist() == [1.0, 0.0]
+    assert result.rows["ranks"].tolist() == [{"b": 1}, {"c": 3}]
+    (row,) = ledger.rows("eval")
+    assert (row["method"], row["retriever"], row["n"], row["profile"], row["run"]) == ("popularity", "", 2, "smoke", "r")
+    text = evaluate(last_title, own, BM25Retriever.build(ITEMS), "val", progress=False)
+    assert compare(result, text).n == 2
+
+
+def test_a_recommender_never_sees_the_targets():
+    seen = []
+
+    def peek(examples, k):
+        seen.extend(examples.columns)
+        return [list("abcdef")[:k]] * len(examples)
+
+    evaluate_recommender(peek, task())
+    assert "relevant" not in seen and "history" in seen
+
+
+def test_too_few_rankings_are_an_error():
+    with pytest.raises(RecR1Error, match="1 answers for 2 asked"):
+        evaluate_recommender(lambda examples, k: [["a"]], task())
+
+
+def test_the_test_split_leaves_its_mark(tmp_path):
+    ledger, own = Ledger(tmp_path / "ledger.jsonl"), task()
+    evaluate_recommender(Popularity(own.train, ITEMS), own, "test", ledger)
+    assert [row["kind"] for row in ledger.rows()] == ["unseal", "eval"]
+
+
+def test_choose_takes_the_best_on_val():
+    class Backwards(Recommender):
+        def recommend(self, examples, k):
+            return [list("fedcba")[:k]] * len(examples)
+
+    own = task()
+    best, result = choose([lambda: Backwards(own.train, ITEMS), lambda: Popularity(own.train, ITEMS)], own)
+    assert best.name == "popularity" == result.name
+    with pytest.raises(RecR1Error, match="no candidates"):
+        choose([], own)
+
+
+def test_baselines_need_histories():
+    with pytest.raises(RecR1Error, match="no column 'history'"):
+        train_sequences(split(TRAIN).drop(columns="history"))
