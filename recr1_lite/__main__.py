@@ -2,78 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
 from pathlib import Path
 
-EPILOG = """first steps:
-  python -m recr1_lite doctor      is this machine ready?
-  python -m recr1_lite demo        the whole loop, then look at runs/demo-<profile>-seed0/report.html
-RECR1_PROFILE picks another profile, RECR1_CACHE another cache folder, RECR1_OFFLINE=1 forbids the network."""
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m recr1_lite", epilog=EPILOG, description=(
-        "An LLM learns to write queries for a search engine from nothing but the engine's own ranking metric."),
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = top.add_subparsers(dest="command", required=True, metavar="command")
-
-    def command(name: str, text: str, *groups: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if "profile" in groups:
-            sub.add_argument("--profile", help="smoke, cpu, t4, gpu24 or paper (default: the one that fits)")
-            sub.add_argument("--seed", type=int, default=0, help="of the adapter, the rollouts and the order")
-        if "task" in groups:
-            sub.add_argument("--task", default="clothing", help="clothing, movielens, esci, amazon_c4, amazon_reviews, "
-                             "or custom with --items and --requests")
-            sub.add_argument("--items", help="custom catalogue: CSV, JSONL or Parquet of item_id,title,text")
-            sub.add_argument("--requests", help="custom requests: CSV, JSONL or Parquet of request,relevant")
-            sub.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
-                             help="another option of the task (category=Video_Games), as often as needed")
-            sub.add_argument("--retriever", default="bm25", help="bm25, dense, hybrid, or the http "
-                             "address of a search server (default: bm25)")
-        if "train" in groups:
-            sub.add_argument("--steps", type=int, help="GRPO steps (default: the profile's)")
-            sub.add_argument("--out", help="folder of the run (default: the next free one under runs/)")
-            sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-        return sub
-
-    command("doctor", "check Python, packages, device, memory, disk, cache, and say what to do")
-    command("prepare", "fetch the model and the data into the cache; afterwards no network is needed")
-    command("demo", "run the loop: baselines, headroom, GRPO, sealed test, report", "profile", "task", "train")
-    command("train", "GRPO alone: train an adapter, validate it as it goes", "profile", "task", "train")
-    sub = command("evaluate", "score the raw request, the prompted model or an adapter", "profile", "task")
-    sub.add_argument("--adapter", help="folder of a trained adapter (default: the model as it is)")
-    sub.add_argument("--raw", action="store_true", help="score the request itself, no model")
-    sub.add_argument("--split", default="val", choices=("train", "val", "test"),
-                     help="test opens the sealed split and leaves a mark in the ledger")
-    sub = command("inspect", "one request through the loop: rewrite, hits, and what an adapter changes", "profile",
-                  "task")
-    sub.add_argument("request", help="what the shopper says")
-    sub.add_argument("--adapter", help="folder of a trained adapter to set beside the untrained model")
-    sub = command("capability", "what an adapter did to everything else: general abilities before and after", "profile")
-    sub.add_argument("--adapter", help="folder of a trained adapter (default: the untrained model alone)")
-    sub.add_argument("--name", default="adapter", help="what the adapter is called in the table (default: adapter)")
-    sub.add_argument("--suite", default="offline", choices=("offline", "ifeval", "gsm8k", "mmlu", "humaneval"),
-                     help="offline: this kit's own sets; else a benchmark, from the Hub or from --data-dir")
-    sub.add_argument("--data-dir", help="folder of the benchmarks' original files, instead of the Hub")
-    sub.add_argument("--limit", type=int, help="items a task, drawn with --seed (default: the profile's, else all)")
-    sub.add_argument("--max-tokens", type=int, help="longest generated answer (default: the benchmark's own)")
-    sub.add_argument("--execute-code", action="store_true",
-                     help="humaneval: run the programs that the model wrote, in a subprocess with limits")
-    sub = command("compare", "every method at one budget on the sealed test, then general abilities, then a second task; "
-                  "run again, it goes on where it was stopped", "profile")
-    sub.add_argument("--out", help="folder of the run (default: runs/compare-<profile>-seed<seed>)")
-    sub.add_argument("--methods", help="some of them, between commas (default: all)")
-    sub.add_argument("--parts", default="methods,capability,continual", help="which of the three (default: all)")
-    sub = command("report", "make the report of a run from the ledger")
-    sub.add_argument("--run", help="name of the run (default: the last)")
-    sub.add_argument("--out", default="runs/report", help="file to write, .html or .md; without a suffix both "
-                     "(default: runs/report)")
-    sub.add_argument("--ledger", help="ledger file (default: the runs folder's ledger.jsonl)")
-    return top
+from recr1_lite.arguments import parser
 
 
 def main(argv: list[str] | None = None) -> int:

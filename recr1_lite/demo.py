@@ -35,10 +35,11 @@ def say(text: str) -> None:
 
 
 def demo(profile: Profile, out: str | Path, seed: int = 0, resume: bool = False, ledger: Ledger | None = None,
-         task: Task | None = None, few_shot=None, command: str = "", retriever: str = "bm25") -> list[EvalResult]:
+         task: Task | None = None, few_shot=None, command: str = "",
+         retriever: str | Retriever = "bm25") -> list[EvalResult]:
     """Run the loop of `profile` on a task (default: clothing) and write everything into the folder `out`.
 
-    retriever: a name for `engines.build_retriever`, the fixed engine of training and test.
+    retriever: the fixed engine of training and test, or a name for `engines.build_retriever`.
 
     Leaves `out/report.html`, the adapters under `out/grpo`, and rows in the ledger. Returns the results on the
     sealed test, raw request first, GRPO last.
@@ -53,7 +54,7 @@ def demo(profile: Profile, out: str | Path, seed: int = 0, resume: bool = False,
     say("data")
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
     print(task.describe())
-    engine = build_retriever(retriever, task.items)
+    engine = build_retriever(retriever, task.items) if isinstance(retriever, str) else retriever
 
     say(f"baselines on {len(task.val)} validation requests")
     policy = load_policy(profile, seed=seed)

@@ -140,7 +140,8 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
     uninterrupted run (CPU, float32), with the policy loaded as it was at first. progress: print a line a
     step. watch: called with the rows of all steps and of all validations so far, before the first step and
     after each (`live.LiveCurves` draws them). scorer: pays the completions, default a Scorer of the retriever at `k`
-    (a re-ranker brings its own). overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and keeps everything. Raises RecR1Error for an unknown
+    (a re-ranker brings its own). overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and keeps
+    everything. Raises RecR1Error for an unknown
     preset, sizes that do not fit, no examples, too long a prompt, or a folder already in use;
     RetrieverError with the query when a search fails.
     """

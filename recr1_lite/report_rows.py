@@ -158,13 +158,13 @@ def facts(rows: list[dict]) -> list[tuple[str, str]]:
     return [(key, value or "not noted") for key, value in found]
 
 
-def tasks_table(ledger: Ledger) -> pd.DataFrame:
-    """Every method on the sealed test of every run in the ledger: task, retriever of the run, method, n, the run's first
-    metric with its 95% interval, and the paired difference to the raw request."""
+def tasks_table(ledger: Ledger, run: str | None = None) -> pd.DataFrame:
+    """Every method on the sealed test of every run in the ledger, or of one: task, retriever of the run, method, n, the
+    run's first metric with its 95% interval, and the paired difference to the raw request."""
     rows = []
     gains = {(row["run"], row["a"], row["metric"]): row["difference"] for row in ledger.rows("compare")
              if row["b"] == "raw request" and row["split"] == "test"}
-    tested = [row for row in ledger.rows("eval") if row["split"] == "test"]
+    tested = [row for row in ledger.rows("eval") if row["split"] == "test" and run in (None, row["run"])]
     engines = {row["run"]: row["retriever"].removesuffix("Retriever") for row in tested if row["retriever"]}
     for row in tested:
         metric = next(iter(row["metrics"]))

@@ -21,10 +21,12 @@ from recr1_lite.rewards import Scored, Scorer
 from recr1_lite.rewriters import ModelRewriter, Rewrite
 from recr1_lite.tasks import Task
 
+# The prefix was chosen on 12 training requests of clothing: with it SmolLM2-135M named a letter in all greedy answers
+# and in 78% of the rollouts; with "Best first:" it rather named a garment (58% and 28%).
 PROMPT = Prompt(
     style="compact",
     instruction="{request}\n\nWhich of these fits best? Answer with the letters, the best one first.",
-    prefix="Best first:",
+    prefix="The best one is letter",
 )
 
 

@@ -85,3 +85,32 @@ def test_few_shot_and_zero_shot_differ_in_the_prompt_alone(run):
     request = "I wore this dress to a wedding and it was lovely."
     assert zero.complete([request])[0].query.startswith(request)
     assert zero.complete([request])[0].completion != few.complete([request])[0].completion
+
+
+def test_a_sequential_task_brings_its_baselines(tiny_folder, tmp_path):
+    import pandas as pd
+    from tiny import tiny_profile
+
+    items = pd.DataFrame({"item_id": list("abcdef"), "title": [f"w{at}" for at in range(6)],
+                          "text": [f"w{at} w{at + 6}" for at in range(6)]})
+    circle, rows = "abcdef" * 2, []
+    for at in range(60):
+        start, length, split = at % 6, 1 + at % 3, "val" if at % 5 == 0 else "test" if at % 5 == 1 else "train"
+        rows.append((list(circle[start:start + length]), circle[start + length], split))
+    histories = pd.DataFrame(rows, columns=["history", "relevant", "split"])
+    task = load_task("custom", items=items, requests=histories, metrics=("ndcg@5", "mrr"))
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    results = demo(tiny_profile(tiny_folder, steps=2, n_val=6, n_test=6), tmp_path / "run", ledger=ledger, task=task)
+    names = ["raw request", "zero-shot", "last title", "popularity", "item-kNN", "matrix factorisation", "SASRec", "GRPO"]
+    assert [result.name for result in results] == names
+    scores = {result.name: result.summary["ndcg@5"].mean for result in results}
+    assert scores["SASRec"] > scores["popularity"] and scores["raw request"] == 0  # titles share no word with what is next
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_prompt_too_long_is_said_before_the_work(tiny_folder, tmp_path):
+    from tiny import tiny_profile
+
+    with pytest.raises(RecR1Error, match="a prompt has .* tokens and the limit is 20"):
+        demo(tiny_profile(tiny_folder, max_prompt_tokens=20), tmp_path / "run", ledger=Ledger(tmp_path / "l.jsonl"))
+    assert not Ledger(tmp_path / "l.jsonl").rows()

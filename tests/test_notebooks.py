@@ -378,6 +378,10 @@ tokenised = sft.tokenised
 sft.tokenised = lambda *arguments: tokenised(*arguments[:4], "all")
 """, 'row["labels"] == labels'),
     "a reward that is the same for all": ("05_grpo", "ndcg = lambda ids, relevant, k: 0.5", "end.reward"),
+    "an answer that names no candidate is paid": ("06b_reranking", """
+from recr1_lite import rerank
+rerank._outcome = lambda answer, candidates: answer.outcome
+""", 'table["reward"].round(6)'),
     "a verdict that does not look at the interval": ("08_report", """
 budget.verdict = lambda row: "above" if row["mean"] > 0 else "below"
 """, 'claimed["low"] > 0'),

@@ -309,3 +309,21 @@ def test_figures_of_a_comparison_render(rows):
         assert figure._repr_png_().startswith(b"\x89PNG")
     assert finding(plots.cost_quality(spent)) == ("GRPO is highest, nDCG@100 0.330 in 600 s; the quickest, SFT, 0.290 "
                                                   "in 60 s (intervals overlap)")
+
+
+def test_the_table_of_tasks(tmp_path):
+    from recr1_lite.ledger import Ledger
+    from recr1_lite.report_rows import tasks_table
+
+    ledger, interval = Ledger(tmp_path / "ledger.jsonl"), {"mean": 0.25, "low": 0.2, "high": 0.3, "n": 9}
+    for run, method, split, engine in (("one", "raw request", "test", "BM25Retriever"), ("one", "item-kNN", "test", ""),
+                                       ("one", "item-kNN", "val", ""), ("two", "GRPO", "test", "DenseRetriever")):
+        ledger.append({"kind": "eval", "run": run, "task": "toy", "method": method, "split": split, "n": 9,
+                       "retriever": engine, "metrics": {"ndcg@100": interval}})
+    ledger.append({"kind": "compare", "run": "one", "task": "toy", "split": "test", "metric": "ndcg@100", "a": "item-kNN",
+                   "b": "raw request", "difference": interval})
+    table = tasks_table(ledger)
+    assert table["method"].tolist() == ["raw request", "item-kNN", "GRPO"]
+    assert table["retriever"].tolist() == ["BM25", "BM25", "Dense"]
+    assert table["vs raw request"].tolist() == ["", "+0.250 [+0.200, +0.300]", ""]
+    assert tasks_table(ledger, "two")["method"].tolist() == ["GRPO"]

@@ -56,7 +56,8 @@ def load(
     Without a `split` column the shares `val` and `test` of the different requests are drawn with `seed`;
     equal requests go to one split. `prompt`: a Prompt, or just an instruction with {request} in it.
     `unreachable`: "error" stops at a relevant id that the catalogue lacks, "count" keeps it as one that is
-    never found. `last`: titles in a request made of a history. Raises RecR1Error that names the file and its first offending row (rows count from 1,
+    never found. `last`: titles in a request made of a history.
+    Raises RecR1Error that names the file and its first offending row (rows count from 1,
     without the header).
     """
     if unreachable not in ("error", "count"):

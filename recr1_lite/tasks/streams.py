@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from recr1_lite.errors import RecR1Error
 from recr1_lite.tasks.checks import shown
-from recr1_lite.tasks.tables import CELL_LIMIT
 
+CELL_LIMIT = 100_000_000  # characters; the csv module's own limit is shorter than a long item text
 BATCH = 65_536  # rows of a Parquet file in memory at once
 
 
@@ -35,7 +35,14 @@ def checked_path(source: str | Path, what: str, endings: Sequence[str]) -> Path:
         raise RecR1Error(
             f"{what}: {path.name} has not one of the endings {', '.join(endings)}; save it as one of these"
         )
-    if not path.stat().st_size:
+    try:
+        with path.open("rb") as file:
+            blank = not file.read(4096).strip() and not file.read(1)
+    except OSError as problem:
+        raise RecR1Error(
+            f"{what}: {path} cannot be read ({problem.strerror}); mend its permissions"
+        ) from problem
+    if blank:
         raise RecR1Error(f"{what}: {path.name} is empty; give it at least one row")
     return path
 
@@ -49,8 +56,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as problem:
             raise RecR1Error(
-                f"{path.name}, line {number} is no JSON ({problem}); it may be cut short, so copy the "
-                "file again"
+                f"{path.name}, line {number} is no JSON ({problem}); write one object in each line, or "
+                "copy the file again if it is cut short"
             ) from problem
         if not isinstance(row, dict):
             raise RecR1Error(f"{path.name}, line {number} is no JSON object; write one in each line")
@@ -59,19 +66,28 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
 
 def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, {column: text}) of each row. Raises RecR1Error: a column missing, another number of cells."""
+    rows = csv_cells(path)
+    header = next(rows, (1, []))[1]
+    need(header, columns, path.name)
+    for line, row in rows:
+        yield line, dict(zip(header, row))
+
+
+def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of the header and of each row. Raises RecR1Error: no CSV, a row with more or fewer cells."""
     limit = csv.field_size_limit(CELL_LIMIT)
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    reader, width = csv.reader((line for _, line in _lines(path)), strict=True), None
     try:
-        header = [name.strip() for name in next(reader, [])]
-        need(header, columns, path.name)
         for row in reader:
-            if row and len(row) != len(header):
+            if width is None:
+                row, width = [name.strip() for name in row], len(row)
+            if row and len(row) != width:
                 raise RecR1Error(
-                    f"{path.name}, line {reader.line_num} has {len(row)} cells and the header "
-                    f"{len(header)}; the file may be cut short, so copy it again"
+                    f"{path.name}, line {reader.line_num} has {len(row)} cells and the header {width}; put quotes "
+                    "around a cell that holds a comma, or copy the file again if it is cut short"
                 )
             if row:
-                yield reader.line_num, dict(zip(header, row))
+                yield reader.line_num, row
     except csv.Error as problem:
         raise RecR1Error(
             f"{path.name}, line {reader.line_num} is no CSV ({problem}); check the quotes"
@@ -110,8 +126,7 @@ def parquet_rows(
         first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise RecR1Error(
             f"{name} cannot be read as a table ({first_line[:200].rstrip('.')}); it may be cut short or "
-            "mix types "
-            "in a column, so copy or save it again"
+            "mix types in a column, so copy or save it again"
         ) from problem
 
 
@@ -146,14 +161,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as problem:
         raise RecR1Error(
             f"{path.name}, line {number} is not UTF-8 (byte {problem.object[problem.start]:#x}); save "
-            "the file "
-            "again with the encoding UTF-8"
+            "the file again with the encoding UTF-8"
         ) from problem
     except (OSError, EOFError, zlib.error) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise RecR1Error(
-            f"{path.name} cannot be read after line {number} ({reason}); mend its permissions, or copy "
-            "it again"
+            f"{path.name} cannot be read after line {number} ({reason}); mend its permissions, or "
+            "copy it again"
         ) from problem
 
 

@@ -1,0 +1,52 @@
+"""The README's own example runs as it is printed, on files of the columns that it names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+KINDS = ["red dress", "blue skirt", "wool sweater", "denim jacket", "black trousers", "white blouse"]
+
+
+def block(heading: str) -> str:
+    """The first Python block under a heading."""
+    return re.search(rf"^## {heading}$.*?^```python\n(.*?)^```$", README, re.M | re.S).group(1)
+
+
+@pytest.fixture
+def own_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
+    rows = [f"{at},{kind},{kind} in our shop" for at, kind in enumerate(KINDS)]
+    Path("items.csv").write_text("\n".join(["item_id,title,text", *rows]))
+    asked = [f'"{kind} number {at}","{{""{at % 6}"": 1.0, ""{(at + 1) % 6}"": 0.1}}"' for at, kind in enumerate(KINDS * 4)]
+    Path("requests.csv").write_text("\n".join(["request,relevant", *asked]))
+
+
+def test_your_own_data_and_engine(own_files, tiny_folder, monkeypatch, capsys):
+    from tiny import tiny_profile
+
+    from recr1_lite import profiles
+
+    asked = []
+
+    def my_search(query: str) -> list[str]:
+        asked.append(query)
+        words = set(query.split())
+        return sorted("012345", key=lambda item: -len(words & set(KINDS[int(item)].split())))
+
+    code = block("Your own data and your own recommender")
+    assert len(code.strip().splitlines()) <= 6 and "my_search" in code
+    monkeypatch.setattr(profiles, "get_profile", lambda name=None: tiny_profile(tiny_folder, n_val=4, n_test=4))
+    exec(compile(code, "README.md", "exec"), {"my_search": my_search})
+    assert any("number" in query for query in asked)
+    assert Path("runs/mine/report.html").is_file() and Path("runs/mine/grpo/best/adapter_config.json").is_file()
+    assert "Sealed test, task custom" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
+def test_a_link_leads_somewhere(link):
+    assert (Path(__file__).parents[1] / link).exists(), link
