@@ -378,6 +378,10 @@ tokenised = sft.tokenised
 sft.tokenised = lambda *arguments: tokenised(*arguments[:4], "all")
 """, 'row["labels"] == labels'),
     "a reward that is the same for all": ("05_grpo", "ndcg = lambda ids, relevant, k: 0.5", "end.reward"),
+    "seen films stay in the ranking": ("06_sequential_recommendation", """
+from recr1_lite import evaluation
+evaluation._excluded = lambda examples: [set()] * len(examples)
+""", "> kept.summary[metric].mean"),
     "an answer that names no candidate is paid": ("06b_reranking", """
 from recr1_lite import rerank
 rerank._outcome = lambda answer, candidates: answer.outcome

@@ -1,0 +1,340 @@
+"""Re-ranking: what an answer says, the candidates that are shown, the task, its reward and the closed loop."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import string
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import PROMPT as TINY
+from tiny import tiny_profile
+
+from recr1_lite.errors import RecR1Error
+from recr1_lite.evaluation import evaluate_recommender
+from recr1_lite.grpo import train
+from recr1_lite.ledger import Ledger
+from recr1_lite.metrics import Interval, dcg, ndcg
+from recr1_lite.models import load_policy
+from recr1_lite.parsing import Outcome
+from recr1_lite.prompts import Prompt
+from recr1_lite.rerank import (
+    PROMPT, Reranker, RerankScorer, named, oracle, order, rerank_task, retriever_order, with_candidates,
+)
+from recr1_lite.retrievers import BM25Retriever, CallableRetriever
+from recr1_lite.rewards import RECIPES, reward
+from recr1_lite.rewriters import Rewrite
+from recr1_lite.tasks import Task
+
+ITEMS = pd.DataFrame([
+    ("c1", "Wool coat", "Wool coat with a long warm lining and two deep pockets"),
+    ("c2", "Coat", "Coats for rain and wind"),
+    ("d1", "Silk dress", "A light dress for summer"),
+    ("s1", "Wool  sweater\nred", "Wool sweater red and soft"),
+], columns=["item_id", "title", "text"])
+FOUND = {"wool": ["c1", "s1", "c2"], "coat": ["c2", "c1"], "dress": ["d1"], "sail": [],
+         "warm": ["c1", "c2", "s1", "d1"]}
+
+
+def engine(queries, k):
+    return [FOUND[query.split()[0]][:k] for query in queries]
+
+
+def examples(*rows) -> pd.DataFrame:
+    """(request, relevant) a row; the id is e and the row's number."""
+    return pd.DataFrame([(f"e{at}", request, dict.fromkeys(relevant.split(), 1.0))
+                         for at, (request, relevant) in enumerate(rows)], columns=["example_id", "request", "relevant"])
+
+
+def toy(count: int = 3, **options) -> Task:
+    splits = [examples(("wool thing", "s1"), ("coat please", "d1"), ("dress", "d1"), ("warm one", "c2"))]
+    for split in ("val", "test"):
+        own = examples((f"wool {split}", "s1"), (f"coat {split}", "d1"), (f"warm {split}", "c2"))
+        splits.append(own.assign(example_id=f"{split}-" + own["example_id"]))
+    task = Task("toy", ITEMS, *splits, Prompt(style="compact", instruction="{request}"), 9, 9, ("ndcg@9",), {"seed": 4})
+    return rerank_task(task, CallableRetriever(engine), count, **options)
+
+
+# what an answer says
+
+
+ANSWERS = st.one_of(st.text(), st.text("ABCDEZabc ,.>\n'1"),
+                    st.lists(st.sampled_from(string.ascii_uppercase)).map(", ".join))
+
+
+@settings(deadline=None)
+@given(ANSWERS, st.integers(2, 26))
+def test_an_order_is_a_permutation_that_begins_with_what_is_named(answer, count):
+    places, said = order(answer, count), named(answer, count)
+    assert sorted(places) == list(range(count))
+    assert places[:len(said)] == said and places[len(said):] == sorted(places[len(said):])
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 25), min_size=1), st.integers(2, 26), st.sampled_from([", ", " ", " > ", "\n", ". "]))
+def test_letters_count_once_in_their_order_and_those_beyond_are_passed_over(places, count, between):
+    answer = between.join(string.ascii_uppercase[place] for place in places)
+    assert named(answer, count) == list(dict.fromkeys(place for place in places if place < count))
+
+
+@settings(deadline=None)
+@given(st.text(string.ascii_lowercase + string.digits + " ,.-"), st.integers(2, 26))
+def test_lower_case_names_nothing(answer, count):
+    assert named(answer, count) == [] and order(answer, count) == list(range(count))
+
+
+@pytest.mark.parametrize("answer, places", [
+    ("C, A", [2, 0, 1]), ("a coat, then B", [1, 0, 2]), ("Best is C.", [2, 0, 1]), ("BAC", [0, 1, 2]),
+    ("(B)", [1, 0, 2]), ("B B A B", [1, 0, 2]), ("D, Z, C", [2, 0, 1]), ("I say B", [1, 0, 2]),
+    ("Dress", [0, 1, 2]), ("", [0, 1, 2]),
+])
+def test_orders_by_hand(answer, places):
+    assert order(answer, 3) == places
+
+
+# candidates
+
+
+def test_candidates_are_lettered_under_the_request():
+    rows = examples(("wool thing", "s1"), ("dress", "d1"), ("sail", "d1"), ("coat please", "c1"))
+    frame = with_candidates(rows, CallableRetriever(engine), ITEMS, count=2, words=3)
+    assert frame["example_id"].tolist() == ["e0", "e3"]  # the others have one hit, and none
+    assert frame["candidates"].tolist() == [["c1", "s1"], ["c2", "c1"]]
+    assert frame["request"].tolist() == [
+        "wool thing\nA. Wool coat with a long\nB. Wool sweater red and soft",
+        "coat please\nA. Coat Coats for rain\nB. Wool coat with a long"]
+    assert rows["request"].tolist()[0] == "wool thing" and "candidates" not in rows
+
+
+def test_words_zero_shows_titles_alone():
+    frame = with_candidates(examples(("coat", "c1")), CallableRetriever(engine), ITEMS, words=0)
+    assert frame["request"].tolist() == ["coat\nA. Coat\nB. Wool coat"]
+
+
+def test_excluded_items_are_no_candidates_and_others_move_up():
+    rows = examples(("warm one", "c2"), ("wool thing", "c2")).assign(exclude=[["c1", "d1"], []])
+    frame = with_candidates(rows, CallableRetriever(engine), ITEMS, count=2)
+    assert frame["candidates"].tolist() == [["c2", "s1"], ["c1", "s1"]]
+    alone = rows.assign(exclude=[["c1", "s1", "d1"], ["s1", "c1"]])
+    empty = with_candidates(alone, CallableRetriever(engine), ITEMS, count=2)
+    assert len(empty) == 0 and "candidates" in empty  # one is left to each, and one is no order
+
+
+@pytest.mark.parametrize("count", [1, 0, 27])
+def test_a_wrong_count(count):
+    with pytest.raises(RecR1Error, match=f"{count} candidates cannot be put in order by letters; take 2 to 26"):
+        with_candidates(examples(("coat", "c1")), CallableRetriever(engine), ITEMS, count)
+
+
+def test_a_hit_outside_the_catalogue():
+    with pytest.raises(RecR1Error, match="found 'c2', which the catalogue lacks"):
+        with_candidates(examples(("coat", "c1")), CallableRetriever(engine), ITEMS[:1])
+
+
+# the task
+
+
+def test_train_keeps_what_can_be_won_and_val_keeps_all():
+    task = toy()
+    assert task.train["example_id"].tolist() == ["e0", "e3"]
+    assert task.val["example_id"].tolist() == ["val-e0", "val-e1", "val-e2"]
+    assert (task.name, task.k_train, task.k_eval, task.metrics) == ("toy-rerank", 3, 3, ("ndcg@3", "mrr", "recall@1"))
+    assert task.prompt is PROMPT and task.about["seed"] == 4
+    assert {split: row["examples"] for split, row in task.about["splits"].items()} == {"train": 2, "val": 3, "test": 3}
+
+
+def test_cut_splits_lose_zeros_only():
+    whole, cut = (evaluate_recommender(retriever_order, toy(whole=whole)) for whole in (True, False))
+    assert set(cut.rows["example_id"]) == {"val-e0", "val-e2"} < set(whole.rows["example_id"])
+    for metric in whole.summary:
+        assert whole.summary[metric].mean == pytest.approx(cut.summary[metric].mean * 2 / 3)
+
+
+def test_the_test_split_stays_sealed(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for task in (toy(), toy(whole=False), toy().subsample(1, 1)):
+        shown = [repr(task), task.describe(), *(str(getattr(task, key)) for key in dir(task) if key[0] != "_")]
+        assert not any("wool test" in text or "test-e0" in text for text in shown)
+        with pytest.raises(AttributeError, match="sealed"):
+            task.test  # noqa: B018
+        with pytest.raises(AttributeError, match="sealed"):
+            oracle(task, "test")
+        with pytest.raises(RecR1Error, match="no test split"):
+            copy.copy(task).unseal_test(ledger=ledger)
+    assert ledger.rows() == []
+    opened = toy().unseal_test("here", ledger)
+    assert opened["candidates"].tolist() == [["c1", "s1", "c2"], ["c2", "c1"], ["c1", "c2", "s1"]]
+    (mark,) = ledger.rows("unseal")
+    assert (mark["task"], mark["reason"], mark["n"]) == ("toy-rerank", "here", 3)
+
+
+def test_a_prompt_that_sends_the_request_too_is_refused():
+    with pytest.raises(RecR1Error, match="expand mode is no order"):
+        toy(prompt=replace(PROMPT, mode="expand"))
+
+
+def test_nothing_to_train_on_is_said():
+    task = Task("toy", ITEMS, examples(("coat", "d1")), examples(("wool", "s1")).assign(example_id="v"),
+                examples(("warm", "s1")).assign(example_id="t"), PROMPT, 9, 9, ("ndcg@9",))
+    with pytest.raises(RecR1Error, match="'toy-rerank', train split is empty"):
+        rerank_task(task, CallableRetriever(engine))
+
+
+def test_on_a_real_engine():
+    task = toy()
+    again = rerank_task(Task("t", ITEMS, task.train.drop(columns="candidates"), examples(("red wool", "s1")).assign(
+        example_id="v"), examples(("wool lining", "c1")).assign(example_id="t"), PROMPT, 9, 9, ("mrr",)),
+        BM25Retriever.build(ITEMS), 2)
+    assert again.val["candidates"].tolist() == [["s1", "c1"]]
+
+
+# reward
+
+
+def paid(scorer: RerankScorer, answers: list[str], recipe: str = "ndcg") -> list[float]:
+    return [reward(recipe, row) for row in scorer.score(["e0"] * len(answers), answers)]
+
+
+def test_rewards_by_hand():
+    task = toy()  # e0: c1, s1, c2, of which s1 is relevant: B
+    scorer = RerankScorer(task.train, task.prompt, 3)
+    second, third = ndcg(["x", "s1"], {"s1": 1.0}, 3), ndcg(["x", "y", "s1"], {"s1": 1.0}, 3)
+    assert paid(scorer, [" B A", "A, B", "C A", "C", "A", " B."]) == [1.0, second, third, third, second, 1.0]
+    rows = scorer.score(["e0", "e3"], ["B", "A"])
+    assert [row.raw_ndcg for row in rows] == [second, second]  # the retriever's order: B is second in both
+    assert [row.ndcg for row in rows] == [1.0, second] and rows[0].query == "B"
+
+
+@pytest.mark.parametrize("answer, outcome", [
+    ("", Outcome.empty), ("  \n", Outcome.empty), ("the wool sweater", Outcome.no_answer), ("D", Outcome.no_answer),
+    ("I think", Outcome.no_answer), ("A", Outcome.ok)])
+def test_an_answer_that_names_no_candidate_earns_what_silence_does(answer, outcome):
+    task = toy()
+    scorer = RerankScorer(task.train, task.prompt, 3)
+    (row,) = scorer.score(["e0"], [answer])
+    assert row.outcome == outcome and row.ndcg == row.raw_ndcg > 0
+    assert (reward("ndcg", row) > 0) == (reward("paper", row) > 0) == (outcome == Outcome.ok)
+
+
+def test_excluded_items_do_not_count_twice():
+    """Candidates are without them already; the ranking must not be cut again, nor a scorer search deeper."""
+    rows = examples(("warm one", "c2")).assign(exclude=[["c1"]])
+    frame = with_candidates(rows, CallableRetriever(engine), ITEMS, count=3)
+    scorer = RerankScorer(frame, PROMPT, 3)
+    assert frame["candidates"].tolist() == [["c2", "s1", "d1"]] and scorer.depth == 3
+    assert paid(scorer, ["A", "C"]) == [1.0, ndcg(["d1", "c2"], {"c2": 1.0}, 3)]
+
+
+def test_examples_without_candidates():
+    for use in (lambda rows: RerankScorer(rows, PROMPT, 3), lambda rows: retriever_order(rows, 3),
+                lambda rows: Reranker(Fake(["A"])).recommend(rows, 3)):
+        with pytest.raises(RecR1Error, match="no column 'candidates'"):
+            use(examples(("wool", "s1")))
+
+
+# as a recommender
+
+
+class Fake:
+    """A rewriter with given answers, two requests at a time."""
+
+    name, batch_size = "fake", 2
+
+    def __init__(self, answers):
+        self.answers, self.asked = list(answers), []
+
+    def complete(self, requests):
+        self.asked.append(list(requests))
+        said = [self.answers.pop(0) for _ in requests]
+        return [Rewrite(PROMPT.read(text).query, text, str(PROMPT.read(text).outcome), 3) for text in said]
+
+
+def test_a_reranker_is_scored_like_the_others(tmp_path):
+    task, ledger = toy(), Ledger(tmp_path / "ledger.jsonl")
+    fake = Fake([" B, A", " no idea", " C"])
+    result = evaluate_recommender(Reranker(fake), task, "val", ledger)
+    assert [len(batch) for batch in fake.asked] == [2, 1] and fake.asked[1][0].startswith("warm val\nA. Wool coat")
+    assert result.rows["top"].tolist() == [["s1", "c1", "c2"], ["c2", "c1"], ["s1", "c1", "c2"]]
+    assert result.rows["completion"].tolist() == [" B, A", " no idea", " C"]
+    assert result.rows["ranks"].tolist() == [{"s1": 1}, {"d1": None}, {"c2": 3}]
+    assert result.rows["recall@1"].tolist() == [1, 0, 0] and result.outcomes == {"ok": 2, "no_answer": 1}
+    (row,) = ledger.rows("eval")
+    assert (row["method"], row["tokens"], row["task"], row["outcomes"]["no_answer"]) == ("fake", 9, "toy-rerank", 1)
+
+
+def test_an_evaluation_scores_as_the_reward_does():
+    task = toy(whole=False)
+    answers = [" C B", " A"]
+    result = evaluate_recommender(Reranker(Fake(answers)), task)
+    rows = RerankScorer(task.val, task.prompt, task.k_train).score(task.val["example_id"].tolist(), answers)
+    assert result.rows["ndcg@3"].tolist() == [row.ndcg for row in rows]
+
+
+def test_a_rewriter_with_too_few_answers():
+    short = Fake(["A", "B", "C"])
+    short.complete = lambda requests: [Rewrite("A", "A", "ok", 1)]
+    with pytest.raises(RecR1Error, match="fake gave 2 answers for 3 requests"):
+        Reranker(short).recommend(toy().val, 3)
+
+
+def test_the_retrievers_order_and_the_ceiling():
+    task = toy()
+    assert retriever_order(task.val, 2) == [["c1", "s1"], ["c2", "c1"], ["c1", "c2"]]
+    plain, best = (evaluate_recommender(one, task) for one in (retriever_order, oracle(task)))
+    assert (plain.name, best.name) == ("retriever's order", "oracle")
+    assert best.rows["top"].tolist() == [["s1", "c1", "c2"], ["c2", "c1"], ["c2", "c1", "s1"]]
+    assert best.rows["ndcg@3"].tolist() == [1.0, 0.0, 1.0]
+    on_train = oracle(task, "train")(task.train.drop(columns="relevant"), 1)
+    assert on_train == [["s1"], ["c2"]]
+
+
+GRADED = st.dictionaries(st.sampled_from("abcde"), st.sampled_from([0.5, 1.0, 2.0]), min_size=1)
+
+
+@settings(deadline=None)
+@given(GRADED, st.permutations("abcde"), st.integers(1, 5))
+def test_no_order_beats_the_ceiling(gains, ids, k):
+    class World:
+        val = pd.DataFrame({"example_id": ["x"], "relevant": [gains], "candidates": [list("abcde")]})
+
+    (best,) = oracle(World)(World.val.drop(columns="relevant"), k)
+    assert dcg(best, gains, k) >= dcg(ids, gains, k) and len(best) == k
+
+
+# the closed loop
+
+
+@pytest.fixture(scope="module")
+def lettered(tiny_folder, tmp_path_factory):
+    """The tiny model with three of its words called A, B and C."""
+    folder = tmp_path_factory.mktemp("lettered") / "model"
+    shutil.copytree(tiny_folder, folder)
+    path = folder / "tokenizer.json"
+    book = json.loads(path.read_text())
+    names = {"w100": "A", "w101": "B", "w102": "C"}
+    book["model"]["vocab"] = {names.get(word, word): at for word, at in book["model"]["vocab"].items()}
+    path.write_text(json.dumps(book))
+    return folder
+
+
+def test_grpo_learns_the_letter_that_pays(lettered, tmp_path):
+    task = toy(prompt=TINY)  # the relevant candidate is B in both training examples
+    profile = tiny_profile(lettered, steps=12, prompts_per_step=2, group_size=16, validate_every=12, learning_rate=3e-2)
+    policy, seen = load_policy(profile), []
+
+    def validate(merged) -> Interval:
+        seen.append(merged)
+        return Interval(0.5, 0.0, 1.0, 3)
+
+    done = train(policy, task.train, None, task.prompt, profile, tmp_path / "run", task.k_train, validate,
+                 progress=False, scorer=RerankScorer(task.train, task.prompt, task.k_train),
+                 lr_scheduler_type="constant", warmup_steps=0)
+    rewards, silent = ([row[key] for row in done.curve] for key in ("reward", "outcome/no_answer"))
+    assert len(rewards) == 12 and len(seen) == 2 and all(0 <= value <= 1 for value in rewards)
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2 and silent[-1] < silent[0] - 0.2
+    assert done.curve[0]["raw_ndcg"] == pytest.approx(0.63093, abs=1e-4)  # of the retriever's order: B is second
