@@ -48,6 +48,31 @@ def test_evaluate_raw_on_a_custom_task(files, capsys):
     assert [row["kind"] for row in rows] == ["eval", "unseal", "eval"]
 
 
+def test_an_engine_by_address_and_options_of_a_task(files, capsys):
+    from recr1_lite.remote import serve
+    from recr1_lite.retrievers import CallableRetriever
+
+    asked = []
+    with serve(CallableRetriever(lambda queries, k: asked.extend(queries) or [["b", "a"]] * len(queries))) as url:
+        code, said = run(capsys, "evaluate", "--raw", "--profile", "smoke", "--task", "custom", "--items",
+                         str(files / "items.csv"), "--requests", str(files / "requests.csv"), "--retriever", url,
+                         "--option", "k_eval=1", "--option", "name=mine")
+    assert code == 0 and asked, said
+    (row,) = [json.loads(line) for line in (files / "runs" / "ledger.jsonl").read_text().splitlines()]
+    assert (row["task"], row["retriever"]) == ("mine", "JSONRetriever")
+    assert row["metrics"]["mrr"]["mean"] == 0.5  # the server's order
+
+
+@pytest.mark.parametrize("words, said", [
+    (("--retriever", "splade"), "no retriever 'splade'"), (("--option", "k_eval"), "no NAME=VALUE"),
+    (("--option", "speed=1"), "no option 'speed'"),
+])
+def test_an_engine_or_option_that_is_none(files, capsys, words, said):
+    code, sentence = run(capsys, "evaluate", "--raw", "--profile", "smoke", "--task", "custom", "--items",
+                         str(files / "items.csv"), "--requests", str(files / "requests.csv"), *words)
+    assert code == 2 and said in sentence and "\n" not in sentence
+
+
 BAD = {  # what is wrong -> (file to change, its new content or None to delete it, a word of the sentence)
     "missing items": ("items.csv", None, "items.csv"),
     "missing requests": ("requests.csv", None, "requests.csv"),
