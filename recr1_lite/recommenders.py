@@ -103,8 +103,8 @@ class ItemKNN(Recommender):
 
 
 class MatrixFactorisation(Recommender):
-    """Implicit-feedback ALS; a history that training has not seen is folded in. Hu, Koren and Volinsky, ICDM 2008; by the
-    library implicit. An item that no training user had keeps the factor 0, so it is ranked below the likely ones."""
+    """Implicit-feedback ALS; a history that training has not seen is folded in. Hu, Koren and Volinsky, ICDM 2008; by
+    the library implicit. An item that no training user had keeps the factor 0, so it is ranked below the likely ones."""
 
     name = "matrix factorisation"
 
@@ -150,7 +150,8 @@ def baselines(task: Task, progress: bool = True) -> list[Recommender]:
     train, items = task.train, task.items
     families = [
         [lambda: Popularity(train, items)],
-        [lambda n=n, recent=recent: ItemKNN(train, items, n, recent) for recent in (None, 10, 3) for n in (20, 100, 500)],
+        [lambda n=n, recent=recent: ItemKNN(train, items, n, recent)
+         for recent in (None, 10, 3) for n in (20, 100, 500)],
         [lambda factors=factors, alpha=alpha: MatrixFactorisation(train, items, factors, alpha)
          for factors in (16, 32, 64) for alpha in (1.0, 10.0)],
         [lambda: SASRec(train, items, task.val)],

@@ -159,8 +159,8 @@ def facts(rows: list[dict]) -> list[tuple[str, str]]:
 
 
 def tasks_table(ledger: Ledger, run: str | None = None) -> pd.DataFrame:
-    """Every method on the sealed test of every run in the ledger, or of one: task, retriever of the run, method, n, the
-    run's first metric with its 95% interval, and the paired difference to the raw request."""
+    """Every method on the sealed test of every run in the ledger, or of one: task, retriever of the run, method, n,
+    the run's first metric with its 95% interval, and the paired difference to the raw request."""
     rows = []
     gains = {(row["run"], row["a"], row["metric"]): row["difference"] for row in ledger.rows("compare")
              if row["b"] == "raw request" and row["split"] == "test"}

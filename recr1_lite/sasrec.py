@@ -8,6 +8,7 @@ negative, which makes it the strong form of this baseline (Klenitskiy and Vasile
 from __future__ import annotations
 
 import copy
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -48,14 +49,15 @@ class SASRec(Recommender):
         self.model.loss_type = "ForCausalLM"  # GPT-2 names none, and transformers warns before it takes this one
         pieces = [piece for own in seen for piece in _pieces(self._tokens(own), self.length)]
         ahead = [self._tokens(own)[-self.length - 1:] for own in train_sequences(self.val)]
-        arguments = TrainingArguments(
-            num_train_epochs=self.epochs, learning_rate=self.learning_rate, weight_decay=0.01, seed=self.seed,
-            per_device_train_batch_size=self.batch_size, per_device_eval_batch_size=256, eval_strategy="epoch",
-            save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available())
         self.best = _Best(self.model, self.patience)
-        with bar(total=self.epochs, desc="SASRec", unit="epoch", progress=self.progress) as shown:
-            self.best.shown = shown
+        # Trainer makes its folder though nothing is saved
+        with tempfile.TemporaryDirectory() as folder, bar(
+                total=self.epochs, desc="SASRec", unit="epoch", progress=self.progress) as self.best.shown:
+            arguments = TrainingArguments(
+                folder, num_train_epochs=self.epochs, learning_rate=self.learning_rate, weight_decay=0.01,
+                per_device_train_batch_size=self.batch_size, per_device_eval_batch_size=256, seed=self.seed,
+                eval_strategy="epoch", save_strategy="no", logging_strategy="no", report_to="none",
+                disable_tqdm=True, use_cpu=not torch.cuda.is_available())
             trainer = Trainer(
                 self.model, arguments, data_collator=_collate, train_dataset=[(own, 1) for own in pieces],
                 eval_dataset=[(own, len(own) - 1) for own in ahead], callbacks=[self.best])

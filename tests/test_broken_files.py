@@ -237,7 +237,7 @@ BROKEN = {  # what is broken: (task, file, how, words of the message, options)
         "esci",
         "catalogue.jsonl",
         lambda p: p.write_text("\n\n"),
-        r"catalogue\.jsonl has no item with a text",
+        r"catalogue\.jsonl is empty",
         {},
     ),
     "folder instead of a file": (

@@ -177,13 +177,14 @@ def test_factors_find_the_block_that_a_new_user_belongs_to():
     assert again[0][:3] == first
 
 
-def test_sasrec_learns_an_order():
+def test_sasrec_learns_an_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     circle = "abcdef" * 3
     rows = [(f"t{at}", circle[at % 6:at % 6 + 4], circle[at % 6 + 4]) for at in range(60)]
     val = split([("v1", "abc", "d"), ("v2", "def", "a")])
     model = SASRec(split(rows), ITEMS, val, dimensions=16, dropout=0.0, length=3, epochs=30, learning_rate=1e-2,
                    progress=False)
-    assert [own[0] for own in model.recommend(val, 6)] == ["d", "a"]
+    assert [own[0] for own in model.recommend(val, 6)] == ["d", "a"] and not list(tmp_path.iterdir())
     longer = split([("long", "defab", "c")])
     assert model.recommend(longer, 1) == [["c"]]  # reads the last three
     assert model.recommend(split([("one", "b", "c")]).assign(history=[["zz"]]), 6)[0]  # a stranger breaks nothing
