@@ -163,7 +163,8 @@ def test_ctrl_c_kills_the_kernel_and_leaves_the_file(tmp_path):
     code = "import pathlib, sys; from recr1_lite.notebooks import main; main(['run'], pathlib.Path(sys.argv[1]))"
     code = code.replace("main([", "sys.exit(main([") + ")"
     running = subprocess.Popen([sys.executable, "-c", code, str(path.parent)], cwd=FOLDER.parent,
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True,  # a shell's background jobs ignore SIGINT
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     pid = path.parent / "pid"
     while not (pid.exists() and pid.read_text()):
         assert running.poll() is None
