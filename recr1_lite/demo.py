@@ -19,12 +19,13 @@ from recr1_lite.metrics import Interval, mean_interval
 from recr1_lite.models import Policy, load_policy
 from recr1_lite.profiles import Profile
 from recr1_lite.progress import bar
-from recr1_lite.recommenders import baselines, last_title
+from recr1_lite.recommenders import ItemKNN, MatrixFactorisation, Popularity, Recommender, choose, last_title
 from recr1_lite.report import report_markdown, write_report
 from recr1_lite.retrievers import Retriever
 from recr1_lite.rewards import Scorer
 from recr1_lite.rewriters import ModelRewriter, RawRewriter, encode
 from recr1_lite.running import last_checkpoint
+from recr1_lite.sasrec import SASRec
 from recr1_lite.tasks import Task, load_task
 
 ROLLOUTS = 8  # rollouts a request in the headroom check
@@ -97,6 +98,20 @@ def demo(profile: Profile, out: str | Path, seed: int = 0, resume: bool = False,
     print(report_markdown(ledger, run))
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes; look at {page}")
     return results
+
+
+def baselines(task: Task, progress: bool = True) -> list[Recommender]:
+    """Popularity, item-kNN, matrix factorisation and SASRec on a sequential task, each in its best setting on val."""
+    train, items = task.train, task.items
+    families = [
+        [lambda: Popularity(train, items)],
+        [lambda n=n, recent=recent: ItemKNN(train, items, n, recent)
+         for recent in (None, 10, 3) for n in (20, 100, 500)],
+        [lambda factors=factors, alpha=alpha: MatrixFactorisation(train, items, factors, alpha)
+         for factors in (16, 32, 64) for alpha in (1.0, 10.0)],
+        [lambda: SASRec(train, items, task.val)],
+    ]
+    return [choose(family, task, progress=progress)[0] for family in families]
 
 
 def rewriter(policy: Policy, prompt, profile: Profile, name: str, merged=None) -> ModelRewriter:

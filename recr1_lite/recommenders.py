@@ -141,19 +141,3 @@ def choose(candidates: Iterable[Callable[[], Recommender]], task: Task, ledger=N
     if best is None:
         raise RecR1Error("there are no candidates to choose from; give one or more")
     return best
-
-
-def baselines(task: Task, progress: bool = True) -> list[Recommender]:
-    """Popularity, item-kNN, matrix factorisation and SASRec on a sequential task, each in its best setting on val."""
-    from recr1_lite.sasrec import SASRec
-
-    train, items = task.train, task.items
-    families = [
-        [lambda: Popularity(train, items)],
-        [lambda n=n, recent=recent: ItemKNN(train, items, n, recent)
-         for recent in (None, 10, 3) for n in (20, 100, 500)],
-        [lambda factors=factors, alpha=alpha: MatrixFactorisation(train, items, factors, alpha)
-         for factors in (16, 32, 64) for alpha in (1.0, 10.0)],
-        [lambda: SASRec(train, items, task.val)],
-    ]
-    return [choose(family, task, progress=progress)[0] for family in families]
