@@ -214,14 +214,16 @@ def unsloth() -> Check:
     """unsloth belongs on CUDA machines only."""
     import torch
 
+    from recr1_lite import backend
+
     here, cuda = importlib.util.find_spec("unsloth") is not None, torch.cuda.is_available()
-    if cuda and not here:
-        advice = "run `pip install -r requirements-gpu.txt` for faster training"
-        return Check("unsloth", "warn", "absent: transformers and peft are used", advice)
     if here and not cuda:
         advice = "run `pip uninstall unsloth torchvision`: here it stops, and can break transformers"
         return Check("unsloth", "warn", "present without an accelerator", advice)
-    return Check("unsloth", "ok", "present" if here else "absent, not needed without CUDA")
+    if cuda and (why := backend.unsloth_missing()):
+        advice = "mend that for faster training" if here else "run `pip install -r requirements-gpu.txt` for faster training"
+        return Check("unsloth", "warn", f"transformers and peft are used: {why}", advice)
+    return Check("unsloth", "ok", "used" if here else "absent, not needed without CUDA")
 
 
 def _cold() -> list[str]:

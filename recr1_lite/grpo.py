@@ -53,11 +53,52 @@ KL_EVERY = 5  # steps between two measurements of the KL to the untrained model,
 # Settings of stock TRL that the grouped rollouts and scores do not have: with one of them nothing would fail.
 UNSUPPORTED = {"use_vllm": False, "use_transformers_continuous_batching": False, "top_k": 0, "min_p": None,
                "repetition_penalty": 1.0, "generation_kwargs": None, "use_liger_kernel": False,
-               "entropy_coef": 0.0, "use_adaptive_entropy": False, "gradient_checkpointing": False}
+               "entropy_coef": 0.0, "use_adaptive_entropy": False}
 
 
-class GroupedGRPOTrainer(KitTrainer, GRPOTrainer):
-    """GRPOTrainer whose rollouts and update run each prompt once for its group."""
+class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
+    """GRPOTrainer, or what unsloth made of it, with this kit's prompts, counts by group, and resume."""
+
+    measures_kl = False  # without a KL term in the loss
+
+    def _tokenize_prompts(self, prompts):
+        # the chat template has already put the start token in
+        return self.processing_class(text=list(prompts), add_special_tokens=False)["input_ids"], None, {}
+
+    def _generate_single_turn(self, *inputs, **others):
+        completions, *rest = super()._generate_single_turn(*inputs, **others)
+        self._note_distinct(completions)
+        return completions, *rest
+
+    def _calculate_rewards(self, *inputs):
+        parts = super()._calculate_rewards(*inputs)
+        groups = (parts * self.reward_weights.to(parts.device)).nansum(1).view(-1, self.num_generations)
+        self._note("zero_advantage", (groups.amax(1) - groups.amin(1) < 1e-6).float().mean().item())
+        return parts
+
+    def _note_distinct(self, completions) -> None:
+        starts = range(0, len(completions), self.num_generations)
+        groups = [{tuple(row) for row in completions[at:at + self.num_generations]} for at in starts]
+        self._note("distinct", sum(map(len, groups)) / len(completions))
+
+    def _note(self, name: str, value: float) -> None:
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def log(self, logs, *others):
+        if self.beta == 0 and not self.measures_kl:
+            self._metrics["train"].pop("kl", None)  # unsloth's 0, which nobody measured
+        super().log(logs, *others)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # beside the KL reference in its subfolder, Trainer passes over the policy's own adapter
+        (model or self.model).load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+
+
+class GroupedGRPOTrainer(PlainGRPOTrainer):
+    """PlainGRPOTrainer whose rollouts and update run each prompt once for its group."""
+
+    measures_kl = True
 
     def __init__(self, model, args: GRPOConfig, **others):
         for setting, only in UNSUPPORTED.items():
@@ -65,10 +106,6 @@ class GroupedGRPOTrainer(KitTrainer, GRPOTrainer):
                 raise RecR1Error(f"{setting}={getattr(args, setting)!r} is not in the grouped trainer; leave "
                                  f"it at {only!r}, or use trl.GRPOTrainer")
         super().__init__(model=model, args=args, **others)
-
-    def _tokenize_prompts(self, prompts):
-        # the chat template has already put the start token in
-        return self.processing_class(text=list(prompts), add_special_tokens=False)["input_ids"], None, {}
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
         tokenizer, model = self.processing_class, self.accelerator.unwrap_model(self.model)
@@ -81,9 +118,7 @@ class GroupedGRPOTrainer(KitTrainer, GRPOTrainer):
         ended = tokens == tokenizer.eos_token_id
         kept = ended.cumsum(1) - ended.int() == 0  # up to the first end token, and with it
         completions = [row[keep].tolist() for row, keep in zip(tokens.cpu(), kept.cpu(), strict=True)]
-        starts = range(0, len(completions), self.num_generations)
-        groups = [{tuple(row) for row in completions[at:at + self.num_generations]} for at in starts]
-        self._note("distinct", sum(map(len, groups)) / len(completions))
+        self._note_distinct(completions)
         return completions, None
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep,
@@ -111,20 +146,6 @@ class GroupedGRPOTrainer(KitTrainer, GRPOTrainer):
             difference = completion_logps(model, ids, mask, ends, end_mask, self.temperature)[0] - values
         self._note("kl", (((difference.exp() - difference - 1) * end_mask).sum() / end_mask.sum()).item())
 
-    def _calculate_rewards(self, *inputs):
-        parts = super()._calculate_rewards(*inputs)
-        groups = (parts * self.reward_weights.to(parts.device)).nansum(1).view(-1, self.num_generations)
-        self._note("zero_advantage", (groups.amax(1) - groups.amin(1) < 1e-6).float().mean().item())
-        return parts
-
-    def _note(self, name: str, value: float) -> None:
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        # beside the KL reference in its subfolder, Trainer passes over the policy's own adapter
-        (model or self.model).load_adapter(resume_from_checkpoint, "default", is_trainable=True)
-
 
 def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Prompt, profile: Profile,
           folder: str | Path, k: int, validate: Callable[[MergedCopy | None], Interval] | None = None,
@@ -150,14 +171,14 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
     if not len(train_examples):
         raise RecR1Error("there are no examples to train on; pass task.train")
     set_seed(seed)
-    config = configure(profile, folder, seed, **overrides)
+    config = configure(profile, folder, seed, policy.backend, **overrides)
     count = config.max_steps * profile.prompts_per_step
     rows = train_examples.iloc[draw_order(len(train_examples), count, seed)]
     texts = {request: prompt.render(policy.tokenizer, request) for request in rows["request"].unique()}
     encode(policy.tokenizer, list(texts.values()), profile.max_prompt_tokens)
     dataset = Dataset.from_dict({"prompt": [texts[request] for request in rows["request"]],
                                  "example_id": rows["example_id"].tolist()})
-    trainer = (trainer_class or (GRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer))(
+    trainer = (trainer_class or (PlainGRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer))(
         model=policy.model, args=config, train_dataset=dataset, processing_class=policy.tokenizer,
         reward_funcs=reward_functions(profile.recipe, scorer or Scorer(retriever, train_examples, prompt, k), {end}))
     try:
@@ -168,7 +189,7 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
         policy.model.eval()
 
 
-def configure(profile: Profile, folder: Path, seed: int, **overrides) -> GRPOConfig:
+def configure(profile: Profile, folder: Path, seed: int, backend: str = "transformers", **overrides) -> GRPOConfig:
     """TRL's configuration of a run: the profile's sizes, its preset, then `overrides`."""
     if profile.preset not in PRESETS:
         raise RecR1Error(f"there is no GRPO preset {profile.preset!r}; choose one of {', '.join(PRESETS)}")
@@ -178,6 +199,9 @@ def configure(profile: Profile, folder: Path, seed: int, **overrides) -> GRPOCon
         raise RecR1Error(f"a step of {profile.prompts_per_step} prompts x {profile.group_size} rollouts in "
                          f"micro-batches of {micro} is not possible; take groups of 2 or more, and a "
                          "micro_batch that divides a step")
+    if backend == "unsloth" and micro % profile.group_size:  # it would change the size of the step by itself
+        raise RecR1Error(f"unsloth takes whole groups, and a micro_batch of {micro} is no multiple of group_size="
+                         f"{profile.group_size}; change one of them")
     sizes = dict(
         max_steps=profile.steps, num_generations=profile.group_size, per_device_train_batch_size=micro,
         gradient_accumulation_steps=rollouts // micro, max_completion_length=profile.max_completion_tokens,

@@ -1,12 +1,13 @@
 """Load a policy (LoRA, optional 4-bit), save it, merge it, and check that the three say the same.
 
-On CUDA unsloth does the loading where it is installed (requirements-gpu.txt); everywhere else transformers
-+ peft do, with bitsandbytes for 4-bit. The rest of the kit sees a `Policy` and cannot tell which.
+On CUDA unsloth does the loading where it can be used (`backend.choose`); everywhere else transformers + peft do,
+with bitsandbytes for 4-bit. The rest of the kit sees a `Policy`.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import json
 import logging
@@ -24,10 +25,12 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from recr1_lite import assets
+from recr1_lite import assets, unsloth_backend
+from recr1_lite.backend import choose
 from recr1_lite.errors import RecR1Error
 from recr1_lite.profiles import Profile
 from recr1_lite.rollouts import completion_logps
+from recr1_lite.wheels import note
 
 # largest difference between two forms of one model, in nats a token; 16-bit weights round more
 PARITY_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
@@ -43,25 +46,32 @@ class Policy:
 
     model: torch.nn.Module
     tokenizer: object
-    backend: str  # "transformers" or "unsloth"
+    backend: str  # "transformers" or "unsloth"; `backend.choose` says why
     name: str = ""  # the model's name in the profile
 
 
 def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = None,
-                trainable: bool = True) -> Policy:
+                trainable: bool = True, backend: str | None = None) -> Policy:
     """The profile's model with a LoRA adapter: a fresh one, or the one saved in the folder `adapter`.
 
-    The seed is set before the adapter is made, so that its random half is the same in every run with that
-    seed. `trainable=False` without `adapter` gives the bare model. Raises RecR1Error for a model or an
-    adapter that cannot be read, and for 4-bit without bitsandbytes.
+    The model is an asset of this kit, a local folder, a GGUF file, or a name on the Hub. The seed is set before the
+    adapter is made, so that its random half is the same in every run with that seed. `trainable=False` without
+    `adapter` gives the bare model. backend: "unsloth" or "transformers", default as `backend.choose` finds; what it
+    does not grant is said in one line on stderr. Raises RecR1Error for a model or an adapter that cannot be read, and for 4-bit
+    without bitsandbytes.
     """
     set_seed(seed)
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         raise RecR1Error(f"there is no adapter in {str(adapter)!r} (adapter_config.json is missing); train "
                          "one first")
-    source = _source(profile.model)
-    if _use_unsloth():
-        return _load_unsloth(profile, source, seed, adapter, trainable)
+    source, chosen = _source(profile.model), choose(profile, backend)
+    profile = profile.but(dtype=chosen.dtype)
+    for reason in chosen.reasons:
+        _say_once(reason)
+    if chosen.name == "unsloth":
+        with _readable(f"the model {profile.model!r}"):
+            model, tokenizer = unsloth_backend.load(profile, source, seed, adapter, trainable, chosen.vllm)
+        return Policy(model, _ready(tokenizer), "unsloth", profile.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"dtype": getattr(torch, profile.dtype)}
     if profile.load_in_4bit:
@@ -179,13 +189,18 @@ def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -
 
 
 def _source(model: str) -> str:
-    """Where to load a model from: this kit's cache, a local folder, or the Hub by name."""
+    """Where to load a model from: this kit's cache, a local folder, a GGUF file turned into one, or the Hub by
+    name."""
     policies = [name for name in assets.MODELS if name not in assets.ENCODERS]
     if model in policies:
         return str(assets.model_folder(model))
+    if model.endswith(".gguf"):
+        from recr1_lite.gguf import folder_of
+
+        return str(folder_of(model))
     if "/" not in model and not Path(model).is_dir():
         raise RecR1Error(f"there is no model {model!r}; name one of {', '.join(policies)}, a local "
-                         "folder, or a model of the Hugging Face Hub as owner/name")
+                         "folder, a .gguf file, or a model of the Hugging Face Hub as owner/name")
     return model
 
 
@@ -213,20 +228,6 @@ def _ready(tokenizer):
     return tokenizer
 
 
-def _use_unsloth() -> bool:
-    return torch.cuda.is_available() and importlib.util.find_spec("unsloth") is not None
-
-
-def _load_unsloth(profile: Profile, source: str, seed: int, adapter, trainable: bool) -> Policy:
-    """The same through unsloth's FastLanguageModel (CUDA only; not yet run by the authors)."""
-    from unsloth import FastLanguageModel
-
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        str(adapter or source), max_seq_length=profile.max_prompt_tokens + profile.max_completion_tokens,
-        load_in_4bit=profile.load_in_4bit, dtype=getattr(torch, profile.dtype))
-    if adapter is None and trainable:
-        model = FastLanguageModel.get_peft_model(
-            model, r=profile.lora_rank, lora_alpha=2 * profile.lora_rank, lora_dropout=0, random_state=seed,
-            use_gradient_checkpointing="unsloth",
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
-    return Policy(model, _ready(tokenizer), "unsloth", profile.model)
+@functools.cache
+def _say_once(reason: str) -> None:
+    note(reason)

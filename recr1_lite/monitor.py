@@ -169,12 +169,11 @@ def step_row(log: dict) -> dict:
 
 
 def progress_line(row: dict, max_steps: int, left: float) -> str:
-    """A step in one line; `left`: seconds to go."""
-    keys = ("reward", "gain", "zero_advantage_share", "completion_length", "entropy", "seconds")
-    reward, gain, zero, length, entropy, seconds = (row.get(key, math.nan) for key in keys)
-    return (f"step {row['step']:>4}/{max_steps}  reward {reward:.3f}  gain {gain:+.3f}  "
-            f"zero-advantage {zero:.0%}  length {length:.1f}  entropy {entropy:.2f}  {seconds:.1f} s  "
-            f"left {left / 60:.1f} min")
+    """A step in one line, with what its trainer logs (unsloth's logs no entropy); `left`: seconds to go."""
+    shown = {"reward": "reward {:.3f}", "gain": "gain {:+.3f}", "zero_advantage_share": "zero-advantage {:.0%}",
+             "completion_length": "length {:.1f}", "entropy": "entropy {:.2f}", "seconds": "{:.1f} s"}
+    parts = [text.format(row[key]) for key, text in shown.items() if key in row]
+    return "  ".join([f"step {row['step']:>4}/{max_steps}", *parts, f"left {left / 60:.1f} min"])
 
 
 def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str]:

@@ -25,6 +25,8 @@ class Profile:
     prompts_per_step: int = 12
     group_size: int = 10
     micro_batch: int | None = None  # rollouts in one backward pass; None: the whole step
+    gradient_checkpointing: bool = False  # keep one activation a layer, compute the others again
+    fast_inference: bool = False  # rollouts from vLLM, where it and unsloth are there
     max_prompt_tokens: int = 512
     max_completion_tokens: int = 5
     learning_rate: float = 4e-4
@@ -40,6 +42,7 @@ class Profile:
     n_headroom: int = 48
     n_capability: int | None = None  # items a task of the capability checks; None: all
     batch_size: int = 50
+    report_to: str = "none"  # a tracker that transformers knows: tensorboard, wandb, trackio
 
     def but(self, **changes) -> Profile:
         """A copy with some fields changed. Raises RecR1Error for a field that does not exist."""
@@ -49,9 +52,9 @@ class Profile:
             raise RecR1Error(f"a profile has no such setting ({error}); see recr1_lite/profiles.py") from None
 
 
-_GPU = dict(model="Qwen/Qwen2.5-1.5B-Instruct", load_in_4bit=True, prompts_per_step=8, group_size=8, steps=300,
-            max_completion_tokens=128, learning_rate=2e-5, sft_learning_rate=2e-4, sft_batch=16, validate_every=50,
-            batch_size=64)
+_GPU = dict(model="Qwen/Qwen2.5-1.5B-Instruct", load_in_4bit=True, gradient_checkpointing=True, prompts_per_step=8,
+            group_size=8, steps=300, max_completion_tokens=128, learning_rate=2e-5, sft_learning_rate=2e-4, sft_batch=16,
+            validate_every=50, batch_size=64)
 
 PROFILES = {
     profile.name: profile

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -21,6 +22,12 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from recr1_lite.errors import RecR1Error
+from recr1_lite.unsloth_backend import generate as unsloth_generate
+from recr1_lite.unsloth_backend import is_unsloth, row_logps
+
+LARGE_LOGITS = 512 * 2**20  # bytes of float32 logits above which they are made in parts
+PART = 2**25  # logits of one part
+PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral"}  # logits are head(states), nothing after it
 
 
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -45,11 +52,12 @@ AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", eager_mask)
 
 
-def shared_prefill(model, prompt_ids, prompt_mask) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+def shared_prefill(model, prompt_ids, prompt_mask,
+                   states: bool = False) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
     """Forward each distinct left-padded prompt of (B, L) once.
 
-    Returns the cache copied to all B rows, the logits after the last token of each distinct prompt (U, 1,
-    V), and the row -> distinct prompt index (B,). `position_ids` come from the mask: with left padding the
+    Returns the cache copied to all B rows, the logits (U, 1, V) after the last token of each distinct prompt, or
+    its hidden states (U, 1, H), and the row -> distinct prompt index (B,). `position_ids` come from the mask: with left padding the
     default 0..L-1 would put every shorter prompt at the wrong positions, and nothing would fail.
     """
     distinct, inverse = torch.unique(prompt_ids.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
@@ -57,10 +65,10 @@ def shared_prefill(model, prompt_ids, prompt_mask) -> tuple[DynamicCache, torch.
     first[inverse] = torch.arange(len(prompt_ids), device=prompt_ids.device)
     mask = prompt_mask[first]
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = model(input_ids=prompt_ids[first], attention_mask=mask, position_ids=positions,
-                past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
-    out.past_key_values.batch_select_indices(inverse)
-    return out.past_key_values, out.logits, inverse
+    found, cache = _forward(model, states, input_ids=prompt_ids[first], attention_mask=mask, position_ids=positions,
+                            past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
+    cache.batch_select_indices(inverse)
+    return cache, found[:, -1:], inverse
 
 
 def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None) -> torch.Tensor:
@@ -91,6 +99,8 @@ def generate_grouped(model: PreTrainedModel, prompt_ids, prompt_mask, max_new_to
     After a row's end token come pad tokens; T is the longest completion's length. Raises RecR1Error where
     the logits are no numbers.
     """
+    if is_unsloth(model):
+        return unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, eos_id, pad_id, temperature, top_p)
     cache, logits, inverse = shared_prefill(model, prompt_ids, prompt_mask)
     if logits.isnan().any():
         raise RecR1Error("the model's logits are no numbers (NaN): the training has diverged; take a lower "
@@ -116,22 +126,77 @@ def completion_logps(model, prompt_ids, prompt_mask, completion_ids, completion_
                      entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities (B, T) of completion tokens under softmax(logits / temperature), with gradients,
     and the entropies (B, T) of those distributions, without, if asked for. Prompts (B, L) left-padded,
-    completions right."""
+    completions right.
+
+    A model in training with gradient checkpointing runs the prompt once a row, because a layer that is computed
+    again cannot fill a shared cache twice.
+    """
+    if is_unsloth(model):
+        return row_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature), None
     start = int(prompt_mask.any(0).int().argmax())  # columns that are padding in every row
     prompt_ids, prompt_mask = prompt_ids[:, start:], prompt_mask[:, start:]
-    cache, logits, inverse = shared_prefill(model, prompt_ids, prompt_mask)
-    logits = logits[inverse]
-    if completion_ids.size(1) > 1:
-        inputs = completion_ids[:, :-1]
-        steps = torch.arange(inputs.size(1), device=inputs.device)
-        out = model(input_ids=inputs, attention_mask=torch.cat([prompt_mask, completion_mask[:, :-1]], dim=1),
-                    position_ids=prompt_mask.sum(1, keepdim=True) + steps, past_key_values=cache,
-                    use_cache=True)
-        logits = torch.cat([logits, out.logits], dim=1)
+    again = model.training and getattr(model, "is_gradient_checkpointing", False)
+    run = _every_prompt if again else _shared_prompts
+    large = completion_ids.numel() * model.config.vocab_size * 4 > LARGE_LOGITS
+    if large and model.config.model_type in PLAIN_HEADS:
+        states = run(model, prompt_ids, prompt_mask, completion_ids, completion_mask, states=True)
+        return _logps_in_parts(states, model.get_output_embeddings(), completion_ids, temperature, entropy)
+    logits = run(model, prompt_ids, prompt_mask, completion_ids, completion_mask)
+    return _logps(logits, completion_ids, temperature, entropy)
+
+
+def _logps(logits, ids, temperature: float, entropy: bool):
     logits = logits / temperature
     with torch.no_grad():
         entropies = entropy_from_logits(logits) if entropy else None
-    return selective_log_softmax(logits, completion_ids), entropies
+    return selective_log_softmax(logits, ids), entropies
+
+
+def _logps_in_parts(states, head, ids, temperature: float, entropy: bool):
+    """The same from the last hidden states (B, T, H): logits of PART tokens at a time, and again in the backward
+    pass, so that (B, T, V) never exists. Logits and softmax in float32."""
+    def part(some, wanted):
+        return _logps(head(some).float(), wanted, temperature, entropy)
+
+    flat, wanted = states.flatten(0, 1), ids.flatten()
+    rows = max(1, PART // head.out_features)
+    found = [checkpoint(part, flat[at:at + rows], wanted[at:at + rows], use_reentrant=False)
+             for at in range(0, len(flat), rows)]
+    values, entropies = zip(*found, strict=True)
+    return torch.cat(values).view(ids.shape), torch.cat(entropies).view(ids.shape) if entropy else None
+
+
+def _shared_prompts(model, prompt_ids, prompt_mask, completion_ids, completion_mask, states: bool = False):
+    """Logits (B, T, V), or hidden states (B, T, H), that predict the completion tokens; each distinct prompt run
+    once."""
+    cache, first, inverse = shared_prefill(model, prompt_ids, prompt_mask, states)
+    found = first[inverse]
+    if completion_ids.size(1) == 1:
+        return found
+    inputs = completion_ids[:, :-1]
+    steps = torch.arange(inputs.size(1), device=inputs.device)
+    out = _forward(model, states, input_ids=inputs,
+                   attention_mask=torch.cat([prompt_mask, completion_mask[:, :-1]], dim=1),
+                   position_ids=prompt_mask.sum(1, keepdim=True) + steps, past_key_values=cache, use_cache=True)
+    return torch.cat([found, out[0]], dim=1)
+
+
+def _every_prompt(model, prompt_ids, prompt_mask, completion_ids, completion_mask, states: bool = False):
+    """The same with whole rows and no cache."""
+    mask, keep = torch.cat([prompt_mask, completion_mask], dim=1), completion_ids.size(1)
+    out = _forward(model, states, input_ids=torch.cat([prompt_ids, completion_ids], dim=1), attention_mask=mask,
+                   position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False)
+    return out[0][:, -keep - 1:-1]
+
+
+def _forward(model, states: bool, **inputs):
+    """(logits or last hidden states, cache): of the model, or of the decoder below its head."""
+    if states:
+        inputs.pop("logits_to_keep", None)
+        out = (model.get_base_model() if isinstance(model, PeftModel) else model).model(**inputs)
+        return out.last_hidden_state, out.past_key_values
+    out = model(**inputs)
+    return out.logits, out.past_key_values
 
 
 class MergedCopy:
@@ -162,9 +227,9 @@ class MergedCopy:
 
     @classmethod
     def of(cls, model) -> MergedCopy | None:
-        """A merged copy where one can be made: a LoRA policy whose base weights are not quantised; else
-        None."""
-        if not isinstance(model, PeftModel) or getattr(model, "is_loaded_in_4bit", False):
+        """A merged copy where one can be made: a LoRA policy of transformers whose base weights are not
+        quantised; else None."""
+        if not isinstance(model, PeftModel) or getattr(model, "is_loaded_in_4bit", False) or is_unsloth(model):
             return None
         return cls(model)
 

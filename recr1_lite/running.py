@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback
 
+from recr1_lite.backend import choose
 from recr1_lite.errors import RecR1Error
 from recr1_lite.monitor import Monitor, Training, interruptible
 from recr1_lite.profiles import Profile
@@ -35,15 +37,18 @@ class KitTrainer:
 
 
 def settings(profile: Profile, folder: Path, seed: int) -> dict:
-    """The fields of TRL's configurations that GRPO and SFT have alike."""
-    cuda = torch.cuda.is_available()
+    """The fields of TRL's configurations that GRPO and SFT have alike. Raises RecR1Error for a tracker that is not
+    there."""
+    cuda, dtype, tracker = torch.cuda.is_available(), choose(profile, "transformers").dtype, profile.report_to
+    if tracker not in ("none", "all") and importlib.util.find_spec(tracker) is None:
+        raise RecR1Error(f"report_to={tracker!r} needs the package {tracker}; run `pip install {tracker}`, or take none")
     return dict(
         output_dir=str(folder), seed=seed, shuffle_dataset=False,
         # rates 0, 1/2, then 1: Adam has seen two gradients before it takes a whole step
         lr_scheduler_type="constant_with_warmup", warmup_steps=2, max_grad_norm=1.0, logging_steps=1,
-        save_steps=profile.validate_every, save_total_limit=2, report_to="none", disable_tqdm=True,
-        use_cpu=not cuda, bf16=cuda and profile.dtype == "bfloat16", fp16=cuda and profile.dtype == "float16",
-        gradient_checkpointing=False, dataloader_pin_memory=cuda)
+        save_steps=profile.validate_every, save_total_limit=2, report_to=profile.report_to, disable_tqdm=True,
+        use_cpu=not cuda, bf16=cuda and dtype == "bfloat16", fp16=cuda and dtype == "float16",
+        gradient_checkpointing=profile.gradient_checkpointing, dataloader_pin_memory=cuda)
 
 
 def begin(folder: Path, resume: bool) -> Path | None:

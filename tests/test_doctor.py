@@ -153,10 +153,15 @@ def test_network_names_settings_but_never_their_values(monkeypatch):
 def test_unsloth_belongs_on_cuda_only(monkeypatch):
     import torch
 
+    from recr1_lite import backend
+
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert doctor.unsloth().ok == "warn" and "uninstall" in doctor.unsloth().advice
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(backend._missing, "unsloth", "")
     assert doctor.unsloth().ok == "ok"
+    monkeypatch.setitem(backend._missing, "unsloth", "its import fails (ImportError: triton)")
+    assert doctor.unsloth().ok == "warn" and "ImportError: triton" in doctor.unsloth().found
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     assert doctor.unsloth().ok == "warn" and "requirements-gpu.txt" in doctor.unsloth().advice

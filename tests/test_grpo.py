@@ -3,6 +3,7 @@ learns."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -19,10 +20,13 @@ from tiny import GOOD, PROMPT, examples, perturb, tiny_policy, tiny_profile, toy
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
+from recr1_lite import rollouts
+from recr1_lite.backend import Machine
 from recr1_lite.errors import RecR1Error
 from recr1_lite.grpo import (
     PRESETS,
     GroupedGRPOTrainer,
+    PlainGRPOTrainer,
     configure,
     train,
 )
@@ -30,7 +34,7 @@ from recr1_lite.metrics import Interval
 from recr1_lite.models import Policy, load_policy
 from recr1_lite.monitor import suspicions
 from recr1_lite.retrievers import CallableRetriever, RetrieverError
-from recr1_lite.running import draw_order, last_checkpoint
+from recr1_lite.running import draw_order, last_checkpoint, settings
 from recr1_lite.tasks.base import Task
 
 
@@ -138,6 +142,77 @@ def test_loss_and_gradient_equal_stock(tiny_folder, tmp_path, preset, settings):
     if "num_iterations" in settings:
         assert done.curve[1]["clip_ratio"] > 0
     assert 0 < done.curve[0]["truncated_share"] < 1
+
+
+@pytest.mark.parametrize("preset", ["paper", "modern"])
+def test_gradient_checkpointing_and_parts_change_memory_alone(tiny_folder, tmp_path, monkeypatch, preset):
+    """The same adapter after three steps, whether layers and logits are kept or computed again."""
+    usual = dict(preset=preset, steps=3, micro_batch=4)
+    run(tiny_policy(tiny_folder), tiny_profile(tiny_folder, **usual), tmp_path / "kept")
+    monkeypatch.setattr("recr1_lite.rollouts.LARGE_LOGITS", 0)
+    monkeypatch.setattr("recr1_lite.rollouts.PART", 500)
+    calls = []
+    whole = rollouts._every_prompt
+    monkeypatch.setattr("recr1_lite.rollouts._every_prompt", lambda *args, **others: calls.append(1) or whole(*args, **others))
+    profile = tiny_profile(tiny_folder, gradient_checkpointing=True, **usual)
+    run(tiny_policy(tiny_folder), profile, tmp_path / "again")
+    assert calls, "no layer was computed again"
+    one, two = (adapter(tmp_path / name / "last") for name in ("kept", "again"))
+    start = dict(tiny_policy(tiny_folder).model.named_parameters())
+    assert all((one[key] - two[key]).abs().max() < 2e-5 for key in one)
+    assert max((one[key] - start[key.replace(".weight", ".default.weight")]).abs().max() for key in one) > 1e-3
+
+
+def test_the_plain_trainer_is_stock_with_the_kits_counts_and_resume(tiny_folder, tmp_path):
+    """What runs under unsloth, here on stock TRL: counts by group, and a killed run that goes on to the same end."""
+    profile = tiny_profile(tiny_folder, preset="paper", steps=4, validate_every=2)
+    done = run(tiny_policy(tiny_folder), profile, tmp_path / "whole", trainer_class=PlainGRPOTrainer)
+    assert all(0 < row["distinct"] <= 1 and 0 <= row["zero_advantage_share"] <= 1 for row in done.curve)
+
+    class Killed(PlainGRPOTrainer):
+        def training_step(self, *args, **others):
+            if self.state.global_step == 3:
+                raise OSError("power cut")
+            return super().training_step(*args, **others)
+
+    with pytest.raises(OSError, match="power cut"):
+        run(tiny_policy(tiny_folder), profile, tmp_path / "cut", trainer_class=Killed)
+    run(tiny_policy(tiny_folder), profile, tmp_path / "cut", trainer_class=PlainGRPOTrainer, resume=True)
+    assert same(adapter(tmp_path / "cut" / "last"), adapter(tmp_path / "whole" / "last"))
+
+
+def test_an_unsloth_policy_gets_the_plain_trainer_and_whole_groups(tiny_folder, tmp_path, monkeypatch):
+    policy, used = tiny_policy(tiny_folder), []
+
+    class Seen(PlainGRPOTrainer):
+        def __init__(self, *args, **others):
+            used.append(others["args"].per_device_train_batch_size)
+            super().__init__(*args, **others)
+
+    monkeypatch.setattr("recr1_lite.grpo.PlainGRPOTrainer", Seen)
+    policy.backend = "unsloth"
+    with pytest.raises(RecR1Error, match="whole groups, and a micro_batch of 2 is no multiple of group_size=4"):
+        run(policy, tiny_profile(tiny_folder, steps=1, micro_batch=2), tmp_path / "part")
+    run(policy, tiny_profile(tiny_folder, steps=1, micro_batch=4), tmp_path / "whole")
+    assert used == [4]
+
+
+def test_trackers_pass_through_and_a_missing_one_is_a_sentence(tiny_folder, tmp_path, monkeypatch):
+    """report_to goes to transformers as it is; none is the default, and none is needed."""
+    assert configure(tiny_profile(tiny_folder), tmp_path, 0).report_to == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, find=importlib.util.find_spec: name == "trackio" or find(name))
+    assert configure(tiny_profile(tiny_folder, report_to="trackio"), tmp_path, 0).report_to == ["trackio"]
+    with pytest.raises(RecR1Error, match="report_to='nosuchtracker' needs the package nosuchtracker"):
+        configure(tiny_profile(tiny_folder, report_to="nosuchtracker"), tmp_path, 0)
+
+
+@pytest.mark.parametrize("asked, capability, flags", [("bfloat16", (8, 9), (True, False)), ("bfloat16", (7, 5), (False, True)),
+                                                      ("float16", (8, 9), (False, True)), ("float32", (8, 9), (False, False))])
+def test_mixed_precision_by_capability(tiny_folder, tmp_path, monkeypatch, asked, capability, flags):
+    monkeypatch.setattr("recr1_lite.backend.machine", lambda: Machine(True, "card", 1, capability))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = settings(tiny_profile(tiny_folder, dtype=asked), tmp_path, 0)
+    assert (found["bf16"], found["fp16"]) == flags and not found["use_cpu"]
 
 
 def test_greedy_rollouts_equal_stock(tiny_folder, tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import (
     PROMPT,
     examples,
@@ -22,8 +23,10 @@ from tiny import (
     tiny_profile,
     toy_retriever,
 )
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recr1_lite import models
+from recr1_lite.backend import Backend
 from recr1_lite.errors import RecR1Error
 from recr1_lite.grpo import train
 from recr1_lite.models import (
@@ -264,48 +267,51 @@ def test_four_bits_without_bitsandbytes(tiny_folder, monkeypatch):
         load_policy(tiny_profile(tiny_folder, load_in_4bit=True))
 
 
-@pytest.mark.parametrize("cuda, installed, chosen", [(True, True, "unsloth"), (True, False, "transformers"),
-                                                     (False, True, "transformers")])
-def test_unsloth_only_on_cuda_and_only_where_it_is(tiny_folder, monkeypatch, cuda, installed, chosen):
+def test_unsloth_loads_what_the_profile_says(tiny_folder, monkeypatch, tmp_path, capsys):
+    """What stands in for unsloth makes ordinary models; asked of it is what its source documents."""
     asked = {}
 
     class FastLanguageModel:
         @staticmethod
         def from_pretrained(name, **options):
             asked.update(options, name=name)
-            policy = load(tiny_profile(tiny_folder), trainable=False)
-            return policy.model, policy.tokenizer
+            return AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
 
         @staticmethod
-        def get_peft_model(model, **options):
-            asked["lora"] = options
-            return model
+        def get_peft_model(model, r, lora_alpha, target_modules, **options):
+            asked["lora"] = options | {"r": r, "lora_alpha": lora_alpha}
+            return get_peft_model(model, LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=target_modules))
 
-    class AutoModel:
         @staticmethod
-        def from_pretrained(name, device_map, **options):
-            asked.update(options, name=name, device_map=device_map)
-            return real.from_pretrained(name, device_map="cpu", **options)
+        def for_inference(model):
+            asked["inference"] = True
+            return model.eval()
 
-    real = models.AutoModelForCausalLM
-    find = models.importlib.util.find_spec
-    monkeypatch.setattr(models.importlib.util, "find_spec",
-                        lambda name: installed or None if name == "unsloth" else find(name))
     monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
-    profile = tiny_profile(tiny_folder, lora_rank=8)
+    monkeypatch.setattr(models, "choose", lambda profile, wanted: Backend("unsloth", "float16", True, ("no bfloat16",)))
+    profile = tiny_profile(tiny_folder, lora_rank=8, dtype="bfloat16", load_in_4bit=True, gradient_checkpointing=True)
+    policy = load_policy(profile, seed=4)
+    assert (policy.backend, policy.name, asked["name"]) == ("unsloth", str(tiny_folder), str(tiny_folder))
+    assert asked["dtype"] == torch.float16 and asked["load_in_4bit"] and asked["fast_inference"]
+    assert asked["max_seq_length"] == profile.max_prompt_tokens + profile.max_completion_tokens
+    assert asked["max_lora_rank"] == 8 and "inference" not in asked
+    assert asked["lora"] == {"r": 8, "lora_alpha": 16, "lora_dropout": 0, "random_state": 4,
+                             "use_gradient_checkpointing": "unsloth"}
+    assert "no bfloat16" in capsys.readouterr().err
+    load_policy(profile, seed=4)
+    assert "no bfloat16" not in capsys.readouterr().err, "a reason is said once"
 
-    def load(*args, **kwargs):
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.cuda, "is_available", lambda: False)
-            return load_policy(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: cuda)
-        patch.setattr(models, "AutoModelForCausalLM", AutoModel)
-        policy = load_policy(profile, seed=4)
-    assert policy.backend == chosen and asked["name"] == str(tiny_folder)
-    if chosen == "unsloth":
-        assert [asked["lora"][key] for key in ("r", "lora_alpha", "random_state")] == [8, 16, 4]
-        assert asked["max_seq_length"] == profile.max_prompt_tokens + profile.max_completion_tokens
-    else:
-        assert asked["device_map"] == ("cuda" if cuda else "cpu")
+    monkeypatch.undo()
+    trained = perturb(load_policy(tiny_profile(tiny_folder, lora_rank=8)))
+    adapter = save_adapter(trained, tmp_path / "adapter")
+    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
+    monkeypatch.setattr(models, "choose", lambda profile, wanted: Backend("unsloth", "float32", False, ()))
+    again = load_policy(tiny_profile(tiny_folder, lora_rank=2), adapter=adapter, trainable=False)
+    assert asked["inference"] and asked["lora"]["r"] == 8, "the rank is the saved adapter's"
+    assert asked["lora"]["use_gradient_checkpointing"] is False
+    assert (token_logps(again, pairs(again)) - token_logps(trained, pairs(trained))).abs().max() < 1e-5
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, adapter / "adapter_model.safetensors")
+    with pytest.raises(RecR1Error, match="does not fit the model .1 weights missing, 0 too many"):
+        load_policy(tiny_profile(tiny_folder), adapter=adapter)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from scipy.stats import chisquare
 from tiny import left_padded, perturb, save_tiny, tiny_model, tiny_policy, tiny_profile
 
+from recr1_lite import rollouts
 from recr1_lite.errors import RecR1Error
 from recr1_lite.models import load_policy
 from recr1_lite.rollouts import MergedCopy, completion_logps, generate_grouped, sample
@@ -107,17 +110,70 @@ def test_gradient_through_the_shared_cache_is_the_plain_one(policy):
     assert (ours - plain).norm() < 1e-4 * plain.norm()
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_logits_in_parts_are_the_same_logits(tmp_path, monkeypatch, kind, checkpointing):
+    """Above LARGE_LOGITS the head runs on a few tokens at a time; values, entropies and gradients stay."""
+    policy = perturb(load_policy(tiny_profile(save_tiny(tmp_path / kind, kind=kind))))
+    prompts, (ids, mask) = left_padded(), completions(12)
+    weights = torch.randn(12, 1, generator=torch.Generator().manual_seed(3)) * mask
+    found = []
+    for large, part in [(2**40, 1), (0, 3 * policy.model.config.vocab_size), (0, 1)]:
+        monkeypatch.setattr(rollouts, "LARGE_LOGITS", large)
+        monkeypatch.setattr(rollouts, "PART", part)
+        if checkpointing and not large:
+            policy.model.train()
+            policy.model.gradient_checkpointing_enable()
+            policy.model.enable_input_require_grads()
+        logps, entropies = completion_logps(policy.model, *prompts, ids, mask, 0.7, entropy=True)
+        found.append((logps.detach() * mask, entropies * mask, gradient(policy.model, (logps * weights).sum())))
+        assert not entropies.requires_grad
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert (one - two).norm() <= 1e-5 * one.norm()
+    assert found[0][2].norm() > 1e-2
+
+
+def test_logits_in_parts_leave_other_heads_alone(policy, monkeypatch):
+    """A head with something after it (Gemma caps its logits) keeps its own forward pass."""
+    monkeypatch.setattr(rollouts, "LARGE_LOGITS", 0)
+    monkeypatch.setattr(rollouts, "_logps_in_parts", lambda *_: pytest.fail("the head was run by itself"))
+    monkeypatch.setattr(policy.model.config, "model_type", "gemma2")
+    assert completion_logps(policy.model, *left_padded(), *completions(12))[0].shape == (12, 5)
+
+
+def test_unsloth_models_are_asked_in_their_own_way(policy, monkeypatch):
+    """What stands in for unsloth is transformers' own generate and forward: the answers must be the same."""
+    ids, mask = left_padded()
+    ends, end_mask = completions(12)
+    greedy = generate_grouped(policy.model, ids, mask, 8, END, PAD, temperature=0)
+    logps, _ = completion_logps(policy.model, ids, mask, ends, end_mask, 0.7)
+    monkeypatch.setattr(policy.model, "for_inference", lambda: None, raising=False)
+    monkeypatch.setenv("UNSLOTH_RETURN_HIDDEN_STATES", "1")
+    assert MergedCopy.of(policy.model) is None
+    assert torch.equal(generate_grouped(policy.model, ids, mask, 8, END, PAD, temperature=0), greedy)
+    assert os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] == "0", "else its forward gives no logits"
+    sampled = generate_grouped(policy.model, ids, mask, 30, END, PAD, temperature=1.0, top_p=0.9)
+    ended = (sampled == END).cumsum(1) - (sampled == END).int() > 0
+    assert ended.any() and (sampled[ended] == PAD).all()
+    rows, entropies = completion_logps(policy.model, ids, mask, ends, end_mask, 0.7)
+    assert ((rows - logps) * end_mask).abs().max() < 1e-5 and (rows[end_mask == 0] == 0).all() and entropies is None
+
+
 def test_the_trap_of_missing_positions_would_be_caught(policy):
     """Without positions from the mask, prompts of another length than the longest score wrongly, in
     silence."""
-    def trap(**inputs):
-        if "logits_to_keep" in inputs:  # the pass that fills the cache
-            inputs.pop("position_ids")
-        return policy.model(**inputs)
+    class Trap:
+        config, training = policy.model.config, False
+
+        def __call__(self, **inputs):
+            if "logits_to_keep" in inputs:  # the pass that fills the cache
+                inputs.pop("position_ids")
+            return policy.model(**inputs)
 
     (prompt_ids, prompt_mask), (ids, mask) = left_padded(), completions(12)
     plain, _ = plain_logps(policy.model, prompt_ids, prompt_mask, ids, mask, 1.0)
-    caught, _ = completion_logps(trap, prompt_ids, prompt_mask, ids, mask)
+    caught, _ = completion_logps(Trap(), prompt_ids, prompt_mask, ids, mask)
     wrong = ((caught - plain) * mask).abs().amax(1)
     longest = prompt_mask.sum(1) == prompt_ids.size(1)
     assert wrong[longest].max() < 1e-5, "the longest prompt has no padding, so the trap spares it"

@@ -7,7 +7,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from recr1_lite.models import Policy, load_policy
 from recr1_lite.profiles import PROFILES, Profile
@@ -33,15 +40,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
                                    eos_token="<|im_end|>", chat_template=TEMPLATE)
 
 
-def tiny_model(seed: int = 0, **config) -> LlamaForCausalLM:
+KINDS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
+
+
+def tiny_model(seed: int = 0, kind: str = "llama", **config) -> PreTrainedModel:
     """2 layers, 4 query heads on 2 key heads, weights large enough that positions matter and that it may
     end."""
     torch.manual_seed(seed)
+    configuration, model_class = KINDS[kind]
     sizes = dict(vocab_size=len(SPECIAL + WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
                  initializer_range=0.2, tie_word_embeddings=True, pad_token_id=0, eos_token_id=3,
                  bos_token_id=None)
-    model = LlamaForCausalLM(LlamaConfig(**(sizes | config))).eval()
+    model = model_class(configuration(**(sizes | config))).eval()
     model.get_input_embeddings().weight.data[3] *= 2.5
     return model
 

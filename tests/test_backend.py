@@ -1,0 +1,132 @@
+"""Which library and which number format a run gets: every case of a machine, without one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recr1_lite import backend
+from recr1_lite.backend import Machine, choose
+from recr1_lite.errors import RecR1Error
+from recr1_lite.profiles import PROFILES, detect
+
+CPU = Machine(False)
+T4 = Machine(True, "Tesla T4", 15_800_000_000, (7, 5))
+ADA = Machine(True, "RTX 4090", 25_300_000_000, (8, 9))
+PASCAL = Machine(True, "GTX 1080", 8_500_000_000, (6, 1))
+BOTH = {"unsloth": "", "vllm": ""}
+NO_VLLM = {"unsloth": "", "vllm": "it is not installed"}
+NONE = {"unsloth": "it is not installed", "vllm": "it is not installed"}
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_wish(monkeypatch):
+    monkeypatch.delenv("RECR1_BACKEND", raising=False)
+
+
+@pytest.mark.parametrize("profile, found, missing, name, dtype, words", [
+    ("cpu", CPU, NONE, "transformers", "float32", []),
+    ("t4", CPU, BOTH, "transformers", "float16", []),  # nothing that was asked for by name is missing
+    ("t4", T4, BOTH, "unsloth", "float16", []),
+    ("gpu24", T4, BOTH, "unsloth", "float16", ["Tesla T4 (capability 7.5) has no bfloat16: float16"]),
+    ("gpu24", ADA, BOTH, "unsloth", "bfloat16", []),
+    ("gpu24", ADA, NONE, "transformers", "bfloat16", ["instead of unsloth: it is not installed"]),
+    ("gpu24", PASCAL, BOTH, "transformers", "float16", ["no bfloat16", "older than capability 7.0"]),
+    ("cpu", ADA, BOTH, "transformers", "float32", ["it trains in 16 bits and the profile wants float32"]),
+])
+def test_backend_and_dtype(profile, found, missing, name, dtype, words):
+    chosen = choose(PROFILES[profile], found=found, missing=missing)
+    assert (chosen.name, chosen.dtype, chosen.vllm) == (name, dtype, False)
+    assert len(chosen.reasons) == len(words)
+    for word, reason in zip(words, chosen.reasons, strict=True):
+        assert word in reason and "\n" not in reason
+
+
+@pytest.mark.parametrize("found, missing, vllm, words", [
+    (ADA, BOTH, True, None),
+    (ADA, NO_VLLM, False, "rollouts without vLLM: it is not installed"),
+    (ADA, {"unsloth": "broken", "vllm": ""}, False, "used through unsloth only"),
+    (CPU, BOTH, False, "vLLM needs a CUDA GPU"),
+])
+def test_vllm_where_it_can_be(found, missing, vllm, words):
+    chosen = choose(PROFILES["gpu24"].but(fast_inference=True), found=found, missing=missing)
+    assert chosen.vllm == vllm
+    assert words is None or words in chosen.reasons[-1]
+
+
+def test_a_wish_is_granted_or_refused(monkeypatch):
+    profile = PROFILES["gpu24"]
+    assert choose(profile, "transformers", ADA, BOTH) == ("transformers", "bfloat16", False, ())
+    monkeypatch.setenv("RECR1_BACKEND", "transformers")
+    assert choose(profile, found=ADA, missing=BOTH).name == "transformers"
+    assert choose(profile, "unsloth", ADA, BOTH).name == "unsloth", "the argument goes before the environment"
+    monkeypatch.setenv("RECR1_BACKEND", "unsloth")
+    with pytest.raises(RecR1Error, match="unsloth needs a CUDA GPU"):
+        choose(profile, found=CPU, missing=BOTH)
+    with pytest.raises(RecR1Error, match="cannot be used: it is not installed; mend that"):
+        choose(profile, found=ADA, missing=NONE)
+    monkeypatch.setenv("RECR1_BACKEND", "jax")
+    with pytest.raises(RecR1Error, match="no backend 'jax'"):
+        choose(profile, found=ADA, missing=BOTH)
+
+
+def test_an_import_that_fails_is_one_line_and_no_end(tmp_path, monkeypatch):
+    """unsloth installed beside another library's wrong version: the run goes on with transformers and says why."""
+    monkeypatch.delitem(sys.modules, "unsloth", raising=False)
+    monkeypatch.setattr(backend, "machine", lambda: T4)
+    monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "cache"))
+    for name in ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_COMPILE_LOCATION"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    assert backend._try_unsloth().startswith("it is not installed (pip install")
+    (tmp_path / "unsloth.py").write_text("raise ImportError('no triton\\nhere')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert backend._try_unsloth() == "its import fails (ImportError: no triton here)"
+    assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
+    assert Path(os.environ["UNSLOTH_COMPILE_LOCATION"]).parent == tmp_path / "cache"
+    (tmp_path / "unsloth.py").write_text("PATCHED = True")
+    assert backend._try_unsloth() == ""
+    monkeypatch.setattr(backend, "machine", lambda: PASCAL)
+    assert "capability 7.0" in backend._try_unsloth()
+    monkeypatch.setenv("RECR1_BACKEND", "transformers")
+    assert "RECR1_BACKEND=transformers" in backend._try_unsloth()
+
+
+def test_the_package_itself_is_light_without_unsloth():
+    """A CPU pays nothing: `import recr1_lite` brings neither torch nor what unsloth would have to come before."""
+    code = ("import sys, recr1_lite; print([name for name in ('torch', 'transformers', 'trl', 'peft', 'unsloth') "
+            "if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_unsloth_comes_before_what_it_patches(tmp_path):
+    """With a GPU the package imports unsloth first of all, so that trl is patched when the kit asks for it."""
+    (tmp_path / "unsloth.py").write_text(
+        "import sys\nFIRST = not {'transformers', 'trl', 'peft'} & set(sys.modules)\n"
+        "import torch\ntorch.cuda.is_available = lambda: False\n"  # no CUDA libraries for trl's own import
+        "import trl\ntrl.GRPOTrainer = type('Patched', (trl.GRPOTrainer,), {})")
+    code = ("import torch\n"
+            "torch.cuda.is_available = lambda: True\n"
+            "torch.cuda.get_device_properties = lambda *_: type('', (), dict(name='x', total_memory=1, major=8, minor=0))\n"
+            "import recr1_lite, unsloth\n"
+            "from recr1_lite.grpo import PlainGRPOTrainer\n"
+            "print(unsloth.FIRST, [base.__name__ for base in PlainGRPOTrainer.__mro__])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path), "RECR1_CACHE": str(tmp_path / "cache")})
+    assert done.stdout.startswith("True ") and "'Patched'" in done.stdout
+
+
+def test_detect_by_memory(monkeypatch):
+    import torch
+
+    for card, profile in ((T4, "t4"), (ADA, "gpu24")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties",
+                            lambda *_, card=card: type("", (), {"total_memory": card.memory}))
+        assert detect() == profile
