@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from recr1_lite import assets
@@ -342,6 +345,34 @@ items = clothing._items
 clothing._items = lambda kept: items(reviews[reviews["garment"].isin(kept["garment"])])
 reviews = clothing.read_reviews()
 """
+def installed(source: str, gpu: bool, monkeypatch) -> list[str]:
+    """The shell commands of an install cell as Colab would run it."""
+    commands, path = [], list(sys.path)
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr(shell, "system", lambda line: commands.append(shell.var_expand(line)))
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    try:
+        shell.run_cell(source).raise_error()
+    finally:
+        sys.path[:] = path
+    return commands
+
+
+def test_install_cells_are_one_and_keep_colabs_torch(monkeypatch):
+    cells = {cell.source for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells
+             if cell.cell_type == "code" and "google.colab" in cell.source}
+    assert len(cells) == 1
+    source = cells.pop().replace("OWNER/recr1_lite", "me/kit")
+    for gpu in (False, True):
+        clone, keep, pip = installed(source, gpu, monkeypatch)
+        assert clone.endswith("https://github.com/me/kit kit")
+        assert keep == f'echo "torch=={torch.__version__}" > torch.txt' and "-c torch.txt" in pip
+        assert ("-r kit/requirements-gpu.txt" in pip) == gpu and "-r kit/requirements.txt" in pip
+    monkeypatch.delitem(sys.modules, "google.colab")
+    assert InteractiveShell.instance().run_cell(source).success, "elsewhere it does nothing"
+
+
 SABOTAGE = {  # what is broken -> (notebook, code run after its imports, words of the cell that must notice)
     "the rewrite is sent once, not four times": ("00_start_here", """
 from recr1_lite import rewriters
