@@ -366,8 +366,8 @@ def test_install_cells_are_one_and_keep_colabs_torch(monkeypatch):
     source = cells.pop().replace("OWNER/recr1_lite", "me/kit")
     for gpu in (False, True):
         clone, keep, pip = installed(source, gpu, monkeypatch)
-        assert clone.endswith("https://github.com/me/kit kit")
-        assert keep == f'echo "torch=={torch.__version__}" > torch.txt' and "-c torch.txt" in pip
+        assert clone.endswith("https://github.com/me/kit kit") and "-c torch.txt" in pip
+        assert keep == f"echo torch=={torch.__version__} > torch.txt"
         assert ("-r kit/requirements-gpu.txt" in pip) == gpu and "-r kit/requirements.txt" in pip
     monkeypatch.delitem(sys.modules, "google.colab")
     assert InteractiveShell.instance().run_cell(source).success, "elsewhere it does nothing"
