@@ -60,15 +60,23 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
     """GRPOTrainer, or what unsloth made of it, with this kit's prompts, counts by group, and resume."""
 
     measures_kl = False  # without a KL term in the loss
+    rollout_batch: int | None = None  # rollouts written together, whole groups; None: the whole step
 
     def _tokenize_prompts(self, prompts):
         # the chat template has already put the start token in
         return self.processing_class(text=list(prompts), add_special_tokens=False)["input_ids"], None, {}
 
-    def _generate_single_turn(self, *inputs, **others):
-        completions, *rest = super()._generate_single_turn(*inputs, **others)
+    def _generate_single_turn(self, prompt_ids, *others):
+        size = len(prompt_ids) if self.use_vllm else self.rollout_batch or len(prompt_ids)
+        parts = [self._write_rollouts(prompt_ids[at:at + size], *others) for at in range(0, len(prompt_ids), size)]
+        completions = [row for rows, _ in parts for row in rows]
         self._note_distinct(completions)
-        return completions, *rest
+        logps = None if parts[0][1] is None else [row for _, rows in parts for row in rows]
+        return completions, logps
+
+    def _write_rollouts(self, prompt_ids, *others):
+        """Completions (lists of ids) of some prompts, and their log-probabilities or None."""
+        return super()._generate_single_turn(prompt_ids, *others)
 
     def _calculate_rewards(self, *inputs):
         parts = super()._calculate_rewards(*inputs)
@@ -107,7 +115,7 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
                                  f"it at {only!r}, or use trl.GRPOTrainer")
         super().__init__(model=model, args=args, **others)
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
+    def _write_rollouts(self, prompt_ids, *others):
         tokenizer, model = self.processing_class, self.accelerator.unwrap_model(self.model)
         batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
         batch, merged, training = batch.to(model.device), self.merged(), model.training
@@ -117,9 +125,7 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
         model.train(training)
         ended = tokens == tokenizer.eos_token_id
         kept = ended.cumsum(1) - ended.int() == 0  # up to the first end token, and with it
-        completions = [row[keep].tolist() for row, keep in zip(tokens.cpu(), kept.cpu(), strict=True)]
-        self._note_distinct(completions)
-        return completions, None
+        return [row[keep].tolist() for row, keep in zip(tokens.cpu(), kept.cpu(), strict=True)], None
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep,
                                            batch_size=None, compute_entropy=False, **_):
@@ -181,6 +187,7 @@ def train(policy: Policy, train_examples: pd.DataFrame, retriever, prompt: Promp
     trainer = (trainer_class or (PlainGRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer))(
         model=policy.model, args=config, train_dataset=dataset, processing_class=policy.tokenizer,
         reward_funcs=reward_functions(profile.recipe, scorer or Scorer(retriever, train_examples, prompt, k), {end}))
+    trainer.rollout_batch = profile.rollout_batch
     try:
         return run(trainer, Monitor(trainer, policy, folder, profile, validate, progress, watch), checkpoint)
     finally:
@@ -199,6 +206,9 @@ def configure(profile: Profile, folder: Path, seed: int, backend: str = "transfo
         raise RecR1Error(f"a step of {profile.prompts_per_step} prompts x {profile.group_size} rollouts in "
                          f"micro-batches of {micro} is not possible; take groups of 2 or more, and a "
                          "micro_batch that divides a step")
+    if (profile.rollout_batch or rollouts) % profile.group_size:
+        raise RecR1Error(f"rollout_batch={profile.rollout_batch} is no multiple of group_size={profile.group_size}, and a group is "
+                         "written together; change one of them")
     if backend == "unsloth" and micro % profile.group_size:  # it would change the size of the step by itself
         raise RecR1Error(f"unsloth takes whole groups, and a micro_batch of {micro} is no multiple of group_size="
                          f"{profile.group_size}; change one of them")

@@ -25,6 +25,7 @@ class Profile:
     prompts_per_step: int = 12
     group_size: int = 10
     micro_batch: int | None = None  # rollouts in one backward pass; None: the whole step
+    rollout_batch: int | None = None  # rollouts written together; None: the whole step
     gradient_checkpointing: bool = False  # keep one activation a layer, compute the others again
     fast_inference: bool = False  # rollouts from vLLM, where it and unsloth are there
     max_prompt_tokens: int = 512

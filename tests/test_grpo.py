@@ -181,6 +181,30 @@ def test_the_plain_trainer_is_stock_with_the_kits_counts_and_resume(tiny_folder,
     assert same(adapter(tmp_path / "cut" / "last"), adapter(tmp_path / "whole" / "last"))
 
 
+@pytest.mark.parametrize("trainer_class", [GroupedGRPOTrainer, PlainGRPOTrainer])
+def test_rollouts_in_batches(tiny_folder, tmp_path, trainer_class):
+    """Memory of the rollouts is that of a batch; every prompt gets its rollouts, in their order."""
+    written = []
+
+    class Seen(trainer_class):
+        def _write_rollouts(self, prompt_ids, *others):
+            found = super()._write_rollouts(prompt_ids, *others)
+            written.append((prompt_ids, found[0]))
+            return found
+
+        def _generate_single_turn(self, prompt_ids, *others):
+            found, logps = super()._generate_single_turn(prompt_ids, *others)
+            assert [ids for batch, _ in written for ids in batch] == prompt_ids
+            assert [row for _, rows in written for row in rows] == found and logps is None
+            return found, logps
+
+    profile = tiny_profile(tiny_folder, steps=1, prompts_per_step=3, rollout_batch=4)
+    done = run(tiny_policy(tiny_folder), profile, tmp_path / "run", trainer_class=Seen)
+    assert [len(rows) for _, rows in written] == [4, 4, 4] and done.curve[0]["distinct"] > 0
+    with pytest.raises(RecR1Error, match="rollout_batch=6 is no multiple of group_size=4"):
+        run(tiny_policy(tiny_folder), profile.but(rollout_batch=6), tmp_path / "uneven")
+
+
 def test_an_unsloth_policy_gets_the_plain_trainer_and_whole_groups(tiny_folder, tmp_path, monkeypatch):
     policy, used = tiny_policy(tiny_folder), []
 
