@@ -71,52 +71,23 @@ def child(arguments) -> None:
     <side>.safetensors."""
     sys.path.insert(0, str(ROOT))
     import torch
-    from safetensors.torch import save_file
-    from transformers import TrainerCallback
-    from trl import GRPOTrainer
 
     from recr1_lite import ledger
-    from recr1_lite.grpo import GroupedGRPOTrainer, train
     from recr1_lite.models import load_policy
     from recr1_lite.profiles import PROFILES
     from recr1_lite.retrievers import BM25Retriever
     from recr1_lite.tasks import load_task
 
-    stock, rollouts, seconds = arguments.side == "stock", arguments.work / "rollouts.json", []
+    rollouts = arguments.work / "rollouts.json"
     given = json.loads(rollouts.read_text()) if rollouts.exists() else None
-    made = []
-
-    class Timed(GRPOTrainer if stock else GroupedGRPOTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.add_callback(FirstGradient())
-
-        def _generate_single_turn(self, *inputs):
-            start = time.perf_counter()
-            made.append(super()._generate_single_turn(*inputs)[0])
-            seconds.append(time.perf_counter() - start)
-            return given[len(made) - 1] if given else made[-1], None
-
-    class FirstGradient(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-            if state.global_step == 0:
-                save_file({name: weight.grad.contiguous() for name, weight in model.named_parameters()
-                           if weight.requires_grad}, arguments.work / f"{arguments.side}.safetensors")
-
     task = load_task("clothing")
     profile = PROFILES["cpu"].but(steps=arguments.steps + 1, prompts_per_step=arguments.prompts,
                                   group_size=arguments.group, max_completion_tokens=arguments.tokens,
                                   validate_every=arguments.steps + 1)
-    policy = load_policy(profile)
-    with torch.no_grad():  # a fresh adapter does nothing and half of its gradient is 0: let it do something
-        for name, weight in policy.model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.01)
-    if stock:
-        policy.model.get_base_model().set_attn_implementation("sdpa")
-    with tempfile.TemporaryDirectory() as folder:
-        done = train(policy, task.train, BM25Retriever.build(task.items), task.prompt, profile, folder,
-                     task.k_train, progress=False, trainer_class=Timed, max_grad_norm=0)
+    policy = shaken(load_policy(profile))
+    done, made, seconds = one_run(arguments.side == "stock", policy, profile, task.train, task.prompt,
+                                  BM25Retriever.build(task.items), task.k_train, given,
+                                  arguments.work / f"{arguments.side}.safetensors")
     if not given:
         rollouts.write_text(json.dumps(made))
     totals = [row["seconds"] for row in done.curve][1:]
@@ -130,6 +101,59 @@ def child(arguments) -> None:
         "peak_cuda_mb": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
         "device": ledger.device(), "threads": torch.get_num_threads(), "versions": ledger.versions(),
         "commit": ledger.commit()}))
+
+
+def shaken(policy):
+    """The policy with random numbers in the adapter's second half: a fresh one does nothing, and half of its gradient
+    is 0."""
+    import torch
+
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.01)
+    return policy
+
+
+def one_run(stock: bool, policy, profile, examples, prompt, retriever, k: int, given=None,
+            gradient: Path | None = None) -> tuple:
+    """A training by stock TRL or by this kit's trainer: (Training, rollouts and seconds of each generation).
+
+    given: rollouts to learn from in the place of its own. gradient: the file for the first one.
+    """
+    from safetensors.torch import save_file
+    from transformers import TrainerCallback
+    from trl import GRPOTrainer
+
+    from recr1_lite import grpo
+
+    made, seconds = [], []
+
+    class FirstGradient(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            if gradient and state.global_step == 0:
+                save_file({name: weight.grad.contiguous() for name, weight in model.named_parameters()
+                           if weight.requires_grad}, gradient)
+
+    ours = getattr(grpo, "PlainGRPOTrainer", None) if policy.backend == "unsloth" else grpo.GroupedGRPOTrainer
+
+    class Timed(GRPOTrainer if stock else ours):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.add_callback(FirstGradient())
+
+        def _generate_single_turn(self, *inputs, **others):
+            start = time.perf_counter()
+            made.append(super()._generate_single_turn(*inputs, **others)[0])
+            seconds.append(time.perf_counter() - start)
+            return given[len(made) - 1] if given else made[-1], None
+
+    if stock:
+        policy.model.get_base_model().set_attn_implementation("sdpa")
+    with tempfile.TemporaryDirectory() as folder:
+        done = grpo.train(policy, examples, retriever, prompt, profile, folder, k, progress=False, trainer_class=Timed,
+                          max_grad_norm=0)
+    return done, made, seconds
 
 
 def compare(work: Path) -> float:

@@ -20,9 +20,20 @@ from recr1_lite.tasks.base import sealed
 
 
 class KitTrainer:
-    """Goes before a trainer of TRL: the merged copy that rollouts and validation use, no telemetry, no model card."""
+    """Goes before a trainer of TRL: the merged copy that rollouts and validation use, no telemetry, no model card.
+
+    TRL makes the adapter of a 4-bit model bfloat16. Here it stays float32: a step of 1e-6 is lost in bfloat16's eight
+    bits, and the scaler of float16 training (a T4) refuses it.
+    """
 
     _merged: MergedCopy | None = None
+
+    def __init__(self, model, *args, **others):
+        exact = {name: weight.data.float() for name, weight in model.named_parameters() if weight.requires_grad}
+        super().__init__(model, *args, **others)
+        for name, weight in self.model.named_parameters():
+            if name in exact:
+                weight.data = exact[name]
 
     def merged(self) -> MergedCopy | None:
         if self._merged is None:

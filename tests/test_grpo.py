@@ -181,6 +181,18 @@ def test_the_plain_trainer_is_stock_with_the_kits_counts_and_resume(tiny_folder,
     assert same(adapter(tmp_path / "cut" / "last"), adapter(tmp_path / "whole" / "last"))
 
 
+def test_the_adapter_of_a_4bit_model_stays_float32(tiny_folder, tmp_path):
+    """TRL rounds it to bfloat16, in which this learning rate would move next to nothing."""
+    policy = perturb(load_policy(tiny_profile(tiny_folder, load_in_4bit=True)))
+    before = {name: weight.detach().clone() for name, weight in policy.model.named_parameters() if weight.requires_grad}
+    assert before and all(weight.dtype == torch.float32 for weight in before.values())
+    run(policy, tiny_profile(tiny_folder, load_in_4bit=True, steps=1, learning_rate=1e-6), tmp_path / "run")
+    moved = [(weight - before[name]).abs() for name, weight in policy.model.named_parameters() if name in before]
+    assert all(change.dtype == torch.float32 and change.max() < 2e-6 for change in moved)
+    touched = sum((change > 0).sum().item() for change in moved) / sum(change.numel() for change in moved)
+    assert touched > 0.9
+
+
 @pytest.mark.parametrize("trainer_class", [GroupedGRPOTrainer, PlainGRPOTrainer])
 def test_rollouts_in_batches(tiny_folder, tmp_path, trainer_class):
     """Memory of the rollouts is that of a batch; every prompt gets its rollouts, in their order."""
