@@ -1,4 +1,4 @@
-"""The command line: python -m recr1_lite {doctor,prepare,demo,evaluate,train,inspect,capability,compare,report}."""
+"""The command line: python -m recr1_lite COMMAND; --help lists the commands."""
 
 from __future__ import annotations
 
@@ -147,6 +147,25 @@ def compare(arguments) -> None:
         comparison.check_capability(profile, out, [name for name in methods if name not in seen], arguments.seed)
 
 
+def estimate(arguments) -> int:
+    from recr1_lite.estimate_report import run
+
+    return run(arguments)
+
+
+def export(arguments) -> None:
+    from recr1_lite.exports import run
+
+    run(arguments, _profile(arguments), _task(arguments))
+
+
+def serve(arguments) -> None:
+    from recr1_lite.serve import run
+
+    task = _task(arguments)
+    run(arguments, _profile(arguments), task, _engine(arguments, task))
+
+
 def report(arguments) -> None:
     from recr1_lite.ledger import Ledger
     from recr1_lite.report import report_markdown, write_report
@@ -167,7 +186,7 @@ def _profile(arguments):
     steps = getattr(arguments, "steps", None)
     if steps is not None and steps < 1:
         raise RecR1Error(f"--steps {steps} is no training; give 1 or more")
-    return profile.but(steps=steps) if steps else profile
+    return profile.but(steps=steps or profile.steps, report_to=getattr(arguments, "report_to", "none"))
 
 
 def _task(arguments):
@@ -210,7 +229,8 @@ def _command() -> str:
 
 
 COMMANDS = {"doctor": doctor, "prepare": prepare, "demo": demo, "train": train, "evaluate": evaluate,
-            "inspect": inspect, "capability": capability, "compare": compare, "report": report}
+            "inspect": inspect, "capability": capability, "compare": compare, "estimate": estimate, "export": export,
+            "serve": serve, "report": report}
 
 if __name__ == "__main__":
     sys.exit(main())

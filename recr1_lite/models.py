@@ -83,8 +83,9 @@ def load_policy(profile: Profile, seed: int = 0, adapter: str | Path | None = No
     local = assets.offline() or Path(source).is_dir()
     with _readable(f"the model {profile.model!r}"):
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(source, local_files_only=local, device_map=device,
-                                                     attn_implementation="grouped", **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, local_files_only=local, device_map=device, **options,
+            attn_implementation="grouped" if device == "cpu" else "sdpa")  # CUDA has kernels for the stock one
     if device == "cpu":
         for module in model.modules():
             # bitsandbytes' fast path for evaluation has no gradient and, once taken, stays on in training

@@ -9,6 +9,7 @@ with stock TRL's).
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import torch
 from peft import PeftModel
@@ -193,7 +194,9 @@ def _forward(model, states: bool, **inputs):
     """(logits or last hidden states, cache): of the model, or of the decoder below its head."""
     if states:
         inputs.pop("logits_to_keep", None)
-        out = (model.get_base_model() if isinstance(model, PeftModel) else model).model(**inputs)
+        half = model.dtype in (torch.float16, torch.bfloat16)  # the trainer's autocast is around the whole model only
+        with torch.autocast(model.device.type, model.dtype) if half else nullcontext():
+            out = (model.get_base_model() if isinstance(model, PeftModel) else model).model(**inputs)
         return out.last_hidden_state, out.past_key_values
     out = model(**inputs)
     return out.logits, out.past_key_values

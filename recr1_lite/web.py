@@ -20,6 +20,8 @@ import httpx
 from recr1_lite.errors import RecR1Error
 
 BACKOFF = 1.0  # seconds before the first repeat; doubled for each further one
+POLICY = ("default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
+          "frame-ancestors 'none'")  # of pages served here
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is given up
 
 
@@ -111,37 +113,72 @@ def same_server(one: httpx.URL, other: httpx.URL) -> bool:
 
 
 @contextmanager
-def local_http(answer: Callable[[str, str], tuple[int, object]], port: int = 0) -> Iterator[str]:
-    """Serve on 127.0.0.1 (port 0: a free one) while inside; gives the root URL, without a slash.
+def local_http(answer: Callable[[str, str], tuple[int, object]], port: int = 0, host: str = "127.0.0.1",
+               page: Callable[[str], tuple[int, object]] | None = None,
+               limit: int = 1 << 24) -> Iterator[str]:
+    """Serve on `host` (port 0: a free one) while inside; gives the root URL, without a slash.
 
     answer: (path, body of the POST) -> (status, what goes back as JSON); what it raises is told as a 400.
+    page: (path with its query) -> (status, HTML as text, or what goes back as JSON) of a GET. limit: bytes of
+    a body; a longer one is not read. Raises RecR1Error where the port is taken.
     """
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 60  # seconds that a client may keep silent in the middle of a request
+
         def do_POST(self) -> None:
+            self._reply(lambda: answer(self.path, self._body()))
+
+        def do_GET(self) -> None:
+            self._reply(lambda: page(self.path) if page else _refusal(404, "there is nothing to GET here"))
+
+        def _body(self) -> str:
+            length = int(self.headers.get("Content-Length") or 0)
+            if not 0 <= length <= limit:
+                self.close_connection = True
+                raise RecR1Error(f"the body has {length} bytes and {limit} are allowed; send less at a time")
+            return self.rfile.read(length).decode()
+
+        def _reply(self, make: Callable[[], tuple[int, object]]) -> None:
             try:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                status, reply = answer(self.path, body)
+                status, reply = make()
             except Exception as error:  # told to the client, as servers do
-                status, reply = 400, {"error": {"message": f"{type(error).__name__}: {error}"}}
-            content = json.dumps(reply).encode()
+                status, reply = _refusal(400, f"{type(error).__name__}: {error}")
+            html = isinstance(reply, str)
+            content = (reply if html else json.dumps(reply)).encode()
             with suppress(OSError):  # the client went away
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", "text/html; charset=utf-8" if html else "application/json")
                 self.send_header("Content-Length", str(len(content)))
+                self.send_header("X-Content-Type-Options", "nosniff")
+                if html:  # no script, nothing from elsewhere, whatever a title or a request holds
+                    self.send_header("Content-Security-Policy", POLICY)
                 self.end_headers()
                 self.wfile.write(content)
 
         def log_message(self, *_) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_) -> None:  # a client that broke off; what `answer` raises is told above
+            pass
+
+    try:
+        server = Quiet((host, port), Handler)
+    except (OSError, OverflowError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise RecR1Error(f"{host}:{port} cannot be served on ({reason}); give another --port, or 0 for a "
+                         "free one") from problem
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://{host}:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _refusal(status: int, message: str) -> tuple[int, dict]:
+    return status, {"error": {"message": message}}
 
 
 def _message(reply: httpx.Response) -> str:

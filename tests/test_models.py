@@ -254,9 +254,10 @@ def test_four_bits_on_a_cpu(tmp_path):
     assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
 
     before = {name: weight.detach().clone().float() for name, weight in lora(policy).items()}
-    done = train(policy, examples(4), toy_retriever(), PROMPT, profile, tmp_path / "run", 10, progress=False)
+    done = train(policy, examples(4), toy_retriever(), PROMPT, profile, tmp_path / "run", 10, progress=False,
+                 lr_scheduler_type="constant", warmup_steps=0)
     assert len(done.curve) == 1 and not policy.model.training
-    assert any(not torch.equal(weight.float(), before[name]) for name, weight in lora(policy).items())
+    assert all(not torch.equal(weight, before[name]) for name, weight in lora(policy).items())
     with pytest.raises(RecR1Error, match="4-bit model cannot be merged"):
         save_merged(policy, tmp_path / "merged")
 

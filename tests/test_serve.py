@@ -1,0 +1,234 @@
+"""The little server: rewrites and results as JSON, a page to try it, OpenAI clients, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pandas as pd
+import pytest
+from tiny import PROMPT, requests, save_tiny, tiny_policy, tiny_profile
+
+from recr1_lite import serve
+from recr1_lite.endpoint import EndpointRewriter
+from recr1_lite.errors import RecR1Error
+from recr1_lite.models import save_adapter
+from recr1_lite.retrievers import BM25Retriever
+from recr1_lite.rewriters import ModelRewriter, RawRewriter
+from recr1_lite.serve import Service
+from recr1_lite.web import local_http
+
+ITEMS = pd.DataFrame({"item_id": [f"i{number}" for number in range(40)],
+                      "title": [f"<b>item</b> & {number} \"q\"" for number in range(40)],
+                      "text": [f"w{number} w{number + 1} w{number % 7}" for number in range(40)]})
+
+
+@pytest.fixture(scope="module")
+def service(tiny_folder) -> Service:
+    rewriter = ModelRewriter(tiny_policy(tiny_folder), PROMPT, "tiny", 5, 4, max_prompt_tokens=64)
+    return Service(rewriter, BM25Retriever.build(ITEMS), ITEMS.set_index("item_id")["title"].to_dict())
+
+
+@pytest.fixture(scope="module")
+def url(service):
+    with local_http(service.answer, page=service.page, limit=serve.BODY) as found:
+        yield found
+
+
+def post(url: str, body: object, path: str = "/search") -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(url + path, content=content, trust_env=False, timeout=60)
+
+
+def get(url: str, **options) -> httpx.Response:
+    return httpx.get(url, trust_env=False, timeout=60, **options)
+
+
+def test_a_request_is_rewritten_and_answered(service, url):
+    reply = post(url, {"request": "w3 w9", "k": 2})
+    assert reply.status_code == 200 and reply.headers["Content-Type"] == "application/json"
+    found = reply.json()
+    (answer,) = service.rewriter.complete(["w3 w9"])
+    assert [found[key] for key in ("request", "rewrite", "query", "outcome")] == [
+        "w3 w9", answer.completion, answer.query, answer.outcome]
+    (hits,) = service.retriever.search([answer.query], 2)
+    assert [hit["item_id"] for hit in found["results"]] == hits.ids and len(found["results"]) <= 2
+    assert [hit["score"] for hit in found["results"]] == pytest.approx(hits.scores)
+    assert all(hit["title"] == service.titles[hit["item_id"]] for hit in found["results"])
+
+
+def test_many_requests_in_one_call_and_their_order(service, url):
+    found = post(url, {"request": requests(6)}).json()  # more than one batch
+    assert [one["request"] for one in found] == requests(6)
+    assert [one["query"] for one in found] == [
+        answer.query for start in (0, 4) for answer in service.rewriter.complete(requests(6)[start:start + 4])]
+    assert all(len(one["results"]) <= 10 for one in found)
+
+
+@pytest.mark.parametrize("body, message", [
+    (b"", "no JSON object"), (b"{", "no JSON object"), (b"[1]", "no JSON object"), (b"[" * 100_000, "no JSON object"),
+    (b"\xff\xfe", "codec can't decode"),
+    ({}, '"request" is no text'), ({"request": ""}, "an empty one"), ({"request": " \n"}, "an empty one"),
+    ({"request": 5}, "no text"), ({"request": None}, "no text"), ({"request": ["w1", 2]}, "no text"),
+    ({"request": []}, "0 requests in one call; send 1 to 32"), ({"request": ["w1"] * 33}, "33 requests"),
+    ({"request": "w" * 4001}, "a request has 4001 letters and 4000 are allowed"),
+    ({"request": " ".join(["w1"] * 70)}, "a prompt has .* tokens and the limit is 64"),
+    ({"request": "w1", "k": 0}, '"k" is 0; send a whole number'), ({"request": "w1", "k": 101}, '"k" is 101'),
+    ({"request": "w1", "k": "5"}, '"k" is "5"'), ({"request": "w1", "k": True}, '"k" is true'),
+    ({"request": "w1", "k": 2.5}, '"k" is 2.5'),
+])
+def test_what_cannot_be_answered_is_said_in_one_sentence(url, body, message):
+    reply = post(url, body)
+    assert reply.status_code == 400
+    said = reply.json()["error"]["message"]
+    assert re.search(message, said) and "\n" not in said
+    assert get(url + "/health").json()["status"] == "ok", "it goes on"
+
+
+def test_other_addresses_and_too_large_a_body(url):
+    assert post(url, {}, "/elsewhere").status_code == 404 and get(url + "/elsewhere").status_code == 404
+    assert httpx.put(url + "/search", content=b"x", trust_env=False).status_code == 501
+    for length, message in ((b"99999999", b"the body has 99999999 bytes and 1048576 are allowed"),
+                            (b"-5", b"the body has -5 bytes"), (b"many", b"invalid literal")):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+            client.sendall(b"POST /search HTTP/1.0\r\nContent-Length: " + length + b"\r\n\r\n")
+            reply = b"".join(iter(lambda: client.recv(4096), b""))  # until the server closes
+        assert b" 400 " in reply and message in reply
+
+
+def test_half_a_character_and_tags_of_the_chat(service, url):
+    found = post(url, b'{"request": "w1 \\ud800 <|im_end|> <|im_start|>"}')
+    assert found.status_code == 200 and found.json()["request"] == "w1 ? <|im_end|> <|im_start|>"
+
+
+def test_the_page_shows_both_and_escapes_everything(service, url):
+    empty = get(url + "/")
+    assert empty.status_code == 200 and "text/html" in empty.headers["Content-Type"] and "<form" in empty.text
+    asked = '"><script>alert(1)</script> w3'
+    page = get(url + "/", params={"q": asked})
+    assert page.status_code == 200 and "<script" not in page.text and "<b>item" not in page.text
+    assert "&lt;script&gt;" in page.text and "&lt;b&gt;item&lt;/b&gt; &amp; 3" in page.text
+    assert "The request itself" in page.text and "With the rewrite" in page.text
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert "http" not in page.text, "nothing from elsewhere"
+    raw = RawRewriter().complete([asked])[0].query
+    assert service.titles[service.retriever.search([raw], 1)[0].ids[0]].split()[2] in page.text
+    long = get(url + "/", params={"q": "w" * 4001})
+    assert long.status_code == 400 and "4001 letters" in long.text
+
+
+def test_openai_clients(service, url):
+    rewriter = EndpointRewriter(PROMPT, "tiny", url + "/v1", max_tokens=5)
+    assert rewriter.rewrite(requests(3)) == [
+        service.rewriter.complete([request])[0].query for request in requests(3)]
+    chat = {"messages": [{"role": "user", "content": [{"type": "text", "text": "find w1"}]}], "temperature": 0,
+            "max_completion_tokens": 3}
+    reply = post(url, chat, "/v1/chat/completions").json()
+    assert reply["choices"][0]["message"]["role"] == "assistant" and reply["usage"]["completion_tokens"] <= 3
+    assert get(url + "/v1/models").json()["data"][0]["id"] == service.rewriter.policy.name
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"messages": []}, '"messages" is no list of turns'), ({"messages": "hi"}, '"messages" is no list of turns'),
+    ({"messages": ["hi"]}, '"messages" is no list of turns'), ({"stream": True}, "does not stream"),
+    ({"messages": [{"content": "hi"}]}, "a turn has no role"),
+    ({"messages": [{"role": "user"}]}, 'content" is no text'),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 'content" is no text'),
+    ({"messages": [{"role": "user", "content": "w1 " * 12000}]}, "more than 32000 letters"),
+    ({"max_tokens": 10**9}, '"max_tokens" is 1000000000; send a number up to 1024'),
+    ({"max_tokens": "many"}, '"max_tokens" is "many"'), ({"temperature": -1}, '"temperature" is -1'),
+])
+def test_chats_that_are_refused(url, change, message):
+    reply = post(url, {"messages": [{"role": "user", "content": "hi"}]} | change, "/v1/chat/completions")
+    assert reply.status_code == 400 and message in reply.json()["error"]["message"]
+
+
+def test_one_generation_at_a_time_and_a_busy_server_says_so(service, monkeypatch):
+    running, most, lock = 0, 0, threading.Lock()
+
+    class Slow(ModelRewriter):
+        def complete(self, asked):
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.15)
+            with lock:
+                running -= 1
+            return super().complete(asked)
+
+    slow = Slow(service.rewriter.policy, PROMPT, "slow", 5, max_prompt_tokens=64)
+    patient = Service(slow, service.retriever, service.titles)
+    with local_http(patient.answer, page=patient.page) as url, ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda text: post(url, {"request": text}), requests(4)))
+        assert [reply.status_code for reply in replies] == [200] * 4 and most == 1
+        monkeypatch.setattr(serve, "WAIT", 0.01)
+        with patient._busy:  # somebody's long chat
+            reply, page = post(url, {"request": "w1"}), get(url + "/?q=w1")
+            assert reply.status_code == page.status_code == 503 and get(url + "/health").status_code == 200
+            assert "busy with other requests" in reply.json()["error"]["message"] and "busy" in page.text
+        assert post(url, {"request": "w1"}).status_code == 200
+
+
+def test_a_port_that_is_taken(url):
+    with pytest.raises(RecR1Error, match="cannot be served on .*give another --port"), local_http(
+            lambda *_: (200, {}), int(url.rpartition(":")[2])):
+        pass
+
+
+# the command
+
+
+def command(**changes) -> types.SimpleNamespace:
+    known = {"adapter": None, "model": None, "port": 0, "host": "127.0.0.1", "k": 5}
+    return types.SimpleNamespace(**(known | changes))
+
+
+def test_what_the_command_refuses(tiny_folder, tmp_path):
+    task = types.SimpleNamespace(prompt=PROMPT, items=ITEMS)
+    adapter = str(save_adapter(tiny_policy(tiny_folder), tmp_path / "adapter"))
+    for arguments, message in ((command(adapter=adapter, model="m"), "not both"), (command(k=0), "--k 0 is not served"),
+                               (command(model=adapter), "give it with --adapter"),
+                               (command(adapter="nowhere"), "there is no adapter")):
+        with pytest.raises(RecR1Error, match=message):
+            serve.run(arguments, tiny_profile(tiny_folder), task, None)
+
+
+def test_it_serves_until_ctrl_c_and_stops_with_one_line(tmp_path, capsys):
+    model = save_tiny(tmp_path / "my-model")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    seen = {}
+
+    def client() -> None:
+        try:
+            for _ in range(600):
+                try:
+                    seen["health"] = get(f"http://127.0.0.1:{port}/health").text
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            seen["found"] = post(f"http://127.0.0.1:{port}", {"request": "w3"}).json()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    task = types.SimpleNamespace(prompt=PROMPT, items=ITEMS)
+    arguments = command(model=str(model), host="0.0.0.0", port=port)
+    serve.run(arguments, tiny_profile("none"), task, BM25Retriever.build(ITEMS))
+    thread.join()
+    first, warning, *last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"my-model answers at http://0.0.0.0:{port}: ") and "nobody is asked for a key" in warning
+    assert last == ["", "stopped serving"] and seen["found"]["request"] == "w3" and len(seen["found"]["results"]) <= 5
+    assert "my-model" in seen["health"] and str(tmp_path) not in seen["health"]
+    with pytest.raises(httpx.TransportError):
+        get(f"http://127.0.0.1:{port}/health")
