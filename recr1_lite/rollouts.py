@@ -102,6 +102,11 @@ def generate_grouped(model: PreTrainedModel, prompt_ids, prompt_mask, max_new_to
     """
     if is_unsloth(model):
         return unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, eos_id, pad_id, temperature, top_p)
+    with _autocast(model):
+        return _generate(model, prompt_ids, prompt_mask, max_new_tokens, eos_id, pad_id, temperature, top_p)
+
+
+def _generate(model, prompt_ids, prompt_mask, max_new_tokens, eos_id, pad_id, temperature, top_p) -> torch.Tensor:
     cache, logits, inverse = shared_prefill(model, prompt_ids, prompt_mask)
     if logits.isnan().any():
         raise RecR1Error("the model's logits are no numbers (NaN): the training has diverged; take a lower "
@@ -190,12 +195,17 @@ def _every_prompt(model, prompt_ids, prompt_mask, completion_ids, completion_mas
     return out[0][:, -keep - 1:-1]
 
 
+def _autocast(model):
+    """Of a 16-bit model, so that its float32 adapter is multiplied in 16 bits too; nothing for float32."""
+    half = isinstance(model, PeftModel) and model.dtype in (torch.float16, torch.bfloat16)
+    return torch.autocast(model.device.type, model.dtype) if half else nullcontext()
+
+
 def _forward(model, states: bool, **inputs):
     """(logits or last hidden states, cache): of the model, or of the decoder below its head."""
     if states:
         inputs.pop("logits_to_keep", None)
-        half = model.dtype in (torch.float16, torch.bfloat16)  # the trainer's autocast is around the whole model only
-        with torch.autocast(model.device.type, model.dtype) if half else nullcontext():
+        with _autocast(model):  # the trainer's own is around the whole model, not around its decoder
             out = (model.get_base_model() if isinstance(model, PeftModel) else model).model(**inputs)
         return out.last_hidden_state, out.past_key_values
     out = model(**inputs)
