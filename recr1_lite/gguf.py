@@ -9,6 +9,7 @@ FOLDER`, a process of its own; a user's file goes through `folder_of`.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from contextlib import contextmanager
 from math import prod
@@ -17,12 +18,13 @@ from pathlib import Path
 from recr1_lite.errors import RecR1Error
 
 KINDS = ("llama", "qwen2")
+KEPT = 3  # folders made from GGUF files that stay in the cache
 
 
 def folder_of(path: str | Path) -> Path:
     """The cached model folder of a user's GGUF file, made at first use; it is known by the file's sha256.
 
-    float32, so 4 bytes a weight on the cache's disk. Raises RecR1Error for a file that is missing, broken or
+    float32, so 4 bytes a weight on the cache's disk; the last three made stay. Raises RecR1Error for a file that is missing, broken or
     of another kind, and for a cache that is full or cannot be written; nothing half-made stays.
     """
     from recr1_lite import model_folders
@@ -47,7 +49,15 @@ def folder_of(path: str | Path) -> Path:
                 origin = OWN_NOTE.format(name=path.name, sha256=found)
                 (work / "CONVERSION.md").write_text(origin, encoding="utf-8")
                 model_folders.move(work, folder)
+        _forget(folder.parent)
     return folder
+
+
+def _forget(models: Path) -> None:
+    """Keep the KEPT newest of the folders made from GGUF files; they are large and soon made again."""
+    made = [path for path in models.glob("gguf-*") if len(path.name) == 37]
+    for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def convert(source: Path, folder: Path) -> None:

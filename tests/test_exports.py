@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import types
@@ -401,6 +402,16 @@ def test_a_file_cut_short_anywhere(llama, cache, tmp_path):
     with pytest.raises(RecR1Error, match="there is no file"):
         gguf.folder_of(tmp_path / "none.gguf")
     assert not (cache / "models").exists() or list((cache / "models").iterdir()) == []
+
+
+def test_the_cache_keeps_the_last_three_of_them_and_nothing_else_goes(llama, cache, tmp_path, monkeypatch):
+    (cache / "models" / "gguf-mine").mkdir(parents=True)
+    folders = []
+    for number in range(5):
+        folders.append(gguf.folder_of(export_gguf(llama, tmp_path / f"{number}.gguf", "f32", name=f"model {number}")))
+        os.utime(folders[-1], (number, number))
+    assert [folder.exists() for folder in folders] == [False, False, True, True, True]
+    assert (cache / "models" / "gguf-mine").is_dir()
 
 
 def test_a_file_becomes_a_folder_once(llama, cache, tmp_path, monkeypatch, capfd, network):
