@@ -421,6 +421,9 @@ rerank._outcome = lambda answer, candidates: answer.outcome
     "a verdict that does not look at the interval": ("08_report", """
 budget.verdict = lambda row: "above" if row["mean"] > 0 else "below"
 """, 'claimed["low"] > 0'),
+    "the scales of 4-bit blocks cost nothing": ("09_take_it_with_you", """
+memory_counts.nf4 = lambda count: count // 2
+""", "abs(by_hand - four)"),
 }
 
 
