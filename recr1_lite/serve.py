@@ -135,7 +135,9 @@ def run(arguments, profile, task, retriever) -> None:
     if not 1 <= arguments.k <= RESULTS:
         raise RecR1Error(f"--k {arguments.k} is not served; give 1 to {RESULTS}")
     policy = load_policy(profile, adapter=arguments.adapter, trainable=False)
-    name = Path(arguments.adapter or arguments.model or profile.model).name
+    name = Path(profile.model).name
+    if arguments.adapter:
+        name += " + " + "/".join(Path(arguments.adapter).absolute().parts[-2:])
     policy.name = name  # no path of this machine goes out
     rewriter = ModelRewriter(policy, task.prompt, name, profile.max_completion_tokens, profile.batch_size,
                              max_prompt_tokens=profile.max_prompt_tokens)
