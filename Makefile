@@ -11,8 +11,9 @@ ARGS ?=
 demo: setup
 	$(PY) -m recr1_lite demo $(ARGS)
 
+# two processes of one thread each, every file in one of them; in one process: make test ARGS="-n 0"
 test: setup
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lab: setup
 	$(PY) -m jupyterlab --notebook-dir notebooks $(ARGS)

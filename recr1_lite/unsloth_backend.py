@@ -65,12 +65,20 @@ def fill(model, adapter: str | Path) -> None:
 @torch.no_grad()
 def generate(model, prompt_ids, prompt_mask, max_new_tokens: int, eos_id: int, pad_id: int,
              temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
-    """Completions (B, T) of left-padded prompts (B, L) by the model's own `generate`; pad tokens after the end."""
+    """Completions (B, T) of left-padded prompts (B, L) by the model's own `generate`; pad tokens after the end.
+
+    That switches checkpointing off, and back on only for a model in training mode, which one that is being validated is
+    not; so it is switched back on here.
+    """
     _logits_again()
+    modes = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    checkpointing = next(filter(None, modes), False)
     sampling = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else dict(
         do_sample=False)
     tokens = model.generate(input_ids=prompt_ids, attention_mask=prompt_mask, max_new_tokens=max_new_tokens,
                             eos_token_id=eos_id, pad_token_id=pad_id, **sampling)[:, prompt_ids.size(1):]
+    if checkpointing:
+        model.for_training(use_gradient_checkpointing=checkpointing)
     ended = tokens == eos_id
     return tokens.masked_fill(ended.cumsum(1) - ended.int() > 0, pad_id)
 

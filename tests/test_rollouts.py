@@ -160,6 +160,28 @@ def test_unsloth_models_are_asked_in_their_own_way(policy, monkeypatch):
     assert ((rows - logps) * end_mask).abs().max() < 1e-5 and (rows[end_mask == 0] == 0).all() and entropies is None
 
 
+def test_a_validation_leaves_unsloths_checkpointing_on(policy, monkeypatch):
+    """Its generate switches checkpointing off; without it, the next backward pass would not fit."""
+    model, asked = policy.model, []
+    model.gradient_checkpointing_enable()
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    plain = model.generate
+
+    def generate(**inputs):
+        for layer in layers:
+            layer.gradient_checkpointing = False
+        return plain(**inputs)
+
+    monkeypatch.setattr(model, "generate", generate)
+    monkeypatch.setattr(model, "for_inference", lambda: None, raising=False)
+    monkeypatch.setattr(model, "for_training", lambda use_gradient_checkpointing: asked.append(use_gradient_checkpointing),
+                        raising=False)
+    generate_grouped(model.eval(), *left_padded(), 3, END, PAD)
+    assert layers and asked == [True]
+    generate_grouped(model.eval(), *left_padded(), 3, END, PAD)
+    assert asked == [True], "a model without checkpointing stays without"
+
+
 def test_the_trap_of_missing_positions_would_be_caught(policy):
     """Without positions from the mask, prompts of another length than the longest score wrongly, in
     silence."""
