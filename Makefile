@@ -11,9 +11,9 @@ ARGS ?=
 demo: setup
 	$(PY) -m recr1_lite demo $(ARGS)
 
-# two processes of one thread each, every file in one of them; in one process: make test ARGS="-n 0"
+# two processes of one thread each (tests/conftest.py says what stays together); in one process: make test ARGS="-n 0"
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lab: setup
 	$(PY) -m jupyterlab --notebook-dir notebooks $(ARGS)
