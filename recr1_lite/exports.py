@@ -97,7 +97,7 @@ def export(profile: Profile, adapter: str | Path, out: str | Path, prompt: Promp
             (work / "README.md").write_text(card(told), encoding="utf-8")
 
     try:
-        models._place(out, write)
+        models.place_folder(out, write)
     except OSError as problem:
         raise RecR1Error(f"{out} cannot be written ({problem.strerror or problem}) and nothing was kept; "
                          "free some space or give another folder with --out") from problem

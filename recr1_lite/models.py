@@ -114,7 +114,7 @@ def save_adapter(policy: Policy, folder: str | Path) -> Path:
         config["base_model_name_or_path"] = policy.name
         (work / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
 
-    return _place(folder, write)
+    return place_folder(folder, write)
 
 
 def save_merged(policy: Policy, folder: str | Path) -> Path:
@@ -131,10 +131,10 @@ def save_merged(policy: Policy, folder: str | Path) -> Path:
         merged.save_pretrained(work)
         policy.tokenizer.save_pretrained(work)
 
-    return _place(folder, write)
+    return place_folder(folder, write)
 
 
-def _place(folder: str | Path, write) -> Path:
+def place_folder(folder: str | Path, write) -> Path:
     """Let `write` fill a temporary neighbour of `folder`, then swap it in."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -221,11 +221,15 @@ def test_it_serves_until_ctrl_c_and_stops_with_one_line(tmp_path, capsys):
             os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=client)
-    thread.start()
     task = types.SimpleNamespace(prompt=PROMPT, items=ITEMS)
     arguments = command(model=str(model), host="0.0.0.0", port=port)
-    serve.run(arguments, tiny_profile("none"), task, BM25Retriever.build(ITEMS))
-    thread.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        thread.start()
+        serve.run(arguments, tiny_profile("none"), task, BM25Retriever.build(ITEMS))
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     first, warning, *last = capsys.readouterr().out.splitlines()
     assert first.startswith(f"my-model answers at http://0.0.0.0:{port}: ") and "nobody is asked for a key" in warning
     assert last == ["", "stopped serving"] and seen["found"]["request"] == "w3" and len(seen["found"]["results"]) <= 5
