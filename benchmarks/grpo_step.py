@@ -135,7 +135,7 @@ def one_run(stock: bool, policy, profile, examples, prompt, retriever, k: int, g
                 save_file({name: weight.grad.contiguous() for name, weight in model.named_parameters()
                            if weight.requires_grad}, gradient)
 
-    ours = getattr(grpo, "PlainGRPOTrainer", None) if policy.backend == "unsloth" else grpo.GroupedGRPOTrainer
+    ours = grpo.PlainGRPOTrainer if policy.backend == "unsloth" else grpo.GroupedGRPOTrainer
 
     class Timed(GRPOTrainer if stock else ours):
         def __init__(self, *args, **kwargs):

@@ -19,7 +19,7 @@ import torch
 
 from recr1_lite import models
 from recr1_lite.errors import RecR1Error
-from recr1_lite.gguf import convert, sha256_of
+from recr1_lite.gguf import convert
 from recr1_lite.gguf_export import TYPES, export_gguf
 from recr1_lite.ledger import versions
 from recr1_lite.models import Policy, load_policy, save_adapter, save_merged
@@ -28,6 +28,7 @@ from recr1_lite.progress import bar
 from recr1_lite.prompts import Prompt, compose
 from recr1_lite.rewriters import encode
 from recr1_lite.rollouts import completion_logps, generate_grouped
+from recr1_lite.wheels import sha256_of
 
 FORMATS = ("adapter", "merged", "gguf")
 DTYPES = ("float32", "float16", "bfloat16")

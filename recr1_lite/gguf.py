@@ -3,13 +3,12 @@
 transformers has a loader for such files too, but of the Llama kind it swaps start and end token and loses how
 numbers are split, and it holds all weights twice. So the file is read here: its own special tokens, splitting
 and chat template, and one tensor at a time. `assets.model_folder` runs `python -m recr1_lite.gguf SOURCE
-FOLDER`, a process of its own; a user's file goes through `folder_of`.
+FOLDER`, a process of its own; a user's file goes through `model_folders.folder_of`.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from contextlib import contextmanager
 from math import prod
@@ -18,46 +17,6 @@ from pathlib import Path
 from recr1_lite.errors import RecR1Error
 
 KINDS = ("llama", "qwen2")
-KEPT = 3  # folders made from GGUF files that stay in the cache
-
-
-def folder_of(path: str | Path) -> Path:
-    """The cached model folder of a user's GGUF file, made at first use; it is known by the file's sha256.
-
-    float32, so 4 bytes a weight on the cache's disk; the last three made stay. Raises RecR1Error for a file that is missing, broken or
-    of another kind, and for a cache that is full or cannot be written; nothing half-made stays.
-    """
-    from recr1_lite import model_folders
-    from recr1_lite.cache import cache_folder, locked, workplace
-    from recr1_lite.wheels import note
-
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise RecR1Error(f"there is no file {str(path)!r}; give the path of a .gguf file")
-    found = sha256_of(path)
-    name = f"gguf-{found[:32]}"
-    folder = cache_folder() / "models" / name
-    if model_folders.is_whole(folder):
-        return folder
-    with open_gguf(path) as (fields, tensors):  # before anything is made
-        weights = 4 * sum(prod(shape) for shape in expected(config_of(fields, tensors)).values())
-    with locked(name):
-        if not model_folders.is_whole(folder):
-            with workplace(folder, weights + 50_000_000) as work:
-                note(f"turning {path.name} into a float32 model folder of {weights / 1e6:.0f} MB, once")
-                convert(path, work)
-                origin = OWN_NOTE.format(name=path.name, sha256=found)
-                (work / "CONVERSION.md").write_text(origin, encoding="utf-8")
-                model_folders.move(work, folder)
-        _forget(folder.parent)
-    return folder
-
-
-def _forget(models: Path) -> None:
-    """Keep the KEPT newest of the folders made from GGUF files; they are large and soon made again."""
-    made = [path for path in models.glob("gguf-*") if len(path.name) == 37]
-    for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def convert(source: Path, folder: Path) -> None:
@@ -177,21 +136,6 @@ def interleave(weight, name: str, config, back: bool = False):
     half = weight.shape[0] // heads // 2
     order = (heads, half, 2) if back else (heads, 2, half)
     return weight.reshape(*order, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file of some gigabytes, with a bar."""
-    import hashlib
-
-    from recr1_lite.progress import bar
-
-    found = hashlib.sha256()
-    options = dict(desc=path.name, unit="B", unit_scale=True)
-    with open(path, "rb") as file, bar(total=path.stat().st_size, **options) as shown:
-        while block := file.read(1 << 22):
-            found.update(block)
-            shown.update(len(block))
-    return found.hexdigest()
 
 
 def _write_weights(path: Path, config, tensors: dict) -> None:

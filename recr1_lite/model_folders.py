@@ -10,11 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 
-from recr1_lite.cache import workplace
+from recr1_lite.cache import cache_folder, locked, workplace
 from recr1_lite.errors import RecR1Error
-from recr1_lite.wheels import Asset, WheelFolder, fetch_folder, last_error, note
+from recr1_lite.wheels import Asset, WheelFolder, fetch_folder, last_error, note, sha256_of
+
+
+KEPT = 3  # folders made from GGUF files that stay in the cache
 
 
 def is_whole(folder: Path) -> bool:
@@ -49,6 +53,43 @@ def convert(asset: Asset, source: Path, folder: Path, space: int) -> None:
         origin = NOTE.format(member=asset.member, wheel=asset.wheel, sha256=asset.sha256)
         (work / "CONVERSION.md").write_text(origin)
         move(work, folder)
+
+
+def folder_of(path: str | Path) -> Path:
+    """The cached model folder of a user's GGUF file, made at first use; it is known by the file's sha256.
+
+    float32, so 4 bytes a weight on the cache's disk; the last three made stay. Raises RecR1Error for a file that is missing, broken or
+    of another kind, and for a cache that is full or cannot be written; nothing half-made stays.
+    """
+    from recr1_lite import gguf
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise RecR1Error(f"there is no file {str(path)!r}; give the path of a .gguf file")
+    found = sha256_of(path)
+    name = f"gguf-{found[:32]}"
+    folder = cache_folder() / "models" / name
+    if is_whole(folder):
+        return folder
+    with gguf.open_gguf(path) as (fields, tensors):  # before anything is made
+        weights = 4 * sum(prod(shape) for shape in gguf.expected(gguf.config_of(fields, tensors)).values())
+    with locked(name):
+        if not is_whole(folder):
+            with workplace(folder, weights + 50_000_000) as work:
+                note(f"turning {path.name} into a float32 model folder of {weights / 1e6:.0f} MB, once")
+                gguf.convert(path, work)
+                origin = gguf.OWN_NOTE.format(name=path.name, sha256=found)
+                (work / "CONVERSION.md").write_text(origin, encoding="utf-8")
+                move(work, folder)
+        _forget(folder.parent)
+    return folder
+
+
+def _forget(models: Path) -> None:
+    """Keep the KEPT newest of the folders made from GGUF files; they are large and soon made again."""
+    made = [path for path in models.glob("gguf-*") if len(path.name) == 37]
+    for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def unpack(model: WheelFolder, folder: Path) -> None:

@@ -196,7 +196,7 @@ def _source(model: str) -> str:
     if model in policies:
         return str(assets.model_folder(model))
     if model.endswith(".gguf"):
-        from recr1_lite.gguf import folder_of
+        from recr1_lite.model_folders import folder_of
 
         return str(folder_of(model))
     if "/" not in model and not Path(model).is_dir():

@@ -34,6 +34,20 @@ def tiny_folder(tmp_path_factory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The real model's folder; made at first where the cache is cold, skipped where it is and offline is set."""
+    from recr1_lite import assets
+    from recr1_lite.errors import RecR1Error
+
+    try:
+        return assets.model_folder()
+    except RecR1Error as problem:
+        if assets.offline():
+            pytest.skip(str(problem))
+        raise
+
+
 @pytest.fixture
 def network(monkeypatch) -> list[str]:
     """The hosts that somebody tried to reach since the test began; none is reached."""

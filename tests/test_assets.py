@@ -403,15 +403,9 @@ def test_an_encoder_is_no_policy():
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    """Tokenizer and model as a user loads them; made at first where the cache is cold."""
-    transformers = pytest.importorskip("transformers")
-    try:
-        folder = assets.model_folder()
-    except RecR1Error as problem:
-        if assets.offline():
-            pytest.skip(str(problem))
-        raise
+def smollm2(smollm2_folder):
+    """Tokenizer and model as a user loads them."""
+    transformers, folder = pytest.importorskip("transformers"), smollm2_folder
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     return folder, tokenizer, transformers.AutoModelForCausalLM.from_pretrained(folder)
 

@@ -30,13 +30,14 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from recr1_lite import assets, exports, gguf, gguf_export, gguf_tokenizer, model_card
+from recr1_lite import exports, gguf, gguf_export, gguf_tokenizer, model_card, model_folders
 from recr1_lite.errors import RecR1Error
 from recr1_lite.exports import compare, export
 from recr1_lite.gguf_export import export_gguf
 from recr1_lite.ledger import Ledger
 from recr1_lite.models import load_policy, save_adapter
 from recr1_lite.prompts import Prompt
+from recr1_lite.wheels import sha256_of
 
 TEMPLATE = ("{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -230,15 +231,9 @@ def test_any_text_has_the_same_tokens(split, text):
 
 
 @pytest.fixture(scope="module")
-def smollm2():
+def smollm2(smollm2_folder):
     """The real model's tokenizer, and the same through the fields of a GGUF file."""
-    try:
-        folder = assets.model_folder()
-    except RecR1Error as problem:
-        if assets.offline():
-            pytest.skip(str(problem))
-        raise
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     return tokenizer, gguf_tokenizer.read(gguf_tokenizer.describe(tokenizer, 49152), 8192)
 
 
@@ -383,7 +378,7 @@ def rewritten(file: Path, new: Path, drop: str = "", **changes) -> Path:
 def test_a_foreign_file_is_told_in_one_sentence_and_leaves_nothing(llama, cache, tmp_path, changes, message):
     file = rewritten(export_gguf(llama, tmp_path / "m.gguf", "f32"), tmp_path / "other.gguf", **changes)
     with pytest.raises(RecR1Error, match=message) as error:
-        gguf.folder_of(file)
+        model_folders.folder_of(file)
     assert sentence(error).startswith("other.gguf")
     assert not (cache / "models").exists() or list((cache / "models").iterdir()) == []
 
@@ -394,13 +389,13 @@ def test_a_file_cut_short_anywhere(llama, cache, tmp_path):
     for size in [0, 3, 4, 10, 30, 100, 3000, 9000, len(whole) // 2, len(whole) - 40]:
         cut.write_bytes(whole[:size])
         with pytest.raises(RecR1Error, match="cut.gguf is no whole GGUF file") as error:
-            gguf.folder_of(cut)
+            model_folders.folder_of(cut)
         sentence(error)
     cut.write_bytes(whole[:40] + b"\xff" * 16 + whole[56:])  # a length of 2^64 - 1
     with pytest.raises(RecR1Error, match="cut.gguf is no whole GGUF file"):
-        gguf.folder_of(cut)
+        model_folders.folder_of(cut)
     with pytest.raises(RecR1Error, match="there is no file"):
-        gguf.folder_of(tmp_path / "none.gguf")
+        model_folders.folder_of(tmp_path / "none.gguf")
     assert not (cache / "models").exists() or list((cache / "models").iterdir()) == []
 
 
@@ -408,7 +403,7 @@ def test_the_cache_keeps_the_last_three_of_them_and_nothing_else_goes(llama, cac
     (cache / "models" / "gguf-mine").mkdir(parents=True)
     folders = []
     for number in range(5):
-        folders.append(gguf.folder_of(export_gguf(llama, tmp_path / f"{number}.gguf", "f32", name=f"model {number}")))
+        folders.append(model_folders.folder_of(export_gguf(llama, tmp_path / f"{number}.gguf", "f32", name=f"model {number}")))
         os.utime(folders[-1], (number, number))
     assert [folder.exists() for folder in folders] == [False, False, True, True, True]
     assert (cache / "models" / "gguf-mine").is_dir()
@@ -416,14 +411,14 @@ def test_the_cache_keeps_the_last_three_of_them_and_nothing_else_goes(llama, cac
 
 def test_a_file_becomes_a_folder_once(llama, cache, tmp_path, monkeypatch, capfd, network):
     file = export_gguf(llama, tmp_path / "m.gguf", "f32")
-    folder = gguf.folder_of(file)
+    folder = model_folders.folder_of(file)
     assert folder.parent == cache / "models" and "m.gguf" in (folder / "CONVERSION.md").read_text()
     assert "turning m.gguf into a float32 model folder" in capfd.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(gguf, "convert", lambda *_: pytest.fail("converted again"))
-        assert gguf.folder_of(shutil.move(file, tmp_path / "renamed.gguf")) == folder
+        assert model_folders.folder_of(shutil.move(file, tmp_path / "renamed.gguf")) == folder
     (folder / "config.json").unlink()
-    assert gguf.folder_of(tmp_path / "renamed.gguf") == folder and (folder / "config.json").is_file()
+    assert model_folders.folder_of(tmp_path / "renamed.gguf") == folder and (folder / "config.json").is_file()
     policy = load_policy(tiny_profile(tmp_path / "renamed.gguf"), trainable=False)
     assert torch.equal(policy.model(torch.tensor([[5, 6]])).logits,
                        AutoModelForCausalLM.from_pretrained(llama)(torch.tensor([[5, 6]])).logits)
@@ -449,7 +444,7 @@ def test_float32_says_the_same_everywhere(kind, tmp_path, network):
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {"adapter", "merged", "model-f32.gguf", "export.json"}
     assert json.loads((out / "export.json").read_text()) == json.loads(json.dumps(told))
-    assert told["files"]["model-f32.gguf"]["sha256"] == gguf.sha256_of(out / "model-f32.gguf")
+    assert told["files"]["model-f32.gguf"]["sha256"] == sha256_of(out / "model-f32.gguf")
     assert not any(str(tmp_path) in file.read_text(errors="ignore") for file in out.rglob("*.json"))
     assert "attn_implementation" not in (out / "merged" / "config.json").read_text() and network == []
     before, after = (exports.measure(load_policy(profile, adapter=folder, trainable=False), QUESTION, ASKED, profile)
