@@ -14,10 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from recr1_lite.engines import build_retriever
-from recr1_lite.metrics import mean_interval, ndcg, paired_interval
+from recr1_lite.search import build_retriever
+from recr1_lite.search.metrics import mean_interval, ndcg, paired_interval
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.clothing import GARMENTS
+
 
 def with_rule(request: str) -> str:
     words = [word.strip(".,!?") for word in request.lower().split()]
@@ -30,13 +31,16 @@ kinds = {item: title.rsplit(" #", 1)[0] for item, title in zip(task.items["item_
 answers = [kinds[next(iter(relevant))] for relevant in task.val["relevant"]]
 rows = {"message": list(task.val["request"]), "class alone": answers}
 for times in (1, 2, 4, 8):
-    rows[f"message + class x {times}"] = [f"{request}{f' {kind}' * times}"
-                                          for request, kind in zip(task.val["request"], answers)]
+    rows[f"message + class x {times}"] = [
+        f"{request}{f' {kind}' * times}" for request, kind in zip(task.val["request"], answers)
+    ]
 rows["message + its garment words x 4"] = [with_rule(request) for request in task.val["request"]]
 raw: list[float] = []
 for name, queries in rows.items():
     hits = retriever.search(queries, task.k_eval)
     scores = [ndcg(ids, relevant, task.k_eval) for (ids, _), relevant in zip(hits, task.val["relevant"])]
     raw = raw or scores
-    print(f"{name:32} nDCG@{task.k_eval} {mean_interval(scores)}  minus message {paired_interval(scores, raw)}  "
-          f"n = {len(scores)}")
+    print(
+        f"{name:32} nDCG@{task.k_eval} {mean_interval(scores)}  minus message {paired_interval(scores, raw)}  "
+        f"n = {len(scores)}"
+    )

@@ -27,13 +27,19 @@ DONE, FAILED, REFUSED, AGAIN, STOPPED = 0, 1, 2, 3, 130
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n", 2)[2],
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        epilog=__doc__.split("\n\n", 2)[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument("--out", type=Path, help="the JSON file (default: build/gpu.json; a dry run: a temporary folder)")
     top.add_argument("--parts", default=",".join(NAMES), help="which, between commas (default: all)")
     top.add_argument("--minutes", type=float, default=8.0, help="of each part in this call (default: 8)")
-    top.add_argument("--work", type=Path, help="folder for models and checkpoints, up to 11 GB (default: under the "
-                     "runs folder; a dry run: beside --out)")
+    top.add_argument(
+        "--work",
+        type=Path,
+        help="folder for models and checkpoints, up to 11 GB (default: under the runs folder; a dry run: beside --out)",
+    )
     top.add_argument("--dry-run", action="store_true", help="tiny sizes on whatever device is here")
     top.add_argument("--fresh", action="store_true", help="measure the parts anew, whatever --out holds of them")
     top.add_argument("--retry", action="store_true", help="measure cells that failed again")
@@ -52,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     # unsloth would take memory on the GPU in this process too, which only counts what the others measure
     before = os.environ.get("RECR1_BACKEND")
     os.environ["RECR1_BACKEND"] = "transformers"
-    from recr1_lite.errors import RecR1Error
+    from recr1_lite.common import RecR1Error
 
     try:
         return run(arguments)
@@ -73,20 +79,24 @@ def run(arguments) -> int:
     import gpu_run
     import gpu_tables
 
-    from recr1_lite.errors import RecR1Error
+    from recr1_lite.common import RecR1Error
 
     if arguments.tables:
         print(gpu_tables.report(gpu_book.read(arguments.tables)))
         return DONE
     parts = [name.strip() for name in arguments.parts.split(",") if name.strip()]
     if not parts or set(parts) - set(NAMES) or arguments.minutes <= 0:
-        raise RecR1Error(f"--parts {arguments.parts} --minutes {arguments.minutes:g}: take some of "
-                         f"{', '.join(NAMES)}, and more than 0 minutes")
+        raise RecR1Error(
+            f"--parts {arguments.parts} --minutes {arguments.minutes:g}: take some of "
+            f"{', '.join(NAMES)}, and more than 0 minutes"
+        )
     out, work = places(arguments)
     here = gpu_book.machine(arguments.dry_run)
     if not here.cuda and not here.dry:
-        raise RecR1Error("there is no CUDA GPU here, so there is nothing to measure; `python benchmarks/gpu.py "
-                         "--dry-run` takes the same code through tiny sizes")
+        raise RecR1Error(
+            "there is no CUDA GPU here, so there is nothing to measure; `python benchmarks/gpu.py "
+            "--dry-run` takes the same code through tiny sizes"
+        )
     book = gpu_book.Book(out, here, work, tuple(parts) if arguments.fresh else ())
     if arguments.fresh:
         gpu_run.forget(work, parts)
@@ -106,8 +116,7 @@ def run(arguments) -> int:
 
 def places(arguments) -> tuple[Path, Path]:
     """The JSON file and the work folder. Raises RecR1Error for a dry run among the results."""
-    from recr1_lite.errors import RecR1Error
-    from recr1_lite.files import runs_folder
+    from recr1_lite.common import RecR1Error, runs_folder
 
     if not arguments.dry_run:
         out = (arguments.out or Path("build/gpu.json")).resolve()

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recr1_lite import ledger
-from recr1_lite.errors import RecR1Error
-from recr1_lite.files import atomic_write
+from recr1_lite.common import RecR1Error, atomic_write
 
 FINAL = ("done", "does not fit", "failed")  # measured; "not run" and "unfinished" are looked at again
 GB, GIB = 1e9, 2**30  # sizes are told in the one; a card of 12 GB has 12 of the other
@@ -81,8 +80,9 @@ def smi(query: str) -> str | None:
     if not shutil.which("nvidia-smi"):
         return None
     try:
-        done = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True,
-                              text=True, timeout=30)
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
@@ -108,10 +108,18 @@ class Book:
         head = {"dry_run": here.dry, "device": here.name}
         for key, value in head.items():
             if rows and self.content.get(key, value) != value:
-                raise RecR1Error(f"{path} was measured with {key} {self.content[key]!r} and this is {value!r}; give "
-                                 "another --out, or --fresh")
-        self.content |= head | {"driver": here.driver, "memory": here.memory, "capability": list(here.capability),
-                                "versions": ledger.versions(), "commit": ledger.commit(), "command": command()}
+                raise RecR1Error(
+                    f"{path} was measured with {key} {self.content[key]!r} and this is {value!r}; give "
+                    "another --out, or --fresh"
+                )
+        self.content |= head | {
+            "driver": here.driver,
+            "memory": here.memory,
+            "capability": list(here.capability),
+            "versions": ledger.versions(),
+            "commit": ledger.commit(),
+            "command": command(),
+        }
 
     def row(self, name: str) -> dict | None:
         return self.content["cells"].get(name)
@@ -131,8 +139,15 @@ class Book:
     def put(self, cell: Cell, row: Mapping, seconds: float = 0.0) -> dict:
         """Write the row of a cell. Raises RecR1Error where the file cannot be written."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.rows[cell.name] = {"state": "done", **row, "settings": cell.settings, "seconds": round(seconds, 1),
-                                "time": now, "command": command(), "commit": ledger.commit()}
+        self.rows[cell.name] = {
+            "state": "done",
+            **row,
+            "settings": cell.settings,
+            "seconds": round(seconds, 1),
+            "time": now,
+            "command": command(),
+            "commit": ledger.commit(),
+        }
         self.content = self.without_paths(self.content | {"updated": now})
         try:
             atomic_write(self.path, json.dumps(self.content, indent=1) + "\n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import gpu_models
@@ -14,8 +15,10 @@ from gpu_book import Cell, Machine
 
 TINY, REAL = gpu_models.TINY.name, gpu_models.REAL
 BNB = ("torch", "transformers", "peft", "trl", "bitsandbytes")
-SIZES = {True: dict(n=4, prompt_tokens=24, tokens=4, prompts=2, group=4),  # dry run
-         False: dict(n=64, prompt_tokens=64, tokens=16, prompts=8, group=8)}
+SIZES = {
+    True: dict(n=4, prompt_tokens=24, tokens=4, prompts=2, group=4),  # dry run
+    False: dict(n=64, prompt_tokens=64, tokens=16, prompts=8, group=8),
+}
 
 
 def cells(here: Machine) -> list[Cell]:
@@ -45,8 +48,9 @@ def cells(here: Machine) -> list[Cell]:
 def weights_cell(part: str, model: str, dtype: str, here: Machine, seconds: float = 60.0) -> Cell:
     """Making a model with random weights."""
     folder = gpu_models.folder_name(model, dtype)
-    return Cell(f"{part}/weights/{folder}", dict(kind="weights", shape=model, dtype=dtype), seconds,
-                artifact=f"models/{folder}")
+    return Cell(
+        f"{part}/weights/{folder}", dict(kind="weights", shape=model, dtype=dtype), seconds, artifact=f"models/{folder}"
+    )
 
 
 def measure(settings: dict, work: Path, stop_at: float) -> dict:
@@ -62,9 +66,22 @@ def profile_of(settings: dict, work: Path, **changes):
     from recr1_lite.profiles import PROFILES
 
     model = gpu_models.model_source(settings["model"], settings["dtype"], work)
-    return PROFILES["cpu"].but(**(dict(
-        name="benchmark", model=model, dtype=settings["dtype"], max_completion_tokens=settings["tokens"], steps=1,
-        prompts_per_step=settings["prompts"], group_size=settings["group"], validate_every=1) | changes))
+    return replace(
+        PROFILES["cpu"],
+        **(
+            dict(
+                name="benchmark",
+                model=model,
+                dtype=settings["dtype"],
+                max_completion_tokens=settings["tokens"],
+                steps=1,
+                prompts_per_step=settings["prompts"],
+                group_size=settings["group"],
+                validate_every=1,
+            )
+            | changes
+        ),
+    )
 
 
 def world(settings: dict, tokenizer) -> tuple:
@@ -72,7 +89,7 @@ def world(settings: dict, tokenizer) -> tuple:
     if settings["model"] != REAL:
         data = gpu_models.examples(tokenizer, 2 * max(settings["n"], settings["prompts"]), settings["prompt_tokens"])
         return data, gpu_models.PROMPT, gpu_models.retriever(), 10
-    from recr1_lite.retrievers import BM25Retriever
+    from recr1_lite.search.bm25 import BM25Retriever
     from recr1_lite.tasks import load_task
 
     task = load_task("clothing")
@@ -82,9 +99,11 @@ def world(settings: dict, tokenizer) -> tuple:
 def pairs(settings: dict, policy) -> list[tuple[str, str]]:
     """n rendered prompts, each with a completion of words from another request: any text will do."""
     data, prompt, _, _ = world(settings, policy.tokenizer)
-    asked = data["request"].tolist()[:2 * settings["n"]]
-    return [(prompt.render(policy.tokenizer, asked[at]), " " + " ".join(asked[-at - 1].split()[:settings["tokens"]]))
-            for at in range(settings["n"])]
+    asked = data["request"].tolist()[: 2 * settings["n"]]
+    return [
+        (prompt.render(policy.tokenizer, asked[at]), " " + " ".join(asked[-at - 1].split()[: settings["tokens"]]))
+        for at in range(settings["n"])
+    ]
 
 
 def adapter_folder(settings: dict, work: Path) -> Path:
@@ -95,7 +114,7 @@ def shaken_policy(settings: dict, work: Path):
     """The profile's model with an adapter that does something; transformers makes and saves it, unsloth loads it."""
     import grpo_step
 
-    from recr1_lite.models import load_policy, save_adapter
+    from recr1_lite.policy.models import load_policy, save_adapter
 
     folder, profile = adapter_folder(settings, work) / "adapter", profile_of(settings, work)
     if settings["backend"] == "transformers":
@@ -109,14 +128,18 @@ def logps(settings: dict, work: Path) -> dict:
     """Log-probabilities of n completions under one backend; for unsloth also how far they are from transformers'."""
     from safetensors.torch import load_file, save_file
 
-    from recr1_lite.models import token_logps
+    from recr1_lite.policy.models import token_logps
 
     policy, _ = shaken_policy(settings, work)
     values = token_logps(policy, pairs(settings, policy)).float().cpu()
     folder = adapter_folder(settings, work)
     save_file({"logps": values.contiguous()}, folder / f"{settings['backend']}.safetensors")
-    row = {"n": settings["n"], "tokens": int((values != 0).sum()), "mean_logp": float(values[values != 0].mean()),
-           "backend": policy.backend}
+    row = {
+        "n": settings["n"],
+        "tokens": int((values != 0).sum()),
+        "mean_logp": float(values[values != 0].mean()),
+        "backend": policy.backend,
+    }
     if settings["backend"] == "unsloth":
         row |= apart(values, load_file(folder / "transformers.safetensors")["logps"])
     return row
@@ -130,18 +153,20 @@ def apart(values, others) -> dict:
 
 def four_bit(settings: dict, work: Path) -> dict:
     """What NF4 costs on the bare model: nats a token on what 16 bits answer, and greedy rewrites that stay the same."""
-    from recr1_lite.models import load_policy, token_logps
-    from recr1_lite.rewriters import ModelRewriter
+    from recr1_lite.policy.models import load_policy, token_logps
+    from recr1_lite.policy.rewriters import ModelRewriter
 
     profile, values, answers = profile_of(settings, work), [], []
     for four in (False, True):
-        policy = load_policy(profile.but(load_in_4bit=four), trainable=False)
+        policy = load_policy(replace(profile, load_in_4bit=four), trainable=False)
         data, prompt, _, _ = world(settings, policy.tokenizer)
-        asked = data["request"].tolist()[:settings["n"]]
+        asked = data["request"].tolist()[: settings["n"]]
         rewriter = ModelRewriter(policy, prompt, "greedy", settings["tokens"], batch_size=32)
         answers.append([answer.completion for answer in rewriter.complete(asked)])
-        text = [(prompt.render(policy.tokenizer, request), answer or " none")
-                for request, answer in zip(asked, answers[0], strict=True)]
+        text = [
+            (prompt.render(policy.tokenizer, request), answer or " none")
+            for request, answer in zip(asked, answers[0], strict=True)
+        ]
         values.append(token_logps(policy, text).float().cpu())
         del policy, rewriter
     same = sum(a == b for a, b in zip(*answers, strict=True))

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import gpu_models
@@ -20,10 +20,22 @@ from gpu_book import Cell, Machine
 METHODS = ("GRPO", "SFT", "rejection SFT")
 SECONDS_TO_STOP = 30.0  # for the running step, a validation and the checkpoint
 LARGE = 20e9  # bytes of a card that takes the whole step in one backward pass
-REAL_SIZES = dict(steps=300, prompts_per_step=32, group_size=12, max_completion_tokens=5, n_val=200, n_test=400,
-                  batch_size=200)
-DRY_SIZES = dict(steps=2, prompts_per_step=2, group_size=4, max_completion_tokens=4, n_val=4, n_test=4, sft_batch=4,
-                 best_of=2, validate_every=1, n_capability=1, batch_size=8)
+REAL_SIZES = dict(
+    steps=300, prompts_per_step=32, group_size=12, max_completion_tokens=5, n_val=200, n_test=400, batch_size=200
+)
+DRY_SIZES = dict(
+    steps=2,
+    prompts_per_step=2,
+    group_size=4,
+    max_completion_tokens=4,
+    n_val=4,
+    n_test=4,
+    sft_batch=4,
+    best_of=2,
+    validate_every=1,
+    n_capability=1,
+    batch_size=8,
+)
 
 
 def cells(here: Machine) -> list[Cell]:
@@ -31,12 +43,25 @@ def cells(here: Machine) -> list[Cell]:
     sizes = DRY_SIZES if here.dry else REAL_SIZES | dict(micro_batch=None if here.memory > LARGE else 96)
     model = gpu_models.TINY.name if here.dry else gpu_models.REAL
     main = dict(kind="methods", run="loop", model=model, methods=METHODS, sizes=dict(sizes, dtype="float32"))
-    short = dict(kind="methods", run="loop-unsloth", model=model, methods=("GRPO",),
-                 sizes=dict(sizes, dtype=here.dtype, steps=2 if here.dry else 100, micro_batch=8 if here.dry else 96))
-    found = [Cell("loop/methods", main, 60),
-             Cell("loop/capability", main | dict(kind="capability"), 60, after="loop/methods"),
-             Cell("loop/unsloth", short, 60, needs=("torch", "transformers", "peft", "trl", "unsloth"),
-                  backend="unsloth", cuda=True)]
+    short = dict(
+        kind="methods",
+        run="loop-unsloth",
+        model=model,
+        methods=("GRPO",),
+        sizes=dict(sizes, dtype=here.dtype, steps=2 if here.dry else 100, micro_batch=8 if here.dry else 96),
+    )
+    found = [
+        Cell("loop/methods", main, 60),
+        Cell("loop/capability", main | dict(kind="capability"), 60, after="loop/methods"),
+        Cell(
+            "loop/unsloth",
+            short,
+            60,
+            needs=("torch", "transformers", "peft", "trl", "unsloth"),
+            backend="unsloth",
+            cuda=True,
+        ),
+    ]
     if here.dry:
         from gpu_correctness import weights_cell
 
@@ -48,7 +73,7 @@ def profile_of(settings: dict, work: Path):
     from recr1_lite.profiles import PROFILES
 
     model = gpu_models.model_source(settings["model"], "float32", work)
-    return PROFILES["cpu"].but(name="benchmark", model=model, **settings["sizes"])
+    return replace(PROFILES["cpu"], name="benchmark", model=model, **settings["sizes"])
 
 
 def measure(settings: dict, work: Path, stop_at: float) -> dict:
@@ -57,9 +82,9 @@ def measure(settings: dict, work: Path, stop_at: float) -> dict:
         return gpu_models.make(settings["shape"], settings["dtype"], work)
     if trouble := gpu_models.cached():
         return {"state": "not run", "why": trouble}
-    from recr1_lite.comparison import check_capability, compare_methods
-    from recr1_lite.errors import RecR1Error
+    from recr1_lite.common import RecR1Error
     from recr1_lite.ledger import Ledger
+    from recr1_lite.recipes.comparison import check_capability, compare_methods
 
     profile, out = profile_of(settings, work), work / settings["run"]
     ledger = Ledger(work / f"{settings['run']}.jsonl")
@@ -103,10 +128,13 @@ def stopping_at(moment: float):
 
 def progress(out: Path, profile) -> str:
     """Where a stopped run is."""
-    from recr1_lite.running import last_checkpoint
+    from recr1_lite.train.loop import last_checkpoint
 
-    places = [f"{folder.name} at step {checkpoint.name.rpartition('-')[2]}" for folder in sorted(out.glob("*"))
-              if folder.is_dir() and (checkpoint := last_checkpoint(folder))]
+    places = [
+        f"{folder.name} at step {checkpoint.name.rpartition('-')[2]}"
+        for folder in sorted(out.glob("*"))
+        if folder.is_dir() and (checkpoint := last_checkpoint(folder))
+    ]
     place = ", ".join(places) or "before the first checkpoint"
     return f"the minutes were used up ({place}; GRPO takes {profile.steps} steps)"
 
@@ -116,21 +144,32 @@ def curves(ledger) -> dict:
     found = {}
     for row in ledger.rows("train"):
         found[row["method"]] = {
-            "val": [{key: point[key] for key in ("step", "mean", "low", "high", "n", "seconds")}
-                    for point in row["val"]],
-            "best_step": row["best_step"], "seconds": row["seconds"], "stopped": row["stopped"], "cost": row["cost"],
-            "raw": row["baselines"]["raw request"], "metric": row["metric"], "steps": len(row["curve"]),
+            "val": [
+                {key: point[key] for key in ("step", "mean", "low", "high", "n", "seconds")} for point in row["val"]
+            ],
+            "best_step": row["best_step"],
+            "seconds": row["seconds"],
+            "stopped": row["stopped"],
+            "cost": row["cost"],
+            "raw": row["baselines"]["raw request"],
+            "metric": row["metric"],
+            "steps": len(row["curve"]),
             "step_seconds": sum(step["seconds"] for step in row["curve"]) / max(1, len(row["curve"])),
-            "reward": [[step["step"], step["reward"]] for step in row["curve"] if "reward" in step]}
+            "reward": [[step["step"], step["reward"]] for step in row["curve"] if "reward" in step],
+        }
     return {"methods": found}
 
 
 def tests(ledger) -> dict:
     """The last sealed-test row of each rewriter, and the paired differences between them."""
-    scores = {row["method"]: dict(next(iter(row["metrics"].values())), metric=next(iter(row["metrics"])))
-              for row in ledger.rows("eval") if row["split"] == "test"}
-    differences = {f"{row['a']} - {row['b']}": row["difference"] for row in ledger.rows("compare")
-                   if row["split"] == "test"}
+    scores = {
+        row["method"]: dict(next(iter(row["metrics"].values())), metric=next(iter(row["metrics"])))
+        for row in ledger.rows("eval")
+        if row["split"] == "test"
+    }
+    differences = {
+        f"{row['a']} - {row['b']}": row["difference"] for row in ledger.rows("compare") if row["split"] == "test"
+    }
     return {"test": scores, "differences": differences}
 
 
@@ -139,7 +178,10 @@ def abilities(ledger) -> dict:
     scores: dict[str, dict] = {}
     for row in ledger.rows("capability"):
         scores.setdefault(row["method"], {})[f"{row['task']} {row['metric']}"] = {
-            key: row[key] for key in ("mean", "low", "high", "n")}
-    changes = {f"{row['a']} - {row['b']}: {row['task']} {row['metric']}": row["difference"]
-               for row in ledger.rows("capability_compare")}
+            key: row[key] for key in ("mean", "low", "high", "n")
+        }
+    changes = {
+        f"{row['a']} - {row['b']}: {row['task']} {row['metric']}": row["difference"]
+        for row in ledger.rows("capability_compare")
+    }
     return {"capability": scores, "changes": changes}

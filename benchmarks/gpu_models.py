@@ -12,20 +12,32 @@ import numpy as np
 import pandas as pd
 
 from recr1_lite import assets
-from recr1_lite.errors import RecR1Error
-from recr1_lite.prompts import Prompt
-from recr1_lite.retrievers import CallableRetriever
+from recr1_lite.common import RecR1Error
+from recr1_lite.search.base import CallableRetriever
 from recr1_lite.shapes import SHAPES, Shape, config_of
+from recr1_lite.tasks.prompts import Prompt
 
 REAL = "smollm2-135m-instruct"
 SPEED_SHAPES = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
-TINY = Shape(name="tiny", hidden=128, layers=2, heads=2, kv_heads=1, head_dim=64, intermediate=256, vocab=512,
-             tied=True, attention_bias=True)  # of Qwen's kind, and of a width that every kernel takes
+TINY = Shape(
+    name="tiny",
+    hidden=128,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=64,
+    intermediate=256,
+    vocab=512,
+    tied=True,
+    attention_bias=True,
+)  # of Qwen's kind, and of a width that every kernel takes
 PROMPT = Prompt(style="compact", instruction="find {request}")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = [first + second for first in "bcdfghjklmnprstvwz" for second in "aeiou"]
-TEMPLATE = ("{% for turn in messages %}<|im_start|>{{ turn.role }} {{ turn.content }}<|im_end|>{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}")
+TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }} {{ turn.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
 
 
 def shape(name: str) -> Shape:
@@ -76,8 +88,11 @@ def make(name: str, dtype: str, work: Path) -> dict:
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return {"bytes": sum(file.stat().st_size for file in target.glob("*.safetensors")),
-            "parameters": sum(weight.numel() for weight in model.parameters()), "shape": asdict(shape(name))}
+    return {
+        "bytes": sum(file.stat().st_size for file in target.glob("*.safetensors")),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "shape": asdict(shape(name)),
+    }
 
 
 def tokenizer_for(vocab: int):
@@ -94,13 +109,21 @@ def tokenizer_for(vocab: int):
         raise RecR1Error(f"a vocabulary of {vocab} tokens is too small for the benchmark; take {len(names)} or more")
     names += [f"Ġx{number}" for number in range(vocab - len(names))]
     plain = Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=merges))
-    plain.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    plain.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     plain.decoder = decoders.ByteLevel()
     plain.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
-    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token=SPECIAL[0], unk_token=SPECIAL[0],
-                                   eos_token=SPECIAL[-1], chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        pad_token=SPECIAL[0],
+        unk_token=SPECIAL[0],
+        eos_token=SPECIAL[-1],
+        chat_template=TEMPLATE,
+    )
 
 
 def requests(tokenizer, n: int, tokens: int, seed: int = 0) -> list[str]:
@@ -119,8 +142,13 @@ def requests(tokenizer, n: int, tokens: int, seed: int = 0) -> list[str]:
 
 def examples(tokenizer, n: int, tokens: int) -> pd.DataFrame:
     """Examples as a task has them, of prompts with `tokens` tokens."""
-    return pd.DataFrame({"example_id": [f"e{row}" for row in range(n)], "request": requests(tokenizer, n, tokens),
-                         "relevant": [{"gold": 1.0}] * n})
+    return pd.DataFrame(
+        {
+            "example_id": [f"e{row}" for row in range(n)],
+            "request": requests(tokenizer, n, tokens),
+            "relevant": [{"gold": 1.0}] * n,
+        }
+    )
 
 
 def targets(tokenizer, profile):
@@ -132,6 +160,7 @@ def targets(tokenizer, profile):
 
 def retriever() -> CallableRetriever:
     """Puts `gold` on a rank from 1 to 9 that depends on the query alone, so that rollouts are paid differently."""
+
     def search(queries: list[str], k: int) -> list[list[str]]:
         places = [zlib.crc32(query.encode()) % 9 for query in queries]
         return [([f"i{at}" for at in range(place)] + ["gold"])[:k] for place in places]

@@ -15,12 +15,15 @@ from pathlib import Path
 
 from gpu_book import GB, Book, Cell, Machine, failure, missing
 
-from recr1_lite.files import atomic_write
-from recr1_lite.progress import bar
+from recr1_lite.common import atomic_write, bar
 
 GRACE = 45.0  # seconds after the end of its time in which a process may still hand in what it has
-QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-         "UNSLOTH_DISABLE_STATISTICS": "1"}
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+}
 
 
 def part(book: Book, module: str, here: Machine, minutes: float, retry: bool = False) -> bool:
@@ -66,8 +69,12 @@ def run_cell(work: Path, cell: Cell, here: Machine, stop_at: float, module: str)
     if here.dry and not here.cuda and cell.part != "environment":
         log = log_of(cell, work)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with (environment(cell), log.open("w") as words, contextlib.redirect_stdout(words),
-              contextlib.redirect_stderr(words)):
+        with (
+            environment(cell),
+            log.open("w") as words,
+            contextlib.redirect_stdout(words),
+            contextlib.redirect_stderr(words),
+        ):
             return attempt(order, work)
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work, prefix="cell-") as folder:
@@ -90,8 +97,9 @@ def wait(cell: Cell, folder: Path, work: Path, stop_at: float) -> int | None:
     script = Path(__file__).with_name("gpu.py")
     with log.open("wb") as words:
         # in the work folder: unsloth writes the trainers that it compiles into the folder where it runs
-        child_ = subprocess.Popen([sys.executable, str(script), "--child", str(folder)], cwd=work,
-                                  stdout=words, stderr=subprocess.STDOUT)
+        child_ = subprocess.Popen(
+            [sys.executable, str(script), "--child", str(folder)], cwd=work, stdout=words, stderr=subprocess.STDOUT
+        )
         try:
             with bar(total=round(cell.seconds), desc=cell.name, unit="s") as shown:
                 while time.time() < stop_at + GRACE:
@@ -177,7 +185,14 @@ def real_plan() -> str:
     import gpu_speed
 
     example = Machine(False, True, "a GPU", 24 * 2**30, (8, 0))
-    counts = [f"{len(importlib.import_module(f'gpu_{name}').cells(example))} of {name}"
-              for name in ("environment", "correctness", "loop", "speed")]
-    return "\n".join([f"a real run measures {', '.join(counts)}, as far as the card allows. Cells without a cap:", "",
-                      gpu_speed.plan(gpu_speed.cells(example))])
+    counts = [
+        f"{len(importlib.import_module(f'gpu_{name}').cells(example))} of {name}"
+        for name in ("environment", "correctness", "loop", "speed")
+    ]
+    return "\n".join(
+        [
+            f"a real run measures {', '.join(counts)}, as far as the card allows. Cells without a cap:",
+            "",
+            gpu_speed.plan(gpu_speed.cells(example)),
+        ]
+    )

@@ -24,10 +24,12 @@ SMALLER = 2  # rollouts of stock's micro-batch in the cells that ask how far it 
 def cells(here: Machine) -> list[Cell]:
     """Weights just before they are needed; then the 3B shape at group 8, its caps, its SFT, and what follows."""
     if here.dry:
-        return [weights_cell("speed", gpu_models.TINY.name, here.dtype, here),
-                *(step_cell(here, gpu_models.TINY.name, "grpo", side, 4) for side in SIDES),
-                *(step_cell(here, gpu_models.TINY.name, "sft", side, 4) for side in ("ours", "stock")),
-                step_cell(here, gpu_models.TINY.name, "grpo", "ours", 4, cap=CAPS[0])]
+        return [
+            weights_cell("speed", gpu_models.TINY.name, here.dtype, here),
+            *(step_cell(here, gpu_models.TINY.name, "grpo", side, 4) for side in SIDES),
+            *(step_cell(here, gpu_models.TINY.name, "sft", side, 4) for side in ("ours", "stock")),
+            step_cell(here, gpu_models.TINY.name, "grpo", "ours", 4, cap=CAPS[0]),
+        ]
     big, middle, small = gpu_models.SPEED_SHAPES
     found = [step_cell(here, big, "grpo", side, 8) for side in SIDES]
     found += [step_cell(here, big, "grpo", side, 8, cap=cap) for cap in CAPS for side in SIDES]
@@ -36,11 +38,18 @@ def cells(here: Machine) -> list[Cell]:
     found += [step_cell(here, big, "grpo", "stock", 8, micro=SMALLER, cap=cap) for cap in (None, *CAPS)]
     found += [step_cell(here, shape, "grpo", side, 12) for shape in (big, middle, small) for side in SIDES]
     found += [step_cell(here, shape, "sft", side, 8) for shape in (middle, small) for side in SIDES]
-    found += [step_cell(here, shape, "grpo", side, group, cap=cap)
-              for shape, group in ((middle, 8), (small, 8), (big, 12), (middle, 12), (small, 12))
-              for cap in CAPS for side in SIDES]
-    found += [step_cell(here, shape, "sft", side, 8, cap=cap)
-              for shape in (big, middle, small) for cap in CAPS for side in SIDES]
+    found += [
+        step_cell(here, shape, "grpo", side, group, cap=cap)
+        for shape, group in ((middle, 8), (small, 8), (big, 12), (middle, 12), (small, 12))
+        for cap in CAPS
+        for side in SIDES
+    ]
+    found += [
+        step_cell(here, shape, "sft", side, 8, cap=cap)
+        for shape in (big, middle, small)
+        for cap in CAPS
+        for side in SIDES
+    ]
     done, ordered = set(), []
     for cell in found:
         if cell.settings["shape"] not in done:
@@ -50,11 +59,22 @@ def cells(here: Machine) -> list[Cell]:
     return ordered
 
 
-def step_cell(here: Machine, shape: str, trainer: str, side: str, group: int, cap: int | None = None,
-              micro: int | None = None) -> Cell:
+def step_cell(
+    here: Machine, shape: str, trainer: str, side: str, group: int, cap: int | None = None, micro: int | None = None
+) -> Cell:
     """A cell of steps. Without a cap: one step to warm up and two that count; with one: a single step, does it fit?"""
-    settings = dict(kind="steps", shape=shape, trainer=trainer, side=side, group=group, micro=micro or group, cap=cap,
-                    steps=1 if cap else 3, dtype=here.dtype, **(DRY_SIZES if here.dry else REAL_SIZES))
+    settings = dict(
+        kind="steps",
+        shape=shape,
+        trainer=trainer,
+        side=side,
+        group=group,
+        micro=micro or group,
+        cap=cap,
+        steps=1 if cap else 3,
+        dtype=here.dtype,
+        **(DRY_SIZES if here.dry else REAL_SIZES),
+    )
     short = shape.rpartition("/")[2].lower().removesuffix("-instruct")
     size = f"{'g' if trainer == 'grpo' else 'b'}{group}"  # a group of rollouts, a batch of targets
     name = f"speed/{short}/{trainer}/{size}" + (f"/micro{micro}" if micro else "") + f"/{side}"
@@ -84,8 +104,13 @@ def implied(cell: Cell, rows: dict[str, dict], here: Machine) -> dict | None:
     for smaller in [other for other in CAPS if other < cap]:
         row = rows.get(f"{base}/{smaller}GB")
         if row and row["state"] == "done":
-            return {"state": "done", "implied": True, "why": f"it fits in {smaller} GB",
-                    "peak_allocated": row["peak_allocated"], "peak_reserved": row["peak_reserved"]}
+            return {
+                "state": "done",
+                "implied": True,
+                "why": f"it fits in {smaller} GB",
+                "peak_allocated": row["peak_allocated"],
+                "peak_reserved": row["peak_reserved"],
+            }
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gpu_models
@@ -79,9 +80,11 @@ def measure(settings: dict, work: Path, stop_at: float) -> dict:
         except Enough:
             backend = settings["side"]
     return figures(settings, clock) | {
-        "backend": backend, "estimate": estimated(settings),
+        "backend": backend,
+        "estimate": estimated(settings),
         "peak_allocated": torch.cuda.max_memory_allocated() if cuda else None,
-        "peak_reserved": torch.cuda.max_memory_reserved() if cuda else None}
+        "peak_reserved": torch.cuda.max_memory_reserved() if cuda else None,
+    }
 
 
 def limit_memory(cap: float) -> None:
@@ -98,6 +101,7 @@ def limit_memory(cap: float) -> None:
 
 def free_under(cap: float, ask, reserved):
     """What `ask` (torch.cuda.mem_get_info) would say on a card of `cap` GiB; reserved(device): held by this process."""
+
     def told(device=None) -> tuple[int, int]:
         free, total = ask(device)
         return max(0, min(free, int(cap * GIB - RESERVED) - reserved(device))), min(total, int(cap * GIB))
@@ -111,11 +115,21 @@ def profile_of(settings: dict, work: Path | None = None):
 
     name, steps = settings["shape"], settings["steps"]
     model = gpu_models.model_source(name, settings["dtype"], work) if work else name
-    return PROFILES["gpu24"].but(
-        name="benchmark", model=model, dtype=settings["dtype"], load_in_4bit=settings["four_bit"],
-        prompts_per_step=settings["prompts"], group_size=settings["group"], micro_batch=settings["micro"], steps=steps,
-        max_prompt_tokens=settings["prompt_tokens"], max_completion_tokens=settings["completion_tokens"],
-        sft_batch=settings["micro"], validate_every=10 * steps)
+    return replace(
+        PROFILES["gpu24"],
+        name="benchmark",
+        model=model,
+        dtype=settings["dtype"],
+        load_in_4bit=settings["four_bit"],
+        prompts_per_step=settings["prompts"],
+        group_size=settings["group"],
+        micro_batch=settings["micro"],
+        steps=steps,
+        max_prompt_tokens=settings["prompt_tokens"],
+        max_completion_tokens=settings["completion_tokens"],
+        sft_batch=settings["micro"],
+        validate_every=10 * steps,
+    )
 
 
 def estimated(settings: dict) -> dict | None:
@@ -124,13 +138,18 @@ def estimated(settings: dict) -> dict | None:
     peak: bytes that a card needs, in `phase`; tensors: those of them that max_memory_allocated counts.
     """
     from recr1_lite import estimate
-    from recr1_lite.errors import RecR1Error
+    from recr1_lite.common import RecR1Error
 
     backend = {"ours": "unsloth"}.get(settings["side"], settings["side"])
     try:
-        found = estimate.memory(gpu_models.shape(settings["shape"]), profile_of(settings), backend=backend,
-                                prompt_tokens=settings["prompt_tokens"], trainer=settings["trainer"],
-                                completion_tokens=settings["completion_tokens"])
+        found = estimate.memory(
+            gpu_models.shape(settings["shape"]),
+            profile_of(settings),
+            backend=backend,
+            prompt_tokens=settings["prompt_tokens"],
+            trainer=settings["trainer"],
+            completion_tokens=settings["completion_tokens"],
+        )
     except RecR1Error:
         return None
     return {"peak": int(found.peak), "tensors": int(found.tensors), "phase": found.phase}
@@ -144,38 +163,67 @@ def figures(settings: dict, clock: Clock) -> dict:
         return {"state": "failed", "why": why}
     counted = counted or first  # a cell under a memory cap has one step, which says nothing about speed
     if settings["trainer"] == "grpo":
-        kept = clock.lengths[-len(counted):]
+        kept = clock.lengths[-len(counted) :]
         tokens = sum(map(sum, kept))
-        rollout = sum(clock.rollouts[-len(counted):]) / len(counted)
-        lengths = {"mean": tokens / sum(map(len, kept)), "shortest": min(map(min, kept)),
-                   "longest": max(map(max, kept))}
+        rollout = sum(clock.rollouts[-len(counted) :]) / len(counted)
+        lengths = {
+            "mean": tokens / sum(map(len, kept)),
+            "shortest": min(map(min, kept)),
+            "longest": max(map(max, kept)),
+        }
     else:
         tokens, rollout = len(counted) * settings["micro"] * settings["completion_tokens"], 0.0
         lengths = {key: settings["completion_tokens"] for key in ("mean", "shortest", "longest")}
     step = sum(counted) / len(counted)
-    return {"state": "done", "counted_steps": len(counted), "warm_up_seconds": sum(first), "step_seconds": step,
-            "rollout_seconds": rollout, "update_seconds": step - rollout, "tokens": tokens,
-            "tokens_per_second": tokens / sum(counted), "lengths": lengths}
+    return {
+        "state": "done",
+        "counted_steps": len(counted),
+        "warm_up_seconds": sum(first),
+        "step_seconds": step,
+        "rollout_seconds": rollout,
+        "update_seconds": step - rollout,
+        "tokens": tokens,
+        "tokens_per_second": tokens / sum(counted),
+        "lengths": lengths,
+    }
 
 
 def our_grpo(profile, folder: Path, clock: Clock) -> str:
-    from recr1_lite import grpo
-    from recr1_lite.models import load_policy
+    from recr1_lite.policy.models import load_policy
+    from recr1_lite.train import grpo
 
     policy = load_policy(profile)
     plain = policy.backend == "unsloth"
     trainer = clock.timed(grpo.PlainGRPOTrainer if plain else grpo.GroupedGRPOTrainer)
     data = gpu_models.examples(policy.tokenizer, profile.prompts_per_step * profile.steps, profile.max_prompt_tokens)
-    grpo.train(policy, data, gpu_models.retriever(), gpu_models.PROMPT, profile, folder, 10, progress=False,
-               watch=clock.tick, trainer_class=trainer)
+    grpo.train(
+        policy,
+        data,
+        gpu_models.retriever(),
+        gpu_models.PROMPT,
+        profile,
+        folder,
+        10,
+        progress=False,
+        watch=clock.tick,
+        trainer_class=trainer,
+    )
     return policy.backend
 
 
 def our_sft(profile, folder: Path, clock: Clock) -> str:
-    from recr1_lite import sft
-    from recr1_lite.models import load_policy
+    from recr1_lite.policy.models import load_policy
+    from recr1_lite.train import sft
 
     policy = load_policy(profile)
-    sft.train(policy, gpu_models.targets(policy.tokenizer, profile), gpu_models.PROMPT, profile, folder, progress=False,
-              watch=clock.tick, epochs=1.0)
+    sft.train(
+        policy,
+        gpu_models.targets(policy.tokenizer, profile),
+        gpu_models.PROMPT,
+        profile,
+        folder,
+        progress=False,
+        watch=clock.tick,
+        epochs=1.0,
+    )
     return policy.backend

@@ -12,8 +12,16 @@ AIM_CELL = "speed/qwen2.5-3b/grpo/g8"
 def report(content: dict) -> str:
     """Every table for which there is a row."""
     rows = content["cells"]
-    parts = [head(content), environment(rows.get("environment/machine")), correctness(rows), loop(rows),
-             capability(rows), speed(rows), aims(rows), left_out(rows)]
+    parts = [
+        head(content),
+        environment(rows.get("environment/machine")),
+        correctness(rows),
+        loop(rows),
+        capability(rows),
+        speed(rows),
+        aims(rows),
+        left_out(rows),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -25,15 +33,20 @@ def head(content: dict) -> str:
     dry = content.get("dry_run") and "DRY RUN: tiny sizes; no figure below says anything about a GPU"
     stand_in = "" if content.get("memory") else "; on a CPU the transformers backend stands in for `ours` on unsloth"
     dry = f"{dry}{stand_in}\n\n" if dry else ""
-    return (f"{dry}`{content.get('command')}` on {content.get('device')}{memory}{driver}; {versions}; commit "
-            f"{content.get('commit')}; {content.get('updated', 'nothing measured')}")
+    return (
+        f"{dry}`{content.get('command')}` on {content.get('device')}{memory}{driver}; {versions}; commit "
+        f"{content.get('commit')}; {content.get('updated', 'nothing measured')}"
+    )
 
 
 def environment(row: dict | None) -> str:
     if not row or row["state"] != "done":
         return ""
-    extra = ", ".join(f"{name} {version or 'not installed'}" for name, version in row["versions"].items()
-                      if name in ("unsloth", "bitsandbytes", "triton", "vllm", "xformers"))
+    extra = ", ".join(
+        f"{name} {version or 'not installed'}"
+        for name, version in row["versions"].items()
+        if name in ("unsloth", "bitsandbytes", "triton", "vllm", "xformers")
+    )
     lines = [f"CUDA {row['torch_cuda']}, bf16 {row.get('bf16', 'not looked at: no CUDA')}; {extra}"]
     for name, found in row["backend"].items():
         said = found.get("error") or "; ".join([f"{found['name']}, {found['dtype']}", *found["reasons"]])
@@ -51,8 +64,10 @@ def correctness(rows: dict) -> str:
         if "relative" in row:
             lines.append(f"| {what} | this kit's step against stock TRL | {row['relative']:.1e} of its norm |")
         elif "same_rewrites" in row:
-            lines.append(f"| {what} | NF4 against 16 bits | {nats(row)}; {row['same_rewrites']} of {row['n']} greedy "
-                         "rewrites the same |")
+            lines.append(
+                f"| {what} | NF4 against 16 bits | {nats(row)}; {row['same_rewrites']} of {row['n']} greedy "
+                "rewrites the same |"
+            )
         elif "max_nats" in row:
             lines.append(f"| {what} | unsloth against transformers | {nats(row)} |")
     return table("| correctness | compared | apart |", lines)
@@ -74,12 +89,16 @@ def loop(rows: dict) -> str:
             curve = f"{interval(found['val'][0])} to {interval(best)} at step {best['step']}" if best else "-"
             test = row.get("test", {}).get(method)
             gain = row.get("differences", {}).get(f"{method} - raw request")
-            lines.append(f"| {run}: {method} | {found['steps']} | {found['seconds']:.0f} | {curve} | "
-                         f"{interval(test)} | {interval(gain, '+')} |")
+            lines.append(
+                f"| {run}: {method} | {found['steps']} | {found['seconds']:.0f} | {curve} | "
+                f"{interval(test)} | {interval(gain, '+')} |"
+            )
         for method, test in row.get("test", {}).items():
             if method not in row["methods"]:
-                lines.append(f"| {run}: {method} | - | - | - | {interval(test)} | "
-                             f"{interval(row['differences'].get(f'{method} - raw request'), '+')} |")
+                lines.append(
+                    f"| {run}: {method} | - | - | - | {interval(test)} | "
+                    f"{interval(row['differences'].get(f'{method} - raw request'), '+')} |"
+                )
     return table("| loop | steps | seconds | validation nDCG@100 | sealed test | against the raw request |", lines)
 
 
@@ -100,8 +119,11 @@ def speed(rows: dict) -> str:
     for name, row in rows.items():
         if name.startswith("speed/") and row["settings"].get("kind") == "steps" and not row["settings"]["cap"]:
             lines.append(speed_line(name, row, rows))
-    return table("| step | side (backend) | tokens/s | x stock | rollout + update, s | peak allocated (reserved), GB | "
-                 "estimated, GB | smallest card, GB |", lines)
+    return table(
+        "| step | side (backend) | tokens/s | x stock | rollout + update, s | peak allocated (reserved), GB | "
+        "estimated, GB | smallest card, GB |",
+        lines,
+    )
 
 
 def speed_line(name: str, row: dict, rows: dict) -> str:
@@ -111,9 +133,11 @@ def speed_line(name: str, row: dict, rows: dict) -> str:
         return f"| {what} | {side} | {words} | - | - | - | - | {smallest(name, rows)} |"
     base = stock(name, rows)
     ratio = f"{row['tokens_per_second'] / base['tokens_per_second']:.2f}" if base else "-"
-    return (f"| {what} | {side} ({row['backend']}) | {row['tokens_per_second']:.0f} | {ratio} | "
-            f"{row['rollout_seconds']:.1f} + {row['update_seconds']:.1f} | {peak(row)} | {guess(row)} | "
-            f"{smallest(name, rows)} |")
+    return (
+        f"| {what} | {side} ({row['backend']}) | {row['tokens_per_second']:.0f} | {ratio} | "
+        f"{row['rollout_seconds']:.1f} + {row['update_seconds']:.1f} | {peak(row)} | {guess(row)} | "
+        f"{smallest(name, rows)} |"
+    )
 
 
 def stock(name: str, rows: dict) -> dict | None:
@@ -152,17 +176,25 @@ def aims(rows: dict) -> str:
     ours, base = rows.get(f"{AIM_CELL}/ours"), rows.get(f"{AIM_CELL}/stock")
     if not ours or ours["state"] != "done" or not ours["peak_allocated"]:
         return "aims: not yet measured (Qwen2.5-3B shape, group 8: twice stock TRL's tokens/s, within 8 GB)"
-    ratio = f"{ours['tokens_per_second'] / base['tokens_per_second']:.2f} x" if base and base["state"] == "done" else (
-        "stock has no figure")
-    return (f"aim: {AIM_RATIO:g} x stock TRL's tokens/s for the Qwen2.5-3B shape at group 8; measured: {ratio}. "
-            f"Aim: within {AIM_MEMORY:g} GB; measured peak: {ours['peak_allocated'] / GB:.1f} GB allocated, "
-            f"{ours['peak_reserved'] / GB:.1f} GB reserved.")
+    ratio = (
+        f"{ours['tokens_per_second'] / base['tokens_per_second']:.2f} x"
+        if base and base["state"] == "done"
+        else ("stock has no figure")
+    )
+    return (
+        f"aim: {AIM_RATIO:g} x stock TRL's tokens/s for the Qwen2.5-3B shape at group 8; measured: {ratio}. "
+        f"Aim: within {AIM_MEMORY:g} GB; measured peak: {ours['peak_allocated'] / GB:.1f} GB allocated, "
+        f"{ours['peak_reserved'] / GB:.1f} GB reserved."
+    )
 
 
 def left_out(rows: dict) -> str:
     """Cells without a figure, in words."""
-    lines = [f"- {name}: {row['state']}: {row.get('why', '')}" for name, row in rows.items()
-             if row["state"] in ("not run", "failed", "unfinished")]
+    lines = [
+        f"- {name}: {row['state']}: {row.get('why', '')}"
+        for name, row in rows.items()
+        if row["state"] in ("not run", "failed", "unfinished")
+    ]
     return "\n".join(["without a figure:", *lines]) if lines else ""
 
 

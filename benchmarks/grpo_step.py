@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,8 +32,11 @@ SAME = 1e-4  # largest relative difference of the gradients that counts as none
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n", 2)[2],
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        epilog=__doc__.split("\n\n", 2)[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument("--steps", type=int, default=3, help="counted steps of a run, after one that warms up")
     top.add_argument("--prompts", type=int, default=8, help="prompts of a step")
     top.add_argument("--group", type=int, default=8, help="rollouts of a prompt")
@@ -73,34 +77,56 @@ def child(arguments) -> None:
     import torch
 
     from recr1_lite import ledger
-    from recr1_lite.models import load_policy
+    from recr1_lite.policy.models import load_policy
     from recr1_lite.profiles import PROFILES
-    from recr1_lite.retrievers import BM25Retriever
+    from recr1_lite.search.bm25 import BM25Retriever
     from recr1_lite.tasks import load_task
 
     rollouts = arguments.work / "rollouts.json"
     given = json.loads(rollouts.read_text()) if rollouts.exists() else None
     task = load_task("clothing")
-    profile = PROFILES["cpu"].but(steps=arguments.steps + 1, prompts_per_step=arguments.prompts,
-                                  group_size=arguments.group, max_completion_tokens=arguments.tokens,
-                                  validate_every=arguments.steps + 1)
+    profile = replace(
+        PROFILES["cpu"],
+        steps=arguments.steps + 1,
+        prompts_per_step=arguments.prompts,
+        group_size=arguments.group,
+        max_completion_tokens=arguments.tokens,
+        validate_every=arguments.steps + 1,
+    )
     policy = shaken(load_policy(profile))
-    done, made, seconds = one_run(arguments.side == "stock", policy, profile, task.train, task.prompt,
-                                  BM25Retriever.build(task.items), task.k_train, given,
-                                  arguments.work / f"{arguments.side}.safetensors")
+    done, made, seconds = one_run(
+        arguments.side == "stock",
+        policy,
+        profile,
+        task.train,
+        task.prompt,
+        BM25Retriever.build(task.items),
+        task.k_train,
+        given,
+        arguments.work / f"{arguments.side}.safetensors",
+    )
     if not given:
         rollouts.write_text(json.dumps(made))
     totals = [row["seconds"] for row in done.curve][1:]
     cuda = torch.cuda.is_available()
-    (arguments.work / "row.json").write_text(json.dumps({
-        "side": arguments.side, "total": totals, "rollout": seconds[1:],
-        "update": [total - part for total, part in zip(totals, seconds[1:], strict=True)],
-        "longest": [max(map(len, batch)) for batch in made][1:],
-        "reward": [row["reward"] for row in done.curve][1:],
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "peak_cuda_mb": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
-        "device": ledger.device(), "threads": torch.get_num_threads(), "versions": ledger.versions(),
-        "commit": ledger.commit()}))
+    (arguments.work / "row.json").write_text(
+        json.dumps(
+            {
+                "side": arguments.side,
+                "total": totals,
+                "rollout": seconds[1:],
+                "update": [total - part for total, part in zip(totals, seconds[1:], strict=True)],
+                "longest": [max(map(len, batch)) for batch in made][1:],
+                "reward": [row["reward"] for row in done.curve][1:],
+                "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "peak_cuda_mb": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
+                "device": ledger.device(),
+                "threads": torch.get_num_threads(),
+                "versions": ledger.versions(),
+                "commit": ledger.commit(),
+            }
+        )
+    )
 
 
 def shaken(policy):
@@ -115,8 +141,9 @@ def shaken(policy):
     return policy
 
 
-def one_run(stock: bool, policy, profile, examples, prompt, retriever, k: int, given=None,
-            gradient: Path | None = None) -> tuple:
+def one_run(
+    stock: bool, policy, profile, examples, prompt, retriever, k: int, given=None, gradient: Path | None = None
+) -> tuple:
     """A training by stock TRL or by this kit's trainer: (Training, rollouts and seconds of each generation).
 
     given: rollouts to learn from in the place of its own. gradient: the file for the first one.
@@ -125,15 +152,21 @@ def one_run(stock: bool, policy, profile, examples, prompt, retriever, k: int, g
     from transformers import TrainerCallback
     from trl import GRPOTrainer
 
-    from recr1_lite import grpo
+    from recr1_lite.train import grpo
 
     made, seconds = [], []
 
     class FirstGradient(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **_):
             if gradient and state.global_step == 0:
-                save_file({name: weight.grad.contiguous() for name, weight in model.named_parameters()
-                           if weight.requires_grad}, gradient)
+                save_file(
+                    {
+                        name: weight.grad.contiguous()
+                        for name, weight in model.named_parameters()
+                        if weight.requires_grad
+                    },
+                    gradient,
+                )
 
     ours = grpo.PlainGRPOTrainer if policy.backend == "unsloth" else grpo.GroupedGRPOTrainer
 
@@ -151,8 +184,18 @@ def one_run(stock: bool, policy, profile, examples, prompt, retriever, k: int, g
     if stock:
         policy.model.get_base_model().set_attn_implementation("sdpa")
     with tempfile.TemporaryDirectory() as folder:
-        done = grpo.train(policy, examples, retriever, prompt, profile, folder, k, progress=False, trainer_class=Timed,
-                          max_grad_norm=0)
+        done = grpo.train(
+            policy,
+            examples,
+            retriever,
+            prompt,
+            profile,
+            folder,
+            k,
+            progress=False,
+            trainer_class=Timed,
+            max_grad_norm=0,
+        )
     return done, made, seconds
 
 
@@ -169,14 +212,21 @@ def summary(arguments, rows: list[dict], difference: float) -> dict:
     """All figures, and what they were measured on. Seconds are medians over the counted steps of all
     runs."""
     runs = {side: [row for row in rows if row["side"] == side] for side in SIDES}
-    median = {side: {part: statistics.median(value for row in runs[side] for value in row[part])
-                     for part in ("rollout", "update", "total")} for side in SIDES}
+    median = {
+        side: {
+            part: statistics.median(value for row in runs[side] for value in row[part])
+            for part in ("rollout", "update", "total")
+        }
+        for side in SIDES
+    }
     return {
         "command": shlex.join(["python", "benchmarks/grpo_step.py", *sys.argv[1:]]),
         "sizes": {name: getattr(arguments, name) for name in (*SIZES, "rounds")},
-        "seconds": median, "ratio": median["stock"]["total"] / median["ours"]["total"],
+        "seconds": median,
+        "ratio": median["stock"]["total"] / median["ours"]["total"],
         "peak_rss_mb": {side: max(row["peak_rss_mb"] for row in runs[side]) for side in SIDES},
-        "gradient_difference": difference, "runs": rows,
+        "gradient_difference": difference,
+        "runs": rows,
         **{name: rows[0][name] for name in ("device", "threads", "versions", "commit")},
     }
 
@@ -187,14 +237,21 @@ def line(row: dict) -> str:
 
 
 def report(result: dict) -> str:
-    lines = [f"{side:>5}: rollout {part['rollout']:.2f} s + update {part['update']:.2f} s = "
-             f"{part['total']:.2f} s a step, peak {result['peak_rss_mb'][side]} MB"
-             for side, part in result["seconds"].items()]
+    lines = [
+        f"{side:>5}: rollout {part['rollout']:.2f} s + update {part['update']:.2f} s = "
+        f"{part['total']:.2f} s a step, peak {result['peak_rss_mb'][side]} MB"
+        for side, part in result["seconds"].items()
+    ]
     apart = result["gradient_difference"]
-    return "\n".join([*lines, f"ratio stock / ours: {result['ratio']:.2f}",
-                      f"gradients on the same rollouts: {'the same' if apart <= SAME else 'NOT the same'}, "
-                      f"{apart:.1e} apart (relative)",
-                      f"on {result['device']}, {result['threads']} threads"])
+    return "\n".join(
+        [
+            *lines,
+            f"ratio stock / ours: {result['ratio']:.2f}",
+            f"gradients on the same rollouts: {'the same' if apart <= SAME else 'NOT the same'}, "
+            f"{apart:.1e} apart (relative)",
+            f"on {result['device']}, {result['threads']} threads",
+        ]
+    )
 
 
 if __name__ == "__main__":

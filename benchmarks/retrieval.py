@@ -33,9 +33,10 @@ from retrieval_engines import ENGINES, PIP, missing, version
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recr1_lite import ledger  # noqa: E402
-from recr1_lite.files import atomic_write  # noqa: E402
 from retrieval_tables import notes, shares, step_seconds, table  # noqa: E402
+
+from recr1_lite import ledger  # noqa: E402
+from recr1_lite.common import atomic_write  # noqa: E402
 
 AT_LEAST, REPEATS = 3, 15  # queries, repeats of a search
 FIRST_LINE, LINES = 5, 30  # seconds until a line of progress, and between two
@@ -44,8 +45,11 @@ NO_MEMORY = ("MemoryError", "memory allocation", "Cannot allocate memory", "fail
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n", 2)[2],
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        epilog=__doc__.split("\n\n", 2)[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument("--sizes", type=int, nargs="+", default=[10**3, 10**4, 10**5, 10**6], help="catalogues")
     top.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="default: all")
     top.add_argument("--queries", type=int, default=50, help="queries of a cell at most")
@@ -95,8 +99,13 @@ def known(out: Path) -> dict:
 
 def one_row(arguments, rows: dict, items: int, engine: str, work: Path, run: str) -> None:
     """The row of a cell into `rows` and the file, unless it is there."""
-    settings = {"items": items, "engine": engine, "version": version(engine), "device": ledger.device(),
-                **{name: getattr(arguments, name) for name in ("queries", "k", "seed")}}
+    settings = {
+        "items": items,
+        "engine": engine,
+        "version": version(engine),
+        "device": ledger.device(),
+        **{name: getattr(arguments, name) for name in ("queries", "k", "seed")},
+    }
     name = f"{items}/{engine}"
     if not arguments.again and whole(rows.get(name), settings, arguments):
         print(f"{items:,} items, {engine}: measured before", flush=True)
@@ -112,8 +121,15 @@ def one_row(arguments, rows: dict, items: int, engine: str, work: Path, run: str
     if "n_queries" in row:
         trouble = child(arguments, "judge", items, engine, work, None) or trouble
         row = json.loads((work / "row.json").read_text())
-    rows[name] = {**settings, **row, "trouble": trouble, "limit_s": arguments.limit_s,
-                  "limit_gb": arguments.limit_gb, "run": run, "commit": ledger.commit()}
+    rows[name] = {
+        **settings,
+        **row,
+        "trouble": trouble,
+        "limit_s": arguments.limit_s,
+        "limit_gb": arguments.limit_gb,
+        "run": run,
+        "commit": ledger.commit(),
+    }
     command = shlex.join(["python", "benchmarks/retrieval.py", *sys.argv[1:]])
     atomic_write(arguments.out, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
 
@@ -128,8 +144,10 @@ def whole(row: dict | None, settings: dict, arguments) -> bool:
 
 def child(arguments, part: str, items: int, engine: str, work: Path, limit: float | None) -> str | None:
     """Run one part in a process of its own; None, or in words why it did not finish."""
-    same = [f"--{name.replace('_', '-')}={getattr(arguments, name)}"
-            for name in ("queries", "k", "seed", "limit_s", "limit_gb")]
+    same = [
+        f"--{name.replace('_', '-')}={getattr(arguments, name)}"
+        for name in ("queries", "k", "seed", "limit_s", "limit_gb")
+    ]
     command = [sys.executable, __file__, "--part", part, "--sizes", str(items), "--engines", engine, *same]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen([*command, "--work", str(work)], stderr=errors)
@@ -177,8 +195,7 @@ def measure(arguments) -> None:
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_DATA, (int(arguments.limit_gb * 2**30),) * 2)
     work, k = arguments.work, min(arguments.k, arguments.sizes[0])
-    short, long = ([corpus.as_text(query) for query in asked(arguments, size)]
-                   for size in (corpus.SHORT, corpus.LONG))
+    short, long = ([corpus.as_text(query) for query in asked(arguments, size)] for size in (corpus.SHORT, corpus.LONG))
     texts = corpus.texts(work)
     make = ENGINES[arguments.engines[0]]
     with tempfile.TemporaryDirectory(dir=work) as folder:
@@ -230,8 +247,7 @@ def judge(arguments) -> None:
     queries = asked(arguments, corpus.SHORT)[: row["n_queries"]]
     reference = corpus.Reference(*corpus.read(arguments.work), queries)
     with np.load(arguments.work / "hits.npz") as hits:
-        found = [reference.recall(query, hits[f"arr_{at}"], (10, arguments.k))
-                 for at, query in enumerate(queries)]
+        found = [reference.recall(query, hits[f"arr_{at}"], (10, arguments.k)) for at, query in enumerate(queries)]
     row["recall_10"], row["recall_k"] = np.mean(found, axis=0).tolist()
     atomic_write(arguments.work / "row.json", json.dumps(row))
 

@@ -38,8 +38,10 @@ def draw_queries(words: np.ndarray, starts: np.ndarray, number: int, size: tuple
     rng = np.random.default_rng([seed, len(starts), *size])
     chosen = rng.integers(0, len(starts) - 1, number)
     counts = rng.integers(size[0], size[1] + 1, number)
-    return [rng.choice(words[starts[text] : starts[text + 1]], count, replace=False).tolist()
-            for text, count in zip(chosen, counts)]
+    return [
+        rng.choice(words[starts[text] : starts[text + 1]], count, replace=False).tolist()
+        for text, count in zip(chosen, counts)
+    ]
 
 
 def as_text(numbers) -> str:

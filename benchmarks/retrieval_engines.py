@@ -12,7 +12,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from retrieval_corpus import B, K1
+from retrieval_corpus import K1, B
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -34,8 +34,9 @@ class BM25S:
 
     def search(self, queries: list[str], k: int):
         choice = "numpy" if self.backend == "numpy" else "auto"
-        return self.index.retrieve(self._split(queries, ids=False), k=k, n_threads=self.threads,
-                                   backend_selection=choice, show_progress=False).documents
+        return self.index.retrieve(
+            self._split(queries, ids=False), k=k, n_threads=self.threads, backend_selection=choice, show_progress=False
+        ).documents
 
     def save(self, folder: Path) -> None:
         self.index.save(folder, show_progress=False)
@@ -48,12 +49,12 @@ class BM25SAllCores(BM25S):
 
 
 class Kit:
-    """`recr1_lite.retrievers.BM25Retriever`, what the reward calls: ids as text, ties in one order."""
+    """`recr1_lite.search.base.BM25Retriever`, what the reward calls: ids as text, ties in one order."""
 
     def __init__(self, texts: list[str], folder: Path):
         import pandas as pd
 
-        from recr1_lite.retrievers import BM25Retriever
+        from recr1_lite.search.bm25 import BM25Retriever
 
         items = pd.DataFrame({"item_id": [str(place) for place in range(len(texts))], "text": texts})
         self.retriever = BM25Retriever.build(items, k1=K1, b=B, stopwords=None, stemmer=None)
@@ -117,21 +118,30 @@ class RankBM25:
         return [self.index.get_top_n(query.split(), self.places, k) for query in queries]
 
 
-ENGINES = {"bm25s": BM25S, "bm25s-all-cores": BM25SAllCores, "kit": Kit, "tantivy": Tantivy,
-           "rank_bm25": RankBM25}
-PACKAGES = {"bm25s": "bm25s", "bm25s-all-cores": "bm25s", "kit": "bm25s", "tantivy": "tantivy",
-            "rank_bm25": "rank_bm25"}
+ENGINES = {"bm25s": BM25S, "bm25s-all-cores": BM25SAllCores, "kit": Kit, "tantivy": Tantivy, "rank_bm25": RankBM25}
+PACKAGES = {
+    "bm25s": "bm25s",
+    "bm25s-all-cores": "bm25s",
+    "kit": "bm25s",
+    "tantivy": "tantivy",
+    "rank_bm25": "rank_bm25",
+}
 PIP = {"tantivy": "tantivy==0.27.0", "rank_bm25": "rank_bm25==0.2.2"}
-LABELS = {"bm25s": "bm25s, 1 thread", "kit": "this kit's BM25Retriever", "tantivy": "tantivy, 1 thread",
-          "bm25s-all-cores": f"bm25s, {CORES} threads, {BM25SAllCores.backend}", "rank_bm25": "rank_bm25"}
+LABELS = {
+    "bm25s": "bm25s, 1 thread",
+    "kit": "this kit's BM25Retriever",
+    "tantivy": "tantivy, 1 thread",
+    "bm25s-all-cores": f"bm25s, {CORES} threads, {BM25SAllCores.backend}",
+    "rank_bm25": "rank_bm25",
+}
 NOTES = {
     "bm25s": "scores in float32, the reference in float64: apart by less than what counts as a tie",
     "bm25s-all-cores": "as bm25s",
     "kit": "as bm25s; it gives ids and scores as lists, and equal scores in the catalogue's order",
     "tantivy": "Lucene's formula, but a length above 40 words is kept in one byte, rounded, as Lucene does: "
-               "texts near the k-th place change sides",
+    "texts near the k-th place change sides",
     "rank_bm25": "BM25Okapi has another idf, ln((N - df + 0.5) / (df + 0.5)), negative ones replaced: words "
-                 "weigh a little differently; it keeps no index on disk",
+    "weigh a little differently; it keeps no index on disk",
 }
 
 

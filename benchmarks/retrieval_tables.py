@@ -23,8 +23,17 @@ def step_seconds(path: Path) -> float | None:
 def table(rows: list[dict], k: int) -> str:
     """The rows in Markdown, queries/s also relative to bm25s on one thread, * if that is of another run."""
     base = {row["items"]: row for row in rows if row["engine"] == "bm25s" and "queries_s" in row}
-    heads = ["items", "engine", "build, s", "memory, MB", "index, MB", "queries/s (n)", "x bm25s",
-             "recall@10", f"recall@{k}"]
+    heads = [
+        "items",
+        "engine",
+        "build, s",
+        "memory, MB",
+        "index, MB",
+        "queries/s (n)",
+        "x bm25s",
+        "recall@10",
+        f"recall@{k}",
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
         other = base.get(row["items"])
@@ -45,9 +54,11 @@ def number(value: float | None) -> str:
 def notes(rows: list[dict]) -> str:
     """What the table leaves open: why a recall is not 1, the device, whether other work was in the way."""
     engines = dict.fromkeys(row["engine"] for row in rows)
-    lines = ["Recall is against exhaustive float64 scores by Lucene's formula, ties as found; why not 1:",
-             *[f"- {LABELS[engine]}: {NOTES[engine]}" for engine in engines],
-             f"Device: {rows[0]['device']}. tantivy builds with all cores. *: relative to another run's."]
+    lines = [
+        "Recall is against exhaustive float64 scores by Lucene's formula, ties as found; why not 1:",
+        *[f"- {LABELS[engine]}: {NOTES[engine]}" for engine in engines],
+        f"Device: {rows[0]['device']}. tantivy builds with all cores. *: relative to another run's.",
+    ]
     alone = [row for row in rows if row["engine"] != "tantivy" and "build_s" in row]
     had = sum(row["build_cpu_s"] for row in alone) / max(sum(row["build_s"] for row in alone), 1e-9)
     if alone and had < BUSY:
@@ -61,10 +72,13 @@ def shares(rows: list[dict], step: float | None) -> str:
         return "The ledger has no training of the cpu profile, so a step's share is unknown; pass --ledger."
     prompts, group = PROFILES["cpu"].prompts_per_step, PROFILES["cpu"].group_size
     searches = prompts * group + prompts
-    lines = [f"A GRPO step took {step:.2f} s (median) with a small catalogue. Its {searches} searches "
-             f"({prompts} x {group} rollouts, {prompts} raw requests, all different), and their share:", "",
-             "| items | engine | rewrites of 5 to 10 words | messages of 22 words (40 with stopwords) |",
-             "|---|---|---|---|"]
+    lines = [
+        f"A GRPO step took {step:.2f} s (median) with a small catalogue. Its {searches} searches "
+        f"({prompts} x {group} rollouts, {prompts} raw requests, all different), and their share:",
+        "",
+        "| items | engine | rewrites of 5 to 10 words | messages of 22 words (40 with stopwords) |",
+        "|---|---|---|---|",
+    ]
     for row in rows:
         cells = []
         for name in ("queries_s", "long_queries_s"):

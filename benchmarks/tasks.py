@@ -1,4 +1,4 @@
-"""The table task x method on real data: baselines, GRPO, sealed test, one loop (`recr1_lite.demo`) for each task.
+"""The table task x method on real data: baselines, GRPO, sealed test, one loop (`recr1_lite.recipes.demo`) for each task.
 
     python benchmarks/tasks.py --data FOLDER                 all tasks
     python benchmarks/tasks.py --tasks movielens             one; a task that is in the ledger is not run again
@@ -20,19 +20,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from recr1_lite import demo
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
 from recr1_lite.profiles import get_profile
-from recr1_lite.prompts import Prompt
-from recr1_lite.report_rows import tasks_table
+from recr1_lite.recipes import demo
+from recr1_lite.report.rows import tasks_table
 from recr1_lite.tasks import Task, load_task
 from recr1_lite.tasks.clothing import FEW_SHOT
+from recr1_lite.tasks.prompts import Prompt
 
 # of five and four wordings, the best zero-shot on 80 and 48 training requests
 BEAUTY = "A customer bought: {request}\n\nWhat will they buy next?"
 FILM = "Correct the spelling of this film search: {request}"
-TITLES = 3  # of All_Beauty in a request: ten take 524 tokens, and a step three minutes and 16 GB; 87% have three at most
+TITLES = (
+    3  # of All_Beauty in a request: ten take 524 tokens, and a step three minutes and 16 GB; 87% have three at most
+)
 VAL = 100  # All_Beauty comes without a val split: so many training examples, drawn with seed 0
 
 
@@ -51,21 +53,40 @@ def all_beauty(folder: Path) -> Task:
     both = pd.concat([train, test], ignore_index=True).rename(columns={"target": "relevant"})
     both["example_id"] = both["split"] + "-" + both["setting"] + "-" + both.index.astype(str)
     prompt = Prompt(style="compact", instruction=BEAUTY, prefix="They will buy", mode="expand")
-    return load_task("custom", items=items, requests=both, name="all_beauty", prompt=prompt, last=TITLES,
-                     metrics=("ndcg@100", "ndcg@10", "recall@10", "mrr"),
-                     source="Amazon Reviews 2023, All_Beauty, reduced to recovered titles", licence="research use")
+    return load_task(
+        "custom",
+        items=items,
+        requests=both,
+        name="all_beauty",
+        prompt=prompt,
+        last=TITLES,
+        metrics=("ndcg@100", "ndcg@10", "recall@10", "mrr"),
+        source="Amazon Reviews 2023, All_Beauty, reduced to recovered titles",
+        licence="research use",
+    )
 
 
 def msrd(folder: Path) -> Task:
     items = pd.DataFrame(lines(folder / "items.jsonl.gz")).rename(columns={"id": "item_id"})
     items["text"] = items["title"] + " " + items["overview"].fillna("")
-    rows = [(q["qid"], q["query"], [item for item, label in q["qrels"].items() if label], q["split"])
-            for q in lines(folder / "queries.jsonl.gz")]
+    rows = [
+        (q["qid"], q["query"], [item for item, label in q["qrels"].items() if label], q["split"])
+        for q in lines(folder / "queries.jsonl.gz")
+    ]
     requests = pd.DataFrame(rows, columns=["example_id", "request", "relevant", "split"])
     requests = requests[requests["relevant"].map(len) > 0].drop_duplicates("request")
     prompt = Prompt(style="compact", instruction=FILM, prefix="Corrected:", mode="expand")
-    return load_task("custom", items=items, requests=requests, name="msrd", prompt=prompt, unreachable="count",
-                     metrics=("ndcg@10", "ndcg@100", "recall@10", "mrr"), source="metarank MSRD", licence="CC BY-SA 4.0")
+    return load_task(
+        "custom",
+        items=items,
+        requests=requests,
+        name="msrd",
+        prompt=prompt,
+        unreachable="count",
+        metrics=("ndcg@10", "ndcg@100", "recall@10", "mrr"),
+        source="metarank MSRD",
+        licence="CC BY-SA 4.0",
+    )
 
 
 TASKS = {
@@ -98,9 +119,17 @@ def main() -> None:
             print(f"{name} needs --data; passed over")
         else:
             command = shlex.join(["python", "benchmarks/tasks.py", *sys.argv[1:]])
-            demo.demo(profile, options.out / run, options.seed, resume=True,
-                      ledger=ledger, task=TASKS[name](options.data),
-                      few_shot=FEW_SHOT if name == "clothing" else None, command=command, retriever=options.retriever)
+            demo.demo(
+                profile,
+                options.out / run,
+                options.seed,
+                resume=True,
+                ledger=ledger,
+                task=TASKS[name](options.data),
+                few_shot=FEW_SHOT if name == "clothing" else None,
+                command=command,
+                retriever=options.retriever,
+            )
     table = tasks_table(ledger)
     for row in [list(table.columns), ["---"] * table.shape[1], *table.astype(str).values.tolist()]:
         print(f"| {' | '.join(row)} |")

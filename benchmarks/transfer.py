@@ -13,14 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from recr1_lite.demo import rewriter
-from recr1_lite.engines import RETRIEVERS, build_retriever
-from recr1_lite.errors import RecR1Error
-from recr1_lite.evaluation import compare, evaluate, show
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import compare, evaluate, show
 from recr1_lite.ledger import Ledger
-from recr1_lite.models import load_policy
+from recr1_lite.policy.models import load_policy
+from recr1_lite.policy.rewriters import RawRewriter, Rewrite, Rewriter, as_rewriter
 from recr1_lite.profiles import get_profile
-from recr1_lite.rewriters import RawRewriter, Rewrite, Rewriter
+from recr1_lite.search import RETRIEVERS, build_retriever
 from recr1_lite.tasks import load_task
 
 
@@ -52,16 +51,21 @@ def main() -> None:
         if not sign:
             raise RecR1Error(f"--adapter {entry} is no NAME=FOLDER; write such as BM25=runs/demo/grpo/best")
         policy = load_policy(profile, adapter=folder or None, trainable=False)
-        methods.append(Replay(name if not folder else f"GRPO on {name}",
-                              rewriter(policy, task.prompt, profile, name)))
+        methods.append(
+            Replay(name if not folder else f"GRPO on {name}", as_rewriter(policy, task.prompt, profile, name))
+        )
     print(f"| searched by | {' | '.join(method.name for method in methods)} |\n|{'---|' * (len(methods) + 1)}")
     for engine in RETRIEVERS:
         retriever, run = build_retriever(engine, task.items), f"transfer-{engine}-{profile.name}"
-        results = [evaluate(method, task, retriever, options.split, ledger, profile.name, run=run) for method in methods]
+        results = [
+            evaluate(method, task, retriever, options.split, ledger, profile.name, run=run) for method in methods
+        ]
         metric, raw = task.metrics[0], results[0]
         cells = [show(raw.summary[metric])]
-        cells += [f"{show(result.summary[metric])} ({show(compare(result, raw, metric, ledger, run), sign=True)})"
-                  for result in results[1:]]
+        cells += [
+            f"{show(result.summary[metric])} ({show(compare(result, raw, metric, ledger, run), sign=True)})"
+            for result in results[1:]
+        ]
         print(f"| {engine} | {' | '.join(cells)} |", flush=True)
 
 

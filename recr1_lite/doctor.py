@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 
 GB = 1e9
 MIN_PYTHON, TESTED_PYTHON = (3, 11), ("3.11",)
@@ -214,14 +214,16 @@ def unsloth() -> Check:
     """unsloth belongs on CUDA machines only."""
     import torch
 
-    from recr1_lite import backend
+    from recr1_lite.policy import backend
 
     here, cuda = importlib.util.find_spec("unsloth") is not None, torch.cuda.is_available()
     if here and not cuda:
         advice = "run `pip uninstall unsloth torchvision`: here it stops, and can break transformers"
         return Check("unsloth", "warn", "present without an accelerator", advice)
     if cuda and (why := backend.unsloth_missing()):
-        advice = "mend that for faster training" if here else "run `pip install -r requirements-gpu.txt` for faster training"
+        advice = (
+            "mend that for faster training" if here else "run `pip install -r requirements-gpu.txt` for faster training"
+        )
         return Check("unsloth", "warn", f"transformers and peft are used: {why}", advice)
     return Check("unsloth", "ok", "used" if here else "absent, not needed without CUDA")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from recr1_lite import memory_counts as counts
 from recr1_lite import speed
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.memory_counts import ASSUMED, Pass, Work
 from recr1_lite.profiles import Profile
 from recr1_lite.shapes import Shape
@@ -44,12 +44,21 @@ class Memory(NamedTuple):
     @property
     def tensors(self) -> int:
         """Bytes of tensors at the peak, as torch.cuda.max_memory_allocated counts: no process, no gaps."""
-        return max(sum(size for name, size in parts.items() if name not in ("process", "fragmentation"))
-                   for parts in self.parts.values())
+        return max(
+            sum(size for name, size in parts.items() if name not in ("process", "fragmentation"))
+            for parts in self.parts.values()
+        )
 
 
-def memory(shape: Shape, profile: Profile, backend: str = "unsloth", prompt_tokens: int | None = None,
-           completion_tokens: int | None = None, trainer: str = "grpo", at_once: int | None = None) -> Memory:
+def memory(
+    shape: Shape,
+    profile: Profile,
+    backend: str = "unsloth",
+    prompt_tokens: int | None = None,
+    completion_tokens: int | None = None,
+    trainer: str = "grpo",
+    at_once: int | None = None,
+) -> Memory:
     """What a run needs on its device. Lengths default to the profile's limits, where an update is at its largest.
 
     backend: unsloth, transformers (this kit's trainer) or stock (trl's). at_once: rollouts written together, default
@@ -63,27 +72,34 @@ def memory(shape: Shape, profile: Profile, backend: str = "unsloth", prompt_toke
     if trainer == "grpo":
         phases = {"rollout": _rollout(shape, profile, work, backend)} | phases
     share = ASSUMED["fragmentation, CUDA" if on_cuda(profile, backend) else "fragmentation, CPU"]
-    return Memory({name: standing | parts | {"fragmentation": int(share * sum(parts.values()))}
-                   for name, parts in phases.items()})
+    return Memory(
+        {name: standing | parts | {"fragmentation": int(share * sum(parts.values()))} for name, parts in phases.items()}
+    )
 
 
-def _work(profile: Profile, backend: str, prompt: int | None, completion: int | None, trainer: str,
-          at_once: int | None) -> Work:
+def _work(
+    profile: Profile, backend: str, prompt: int | None, completion: int | None, trainer: str, at_once: int | None
+) -> Work:
     if backend not in BACKENDS or trainer not in TRAINERS:
-        raise RecR1Error(f"there is no backend {backend!r} with a trainer {trainer!r}; take one of "
-                         f"{', '.join(BACKENDS)} and one of {', '.join(TRAINERS)}")
+        raise RecR1Error(
+            f"there is no backend {backend!r} with a trainer {trainer!r}; take one of "
+            f"{', '.join(BACKENDS)} and one of {', '.join(TRAINERS)}"
+        )
     prompt = profile.max_prompt_tokens if prompt is None else prompt
     completion = profile.max_completion_tokens if completion is None else completion
     if min(prompt, completion, at_once or 1) < 1:
-        raise RecR1Error(f"a prompt of {prompt} tokens, a completion of {completion} and {at_once} rollouts at once "
-                         "are no run; give 1 or more of each")
+        raise RecR1Error(
+            f"a prompt of {prompt} tokens, a completion of {completion} and {at_once} rollouts at once "
+            "are no run; give 1 or more of each"
+        )
     if trainer == "sft":
         return Work(profile.sft_batch, profile.sft_batch, profile.sft_batch, 1, prompt, completion)
     rows = profile.prompts_per_step * profile.group_size
     if at_once is None and backend != "stock":
         at_once = profile.rollout_batch
-    return Work(rows, min(at_once or rows, rows), min(profile.micro_batch or rows, rows), profile.group_size, prompt,
-                completion)
+    return Work(
+        rows, min(at_once or rows, rows), min(profile.micro_batch or rows, rows), profile.group_size, prompt, completion
+    )
 
 
 def on_cuda(profile: Profile, backend: str) -> bool:
@@ -93,9 +109,12 @@ def on_cuda(profile: Profile, backend: str) -> bool:
 def _standing(shape: Shape, profile: Profile, backend: str, trainer: str) -> dict[str, int]:
     """What stays from the first step to the last."""
     lora = counts.adapter(shape, profile.lora_rank)
-    parts = {"weights": counts.weights(shape, profile.dtype, profile.load_in_4bit), "adapter": lora,
-             "optimiser": counts.MOMENTS * lora,
-             "process": int(ASSUMED["context, CUDA" if on_cuda(profile, backend) else "process, CPU"])}
+    parts = {
+        "weights": counts.weights(shape, profile.dtype, profile.load_in_4bit),
+        "adapter": lora,
+        "optimiser": counts.MOMENTS * lora,
+        "process": int(ASSUMED["context, CUDA" if on_cuda(profile, backend) else "process, CPU"]),
+    }
     if backend == "transformers" and not profile.load_in_4bit:
         parts["merged copy"] = counts.merged_copy(shape, profile.dtype)
     return parts
@@ -106,19 +125,24 @@ def _rollout(shape: Shape, profile: Profile, work: Work, backend: str) -> dict[s
     prompts = math.ceil(work.at_once / work.group) if backend == "transformers" else work.at_once
     top_p = profile.preset == "paper" and PAPER["top_p"]
     cache = counts.rollout_cache(shape, work.at_once, work.prompt, work.completion, profile.dtype, backend)
-    return {"key-value cache": cache,
-            # the prompts are run before the first token is drawn
-            "workspace": max(counts.forward(shape, prompts * work.prompt, profile.dtype),
-                             counts.draw(shape, work.at_once, top_p))}
+    return {
+        "key-value cache": cache,
+        # the prompts are run before the first token is drawn
+        "workspace": max(
+            counts.forward(shape, prompts * work.prompt, profile.dtype), counts.draw(shape, work.at_once, top_p)
+        ),
+    }
 
 
 def _update(shape: Shape, profile: Profile, work: Work, backend: str, trainer: str) -> dict[str, int]:
     """One backward pass over `micro` rows."""
     passes = _passes(work, _grouped(profile, backend, trainer))
-    return {"gradients": counts.adapter(shape, profile.lora_rank),
-            "activations": _activations(shape, profile, passes, work, backend, trainer),
-            "logits": counts.logits(shape, work.micro, work.completion, profile.dtype, backend, trainer),
-            "workspace": counts.backward(shape, max(run.tokens for run in passes), profile.dtype, profile.load_in_4bit)}
+    return {
+        "gradients": counts.adapter(shape, profile.lora_rank),
+        "activations": _activations(shape, profile, passes, work, backend, trainer),
+        "logits": counts.logits(shape, work.micro, work.completion, profile.dtype, backend, trainer),
+        "workspace": counts.backward(shape, max(run.tokens for run in passes), profile.dtype, profile.load_in_4bit),
+    }
 
 
 def _passes(work: Work, shared: bool) -> list[Pass]:
@@ -153,21 +177,36 @@ def _layer(shape: Shape, profile: Profile, run: Pass, work: Work, backend: str) 
     return counts.layer(shape, run, profile.lora_rank, profile.dtype, own_attention, 2 if sixteen else 0)
 
 
-def seconds(shape: Shape, profile: Profile, calibration: Calibration, backend: str = "unsloth",
-            prompt_tokens: int | None = None, completion_tokens: int | None = None, trainer: str = "grpo",
-            at_once: int | None = None) -> dict[str, float]:
+def seconds(
+    shape: Shape,
+    profile: Profile,
+    calibration: Calibration,
+    backend: str = "unsloth",
+    prompt_tokens: int | None = None,
+    completion_tokens: int | None = None,
+    trainer: str = "grpo",
+    at_once: int | None = None,
+) -> dict[str, float]:
     """Seconds of `rollout`, `update`, `step` and, for GRPO, `run` (profile.steps of them), rewards not counted."""
     work, ours = _work(profile, backend, prompt_tokens, completion_tokens, trainer, at_once), backend == "transformers"
     # unsloth too runs a prompt once for its group, by default; memory is counted as if it did not
     shared = trainer == "grpo" and (backend == "unsloth" or _grouped(profile, backend, trainer))
     passes, times = _passes(work, shared), math.ceil(work.rows / work.micro)
     logits = counts.logits(shape, work.micro, work.completion, profile.dtype, backend, trainer)
-    update = times * speed.update_seconds(shape, passes, work.micro * work.completion, logits, calibration,
-                                          profile.lora_rank, profile.gradient_checkpointing)
+    update = times * speed.update_seconds(
+        shape,
+        passes,
+        work.micro * work.completion,
+        logits,
+        calibration,
+        profile.lora_rank,
+        profile.gradient_checkpointing,
+    )
     if trainer == "sft":
         return {"rollout": 0.0, "update": update, "step": update}
     rollout = math.ceil(work.rows / work.at_once) * speed.rollout_seconds(
-        shape, work, calibration, ours, ours and not profile.load_in_4bit, profile.lora_rank)
+        shape, work, calibration, ours, ours and not profile.load_in_4bit, profile.lora_rank
+    )
     return {"rollout": rollout, "update": update, "step": rollout + update, "run": profile.steps * (rollout + update)}
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from recr1_lite import estimate
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.estimate import GB
 from recr1_lite.profiles import Profile, get_profile
 from recr1_lite.shapes import SHAPES, Shape, parameters, shape_of
@@ -20,7 +21,7 @@ def run(arguments) -> int:
     group, backend, memory (GB), calibrate (bool)."""
     profile = get_profile(arguments.profile)
     if arguments.model:
-        profile = profile.but(model=arguments.model)
+        profile = replace(profile, model=arguments.model)
     if arguments.group:
         profile = with_group(profile, arguments.group)
     shape, backend = shape_of(profile.model), arguments.backend or _backend(profile)
@@ -45,19 +46,23 @@ def with_group(profile: Profile, group: int) -> Profile:
     while profile.prompts_per_step % groups:
         groups -= 1
     batch = profile.rollout_batch and max(1, profile.rollout_batch // profile.group_size) * group
-    return profile.but(group_size=group, micro_batch=profile.micro_batch and groups * group, rollout_batch=batch)
+    return replace(profile, group_size=group, micro_batch=profile.micro_batch and groups * group, rollout_batch=batch)
 
 
 def title(shape: Shape, profile: Profile, backend: str, lengths: dict) -> str:
     """What is estimated, in one line."""
-    prompt, completion = (lengths["prompt_tokens"] or profile.max_prompt_tokens,
-                          lengths["completion_tokens"] or profile.max_completion_tokens)
+    prompt, completion = (
+        lengths["prompt_tokens"] or profile.max_prompt_tokens,
+        lengths["completion_tokens"] or profile.max_completion_tokens,
+    )
     rows = profile.prompts_per_step * profile.group_size
     form = f"{'4-bit, ' if profile.load_in_4bit else ''}{profile.dtype}"
-    return (f"{shape.name} ({parameters(shape) / 1e9:.2f}B), {form}, {backend}: "
-            f"{profile.prompts_per_step} prompts of {prompt} tokens x {profile.group_size} rollouts of {completion}, "
-            f"{min(profile.micro_batch or rows, rows)} in a backward pass"
-            f"{', checkpointing' if profile.gradient_checkpointing else ''}")
+    return (
+        f"{shape.name} ({parameters(shape) / 1e9:.2f}B), {form}, {backend}: "
+        f"{profile.prompts_per_step} prompts of {prompt} tokens x {profile.group_size} rollouts of {completion}, "
+        f"{min(profile.micro_batch or rows, rows)} in a backward pass"
+        f"{', checkpointing' if profile.gradient_checkpointing else ''}"
+    )
 
 
 def verdict(shape: Shape, profile: Profile, backend: str, card: float, lengths: dict) -> tuple[list[str], bool]:
@@ -77,37 +82,49 @@ def verdict(shape: Shape, profile: Profile, backend: str, card: float, lengths: 
 
 def times(shape: Shape, profile: Profile, backend: str, lengths: dict, measure: bool) -> list[str]:
     """Lines on the seconds of a step and of the run, and where they come from."""
-    from recr1_lite.backend import machine
+    from recr1_lite.policy.backend import machine
 
     here = machine().cuda or not estimate.on_cuda(profile, backend)
     if here and not measure:
         return ["no time: it needs a calibration (--calibrate)"]
-    found = (estimate.calibrate(profile.dtype, profile.load_in_4bit) if here
-             else data_sheet(profile.name, profile.dtype, profile.load_in_4bit))
+    found = (
+        estimate.calibrate(profile.dtype, profile.load_in_4bit)
+        if here
+        else data_sheet(profile.name, profile.dtype, profile.load_in_4bit)
+    )
     if found is None:
         return ["no GPU here, and no data sheet for this profile: no time"]
     part = estimate.seconds(shape, profile, found, backend, **lengths)
-    source = (f"calibrated on {found.device}" if found.measured else
-              f"no GPU here: lower bound from the data sheet of {found.device}, not measured")
+    source = (
+        f"calibrated on {found.device}"
+        if found.measured
+        else f"no GPU here: lower bound from the data sheet of {found.device}, not measured"
+    )
     least = "" if found.measured else "at least "
-    return [f"{least}{part['rollout']:.1f} s of rollouts + {part['update']:.1f} s of update = {part['step']:.1f} s a "
-            f"step, {least}{part['run'] / 60:.1f} min for {profile.steps} steps",
-            f"{source}: {found.tflops:.3g} TFLOP/s in matrix products" + (
-                f", {found.layer_tflops:.3g} in a layer, {found.training_tflops:.3g} in training it, "
-                f"{1e6 * found.seconds_per_layer:.0f} us to start it" if found.measured else "")
-            + f", {found.gbytes_per_s:.3g} GB/s"]
+    return [
+        f"{least}{part['rollout']:.1f} s of rollouts + {part['update']:.1f} s of update = {part['step']:.1f} s a "
+        f"step, {least}{part['run'] / 60:.1f} min for {profile.steps} steps",
+        f"{source}: {found.tflops:.3g} TFLOP/s in matrix products"
+        + (
+            f", {found.layer_tflops:.3g} in a layer, {found.training_tflops:.3g} in training it, "
+            f"{1e6 * found.seconds_per_layer:.0f} us to start it"
+            if found.measured
+            else ""
+        )
+        + f", {found.gbytes_per_s:.3g} GB/s",
+    ]
 
 
 def _backend(profile: Profile) -> str:
     """What a run would take: here, or on the card that the profile is for."""
-    from recr1_lite.backend import choose, machine
+    from recr1_lite.policy.backend import choose, machine
 
     return choose(profile).name if machine().cuda or not estimate.on_cuda(profile, "") else "unsloth"
 
 
 def _card(profile: Profile, backend: str) -> float:
     """GB of the profile's card; else of this machine's, or of its memory."""
-    from recr1_lite.backend import machine
+    from recr1_lite.policy.backend import machine
 
     if profile.name in CARDS:
         return CARDS[profile.name]
@@ -137,24 +154,26 @@ def _smaller(shape: Shape, profile: Profile, backend: str, lengths: dict):
     micro, unit = profile.micro_batch or rows, profile.group_size if backend == "unsloth" else 1
     less = next((size for size in range(micro // 2, 0, -1) if rows % size == 0 and size % unit == 0), None)
     if less:
-        yield f"micro_batch={less}, not {micro}", shape, profile.but(micro_batch=less), {}
+        yield f"micro_batch={less}, not {micro}", shape, replace(profile, micro_batch=less), {}
     batch = min(profile.rollout_batch or rows, rows)
     if backend != "stock" and batch >= 2 * profile.group_size:
         smaller = max(1, batch // profile.group_size // 2) * profile.group_size
-        yield f"rollout_batch={smaller}, not {batch}", shape, profile.but(rollout_batch=smaller), {}
+        yield f"rollout_batch={smaller}, not {batch}", shape, replace(profile, rollout_batch=smaller), {}
     if profile.prompts_per_step > 1:
         half = profile.prompts_per_step // 2
-        fewer = profile.but(prompts_per_step=half, micro_batch=math.gcd(half * profile.group_size, micro))
+        fewer = replace(profile, prompts_per_step=half, micro_batch=math.gcd(half * profile.group_size, micro))
         yield f"prompts_per_step={half}, not {profile.prompts_per_step}", shape, fewer, {}
     if profile.group_size > 3:
         group = profile.group_size // 2
         batch = profile.rollout_batch and profile.rollout_batch // profile.group_size * group
-        fewer = profile.but(group_size=group, micro_batch=max(1, micro // profile.group_size) * group, rollout_batch=batch)
+        fewer = replace(
+            profile, group_size=group, micro_batch=max(1, micro // profile.group_size) * group, rollout_batch=batch
+        )
         yield f"group_size={group}, not {profile.group_size}", shape, fewer, {}
     if not profile.gradient_checkpointing:
-        yield "gradient_checkpointing=True", shape, profile.but(gradient_checkpointing=True), {}
+        yield "gradient_checkpointing=True", shape, replace(profile, gradient_checkpointing=True), {}
     if not profile.load_in_4bit and estimate.on_cuda(profile, backend):
-        yield "load_in_4bit=True", shape, profile.but(load_in_4bit=True), {}
+        yield "load_in_4bit=True", shape, replace(profile, load_in_4bit=True), {}
     below = [other for other in SHAPES.values() if parameters(other) < parameters(shape)]
     if below:
         other = max(below, key=parameters)

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.files import runs_folder
+from recr1_lite.common import RecR1Error, runs_folder
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bm25s")
 
@@ -123,8 +122,7 @@ def _plain(value: object) -> object:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise RecR1Error(
-        f"a ledger row holds plain data, and {value!r} is a {type(value).__name__}; turn it into text or "
-        "numbers"
+        f"a ledger row holds plain data, and {value!r} is a {type(value).__name__}; turn it into text or numbers"
     )
 
 

@@ -32,11 +32,14 @@ ASSUMED = {
     # tensors as large as the logits, in float32, alive at once in loss and backward pass: measured on a CPU (3.1)
     "logits, copies": 3,
     # of a layer's backward pass: gradients as wide as the MLP, and as wide as the hidden state, alive at once
-    "backward, wide": 3, "backward, narrow": 2,
+    "backward, wide": 3,
+    "backward, narrow": 2,
     # of a layer without gradients (prompts of rollouts): tensors as wide as the MLP and as the hidden state
-    "forward, wide": 3, "forward, narrow": 3,
+    "forward, wide": 3,
+    "forward, narrow": 3,
     # (rows, vocabulary) in float32 while a token is drawn; with top_p also sorted values and their 8-byte indices
-    "draw, copies": 4, "draw with top_p, copies": 8,
+    "draw, copies": 4,
+    "draw with top_p, copies": 8,
     "unsloth's fused SFT loss": 1.0e9,  # it takes what is free, so this is what it needs and not what it takes
 }
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import unquote
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.files import atomic_write
+from recr1_lite.common import RecR1Error, atomic_write
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 WIDGET = "application/vnd.jupyter.widget"
@@ -56,8 +55,13 @@ def problems(path: Path) -> list[str]:
     if not code or not prose:
         return ["it has no code or no prose"]
     name = path.as_posix().rpartition("/notebooks/")[2]
-    return [*_opening(book, code, name), *_shape(prose, code, name), *_links(prose, path), *_outputs(code),
-            *_leftovers(book, path)]
+    return [
+        *_opening(book, code, name),
+        *_shape(prose, code, name),
+        *_links(prose, path),
+        *_outputs(code),
+        *_leftovers(book, path),
+    ]
 
 
 def _opening(book, code: list, name: str) -> Iterator[str]:
@@ -83,8 +87,10 @@ def _shape(prose: list, code: list, name: str) -> Iterator[str]:
         yield f"{len(prose)} prose cells for {len(code)} code cells, fewer than 1.5 to 1"
     lengths = [len(cell.source.splitlines()) for cell in code]
     if median(lengths) > LINES or max(lengths) > LONGEST:
-        yield (f"code cells of {median(lengths):g} lines in the median and at most {max(lengths)}; "
-               f"the rule is {LINES} and {LONGEST}")
+        yield (
+            f"code cells of {median(lengths):g} lines in the median and at most {max(lengths)}; "
+            f"the rule is {LINES} and {LONGEST}"
+        )
     for number, cell in enumerate(code, start=1):
         for line in cell.source.splitlines():
             if len(line) > COLUMNS:
@@ -131,7 +137,7 @@ def _leftovers(book, path: Path) -> Iterator[str]:
         yield "its cells hold times of execution; `make notebooks` would drop them"
     for text in _texts(book.cells):
         if found := MACHINE.search(text):
-            yield f"a path of somebody's machine: {text[max(found.start() - 20, 0):found.end() + 20]!r}"
+            yield f"a path of somebody's machine: {text[max(found.start() - 20, 0) : found.end() + 20]!r}"
 
 
 def _texts(node) -> Iterator[str]:

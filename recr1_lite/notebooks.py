@@ -20,8 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.files import atomic_write
+from recr1_lite.common import RecR1Error, atomic_write
 from recr1_lite.notebook_rules import FOLDER, WIDGET, problems, stamp
 
 
@@ -58,8 +57,13 @@ def name_of(path: Path, folder: Path = FOLDER) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def execute(path: Path, profile: str = "cpu", cwd: Path | None = None, env: dict[str, str] | None = None,
-            tell: Callable[[int, int], None] = lambda cell, of: None) -> Run:
+def execute(
+    path: Path,
+    profile: str = "cpu",
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    tell: Callable[[int, int], None] = lambda cell, of: None,
+) -> Run:
     """Run a notebook from top to bottom in a fresh kernel of this very Python, with this very package.
 
     cwd: default the notebook's folder. env: added to this process's. tell: called as each code cell starts.
@@ -79,8 +83,16 @@ def execute(path: Path, profile: str = "cpu", cwd: Path | None = None, env: dict
 
     book = nbformat.read(path, 4)
     manager = AsyncKernelManager(kernel_spec_manager=ThisPython())
-    client = NotebookClient(book, manager, timeout=None, startup_timeout=300, force_raise_errors=True,
-                            record_timing=False, coalesce_streams=True, extra_arguments=["--log-level=ERROR"])
+    client = NotebookClient(
+        book,
+        manager,
+        timeout=None,
+        startup_timeout=300,
+        force_raise_errors=True,
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
+    )
     package = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": package, "RECR1_PROFILE": profile, **(env or {})}
     cells = [(index, cell) for index, cell in enumerate(book.cells) if cell.cell_type == "code"]
@@ -106,8 +118,12 @@ def _failed(place: str, source: str, error: Exception, peak: int) -> NotebookFai
     if not hasattr(error, "ename"):  # the kernel is gone, and nobody knows why
         trace += f" with {peak / 1e9:.1f} GB in use; is that all that this machine has?"
     first, last = source.splitlines()[:3], [line for line in trace.splitlines() if line.strip()][-8:]
-    shown = [f"{place} failed. It begins", *(f"    {line}" for line in first), "and ended in",
-             *(f"    {line}" for line in last)]
+    shown = [
+        f"{place} failed. It begins",
+        *(f"    {line}" for line in first),
+        "and ended in",
+        *(f"    {line}" for line in last),
+    ]
     return NotebookFailed("\n".join(shown), source, getattr(error, "ename", type(error).__name__), trace)
 
 
@@ -136,14 +152,19 @@ def _peak_memory(manager) -> Iterator[list[int]]:
 
 def clean(book) -> None:
     """Drop what changes from run to run or by machine, and widgets, which are blank without a kernel."""
-    book.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                     "language_info": {"name": "python"}}
+    book.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     for cell in book.cells:
         cell.metadata = {"tags": cell.metadata.tags} if "tags" in cell.metadata else {}
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs
-                            if not any(key.startswith(WIDGET) for key in output.get("data", ()))
-                            and (output.output_type != "stream" or output.text.strip())]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if not any(key.startswith(WIDGET) for key in output.get("data", ()))
+                and (output.output_type != "stream" or output.text.strip())
+            ]
 
 
 def run(paths: Sequence[Path], profile: str = "cpu", out: Path | None = None, folder: Path = FOLDER) -> None:

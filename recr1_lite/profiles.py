@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 
 
 @dataclass(frozen=True)
@@ -45,34 +45,71 @@ class Profile:
     batch_size: int = 50
     report_to: str = "none"  # a tracker that transformers knows: tensorboard, wandb, trackio
 
-    def but(self, **changes) -> Profile:
-        """A copy with some fields changed. Raises RecR1Error for a field that does not exist."""
-        try:
-            return replace(self, **changes)
-        except TypeError as error:
-            raise RecR1Error(f"a profile has no such setting ({error}); see recr1_lite/profiles.py") from None
 
-
-_GPU = dict(model="Qwen/Qwen2.5-1.5B-Instruct", load_in_4bit=True, gradient_checkpointing=True, prompts_per_step=8,
-            group_size=8, micro_batch=16, steps=300, max_completion_tokens=128, learning_rate=2e-5, sft_learning_rate=2e-4,
-            sft_batch=16, validate_every=50, batch_size=64)
+_GPU = dict(
+    model="Qwen/Qwen2.5-1.5B-Instruct",
+    load_in_4bit=True,
+    gradient_checkpointing=True,
+    prompts_per_step=8,
+    group_size=8,
+    micro_batch=16,
+    steps=300,
+    max_completion_tokens=128,
+    learning_rate=2e-5,
+    sft_learning_rate=2e-4,
+    sft_batch=16,
+    validate_every=50,
+    batch_size=64,
+)
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", "proves in a minute or two that everything runs; learns nothing", steps=2,
-                prompts_per_step=2, group_size=4, validate_every=1, n_val=8, n_test=8, n_headroom=4, n_capability=4,
-                batch_size=8, sft_batch=4, best_of=2),
+        Profile(
+            "smoke",
+            "proves in a minute or two that everything runs; learns nothing",
+            steps=2,
+            prompts_per_step=2,
+            group_size=4,
+            validate_every=1,
+            n_val=8,
+            n_test=8,
+            n_headroom=4,
+            n_capability=4,
+            batch_size=8,
+            sft_batch=4,
+            best_of=2,
+        ),
         Profile("cpu", "the real loop on a plain CPU, with a 135M model"),
         Profile("t4", "15 GB card without bfloat16 (not yet measured)", dtype="float16", **_GPU),
-        Profile("gpu24", "24 GB card (not yet measured)", dtype="bfloat16", **(_GPU | dict(
-            model="Qwen/Qwen2.5-3B-Instruct", micro_batch=32))),
+        Profile(
+            "gpu24",
+            "24 GB card (not yet measured)",
+            dtype="bfloat16",
+            **(_GPU | dict(model="Qwen/Qwen2.5-3B-Instruct", micro_batch=32)),
+        ),
         # as the paper: model, 32 x 12, 512 tokens, lr 1e-6, KL 1e-3, reward. For one card: LoRA on 4 bits, rollouts in four
         # batches, a group in a backward pass
-        Profile("paper", "the paper's settings on one 24 GB card (not yet measured)", dtype="bfloat16", preset="paper",
-                recipe="paper", **(_GPU | dict(
-                    model="Qwen/Qwen2.5-3B-Instruct", prompts_per_step=32, group_size=12, micro_batch=12,
-                    rollout_batch=96, steps=1000, max_completion_tokens=512, learning_rate=1e-6))),
+        Profile(
+            "paper",
+            "the paper's settings on one 24 GB card (not yet measured)",
+            dtype="bfloat16",
+            preset="paper",
+            recipe="paper",
+            **(
+                _GPU
+                | dict(
+                    model="Qwen/Qwen2.5-3B-Instruct",
+                    prompts_per_step=32,
+                    group_size=12,
+                    micro_batch=12,
+                    rollout_batch=96,
+                    steps=1000,
+                    max_completion_tokens=512,
+                    learning_rate=1e-6,
+                )
+            ),
+        ),
     )
 }
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 
 FAMILIES = {"qwen2": True, "llama": False}  # model_type -> is there a bias on the query, key and value projections
 
@@ -54,9 +54,15 @@ SHAPES = {
 def linears(shape: Shape) -> dict[str, tuple[int, int]]:
     """The seven matrices of a decoder layer: name -> (inputs, outputs)."""
     hidden, wide = shape.hidden, shape.intermediate
-    return {"q_proj": (hidden, shape.query), "k_proj": (hidden, shape.keys), "v_proj": (hidden, shape.keys),
-            "o_proj": (shape.query, hidden), "gate_proj": (hidden, wide), "up_proj": (hidden, wide),
-            "down_proj": (wide, hidden)}
+    return {
+        "q_proj": (hidden, shape.query),
+        "k_proj": (hidden, shape.keys),
+        "v_proj": (hidden, shape.keys),
+        "o_proj": (shape.query, hidden),
+        "gate_proj": (hidden, wide),
+        "up_proj": (hidden, wide),
+        "down_proj": (wide, hidden),
+    }
 
 
 def linear_weights(shape: Shape) -> int:
@@ -91,33 +97,54 @@ def shape_of(model: str) -> Shape:
         return SHAPES[model]
     path = Path(model) / "config.json"
     if not path.is_file():
-        raise RecR1Error(f"the sizes of {model!r} are not known; name one of {', '.join(SHAPES)}, or a local folder "
-                         "with a config.json")
+        raise RecR1Error(
+            f"the sizes of {model!r} are not known; name one of {', '.join(SHAPES)}, or a local folder "
+            "with a config.json"
+        )
     try:
         return _from_config(json.loads(path.read_text()), model)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecR1Error(f"{path} does not describe a model ({type(error).__name__}: {error}); give a folder that "
-                         "save_pretrained wrote") from None
+        raise RecR1Error(
+            f"{path} does not describe a model ({type(error).__name__}: {error}); give a folder that "
+            "save_pretrained wrote"
+        ) from None
 
 
 def _from_config(config: dict, name: str) -> Shape:
     kind = config.get("model_type")
     if kind not in FAMILIES:
-        raise RecR1Error(f"{name!r} is a model of kind {kind!r}, which the estimator cannot count; give one of kind "
-                         f"{' or '.join(FAMILIES)}")
+        raise RecR1Error(
+            f"{name!r} is a model of kind {kind!r}, which the estimator cannot count; give one of kind "
+            f"{' or '.join(FAMILIES)}"
+        )
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    return Shape(name, hidden, int(config["num_hidden_layers"]), heads,
-                 int(config.get("num_key_value_heads") or heads), int(config.get("head_dim") or hidden // heads),
-                 int(config["intermediate_size"]), int(config["vocab_size"]),
-                 bool(config.get("tie_word_embeddings", False)),
-                 FAMILIES[kind] or bool(config.get("attention_bias", False)))
+    return Shape(
+        name,
+        hidden,
+        int(config["num_hidden_layers"]),
+        heads,
+        int(config.get("num_key_value_heads") or heads),
+        int(config.get("head_dim") or hidden // heads),
+        int(config["intermediate_size"]),
+        int(config["vocab_size"]),
+        bool(config.get("tie_word_embeddings", False)),
+        FAMILIES[kind] or bool(config.get("attention_bias", False)),
+    )
 
 
 def config_of(shape: Shape):
     """The transformers configuration (Qwen2Config or LlamaConfig) of which a random model can be made."""
     from transformers import LlamaConfig, Qwen2Config
 
-    sizes = dict(hidden_size=shape.hidden, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-                 num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, intermediate_size=shape.intermediate,
-                 vocab_size=shape.vocab, tie_word_embeddings=shape.tied, max_position_embeddings=32_768)
+    sizes = dict(
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate,
+        vocab_size=shape.vocab,
+        tie_word_embeddings=shape.tied,
+        max_position_embeddings=32_768,
+    )
     return Qwen2Config(**sizes) if shape.attention_bias else LlamaConfig(**sizes)

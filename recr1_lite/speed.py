@@ -18,8 +18,11 @@ from recr1_lite.shapes import Shape, adapter_weights, config_of, linear_weights
 
 # (card, TFLOP/s of 16-bit matrix products summed in float32, GB/s): as the makers are quoted; their own sheets were not at
 # hand, and the RTX 3090's 71 is half of its published 142, which sums in 16 bits
-DATA_SHEETS = {"t4": ("NVIDIA T4", 65.0, 320.0), "gpu24": ("NVIDIA RTX 3090", 71.0, 936.0),
-               "paper": ("NVIDIA RTX 3090", 71.0, 936.0)}
+DATA_SHEETS = {
+    "t4": ("NVIDIA T4", 65.0, 320.0),
+    "gpu24": ("NVIDIA RTX 3090", 71.0, 936.0),
+    "paper": ("NVIDIA RTX 3090", 71.0, 936.0),
+}
 MOVES = 4  # assumed: logits and their gradient are written once and read once more than `counts.logits` holds copies
 MEASURE = 1.5  # seconds of each measurement
 RANK = 16  # of the adapter in a measured layer
@@ -53,7 +56,7 @@ def calibrate(dtype: str | None = None, four_bit: bool = False, progress: bool =
     """Measure this machine's device for a few seconds. dtype: default float32 on a CPU, else the GPU's 16-bit one."""
     import torch
 
-    from recr1_lite.backend import machine
+    from recr1_lite.policy.backend import machine
 
     found = machine()
     device = "cuda" if found.cuda else "cpu"
@@ -64,8 +67,15 @@ def calibrate(dtype: str | None = None, four_bit: bool = False, progress: bool =
     with torch.random.fork_rng():
         number = getattr(torch, dtype)
         rates = [_layer_tflops(device, number, four_bit, training) for training in (False, True)]
-        return Calibration(name, dtype, four_bit, _tflops(device, number, four_bit), *rates, _gbytes(device),
-                           _layer_seconds(device, number, four_bit))
+        return Calibration(
+            name,
+            dtype,
+            four_bit,
+            _tflops(device, number, four_bit),
+            *rates,
+            _gbytes(device),
+            _layer_seconds(device, number, four_bit),
+        )
 
 
 def _tflops(device: str, dtype, four_bit: bool) -> float:
@@ -84,8 +94,9 @@ def _packed(matrix):
     """bitsandbytes' 4-bit layer of the same weights, packed when it is moved to its device."""
     from bitsandbytes.nn import Linear4bit
 
-    packed = Linear4bit(matrix.in_features, matrix.out_features, bias=False, compute_dtype=matrix.weight.dtype,
-                        quant_type="nf4")
+    packed = Linear4bit(
+        matrix.in_features, matrix.out_features, bias=False, compute_dtype=matrix.weight.dtype, quant_type="nf4"
+    )
     packed.load_state_dict(matrix.state_dict())
     return packed
 
@@ -94,8 +105,11 @@ def _layer_tflops(device: str, dtype, four_bit: bool, training: bool) -> float:
     """Of decoder layers as wide as a small model's: products, norms, attention, LoRA, and all that goes between."""
     import torch
 
-    shape, rows, length = ((Shape("layers", 2048, 2, 16, 2, 128, 8192, 64, True, False), 8, 512) if device == "cuda"
-                           else (Shape("layers", 576, 2, 9, 3, 64, 1536, 64, True, False), 4, 96))
+    shape, rows, length = (
+        (Shape("layers", 2048, 2, 16, 2, 128, 8192, 64, True, False), 8, 512)
+        if device == "cuda"
+        else (Shape("layers", 576, 2, 9, 3, 64, 1536, 64, True, False), 4, 96)
+    )
     model, lora = _model(shape, device, dtype, four_bit, training or four_bit), adapter_weights(shape, RANK)
     ids, run = torch.zeros(rows, length, dtype=torch.long, device=device), Pass(rows, length, length)
     halved = torch.autocast(device, dtype=dtype, enabled=device == "cuda" and dtype != torch.float32)
@@ -106,8 +120,11 @@ def _layer_tflops(device: str, dtype, four_bit: bool, training: bool) -> float:
         if training:
             states.float().sum().backward()
 
-    operations = (training_operations(shape, [run], 0, RANK, False) if training
-                  else decoder_operations(shape, run, lora if four_bit else 0))
+    operations = (
+        training_operations(shape, [run], 0, RANK, False)
+        if training
+        else decoder_operations(shape, run, lora if four_bit else 0)
+    )
     return operations / _seconds(work, device) / 1e12
 
 
@@ -173,16 +190,20 @@ def rollout_seconds(shape: Shape, work: Work, found: Calibration, grouped: bool,
     first = decoder_operations(shape, Pass(prompts, work.prompt, work.prompt), lora)
     middle = Pass(work.at_once, 1, work.prompt + work.completion // 2)
     each = decoder_operations(shape, middle, lora) + head_operations(shape, work.at_once)
-    read = (counts.weights(shape, found.dtype, found.four_bit) + counts.FLOAT32 * lora
-            + counts.kv_cache(shape, work.at_once, middle.width, found.dtype))
+    read = (
+        counts.weights(shape, found.dtype, found.four_bit)
+        + counts.FLOAT32 * lora
+        + counts.kv_cache(shape, work.at_once, middle.width, found.dtype)
+    )
     start, compute = shape.layers * found.seconds_per_layer, each / found.layer_tflops / 1e12
     # a GPU computes while the next kernel is started, a CPU does one after the other
     step = max(read / found.gbytes_per_s / 1e9, start + compute if "CPU" in found.device else max(start, compute))
     return first / found.layer_tflops / 1e12 + work.completion * step
 
 
-def update_seconds(shape: Shape, passes: list[Pass], scored: int, logits: int, found: Calibration, rank: int,
-                   again: bool) -> float:
+def update_seconds(
+    shape: Shape, passes: list[Pass], scored: int, logits: int, found: Calibration, rank: int, again: bool
+) -> float:
     """Forward and backward over all passes. scored: tokens that get logits. logits: bytes of them with their copies.
     again: the forward pass is run a second time (gradient checkpointing)."""
     moved = MOVES * logits if found.measured else 0  # nothing assumed in a lower bound
@@ -211,5 +232,3 @@ def attention_operations(shape: Shape, run: Pass) -> int:
 
 def head_operations(shape: Shape, tokens: int) -> int:
     return 2 * tokens * shape.vocab * shape.hidden
-
-

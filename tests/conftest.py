@@ -38,7 +38,7 @@ def tiny_folder(tmp_path_factory) -> Path:
 def smollm2_folder() -> Path:
     """The real model's folder; made at first where the cache is cold, skipped where it is and offline is set."""
     from recr1_lite import assets
-    from recr1_lite.errors import RecR1Error
+    from recr1_lite.common import RecR1Error
 
     try:
         return assets.model_folder()

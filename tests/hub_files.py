@@ -79,17 +79,13 @@ def c4(folder: Path, n: int = 20) -> dict[str, Path]:
         for number in range(n)
     ]
     items[2]["category"] = "Baby"
-    items += [
-        {"item_id": f"X{number}", "category": "Home", "metadata": f"Other {number}."} for number in range(n)
-    ]
+    items += [{"item_id": f"X{number}", "category": "Home", "metadata": f"Other {number}."} for number in range(n)]
     requests = [
         (number, f'I need, "really", number {number}', f"B{number}", f"U{number}", 5, "Five\nstars")
         for number in range(n)
     ]
     write_jsonl(folder / "items.jsonl", items)
-    write_csv(
-        folder / "test.csv", ["qid", "query", "item_id", "user_id", "ori_rating", "ori_review"], requests
-    )
+    write_csv(folder / "test.csv", ["qid", "query", "item_id", "user_id", "ori_rating", "ori_review"], requests)
     return {"items": folder / "items.jsonl", "requests": folder / "test.csv"}
 
 

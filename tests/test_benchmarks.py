@@ -27,16 +27,28 @@ def grpo_step(monkeypatch):
 
 
 def test_help():
-    done = subprocess.run([sys.executable, FOLDER / "grpo_step.py", "--help"], capture_output=True, text=True,
-                          timeout=60)
+    done = subprocess.run(
+        [sys.executable, FOLDER / "grpo_step.py", "--help"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and "--steps" in done.stdout and "--side" not in done.stdout
     assert "stock TRL and this kit's trainer in turn" in done.stdout
 
 
 def test_summary(grpo_step):
-    rows = [{"side": side, "rollout": [slow], "update": [2 * slow], "total": [3 * slow],
-             "peak_rss_mb": 100, "device": "a machine", "threads": 2, "versions": {}, "commit": None}
-            for side, slow in [("ours", 1.0), ("stock", 3.0), ("ours", 1.0), ("stock", 2.0)]]
+    rows = [
+        {
+            "side": side,
+            "rollout": [slow],
+            "update": [2 * slow],
+            "total": [3 * slow],
+            "peak_rss_mb": 100,
+            "device": "a machine",
+            "threads": 2,
+            "versions": {},
+            "commit": None,
+        }
+        for side, slow in [("ours", 1.0), ("stock", 3.0), ("ours", 1.0), ("stock", 2.0)]
+    ]
     sizes = SimpleNamespace(steps=2, prompts=2, group=2, tokens=4, rounds=2)
     result = grpo_step.summary(sizes, rows, 1e-6)
     assert result["ratio"] == 7.5 / 3 and result["seconds"]["ours"]["update"] == 2
@@ -137,8 +149,7 @@ def test_retrieval_without_an_engine(retrieval, monkeypatch, tmp_path, capsys):
 
 
 def test_retrieval_tables(retrieval, tmp_path):
-    row = {"items": 1000, "device": "a machine", "run": "1", "build_s": 1.0, "build_cpu_s": 0.5,
-           "trouble": None}
+    row = {"items": 1000, "device": "a machine", "run": "1", "build_s": 1.0, "build_cpu_s": 0.5, "trouble": None}
     base = row | {"engine": "bm25s", "queries_s": 100.0, "n_queries": 50, "recall_10": 1.0, "recall_k": 1.0}
     kit = base | {"engine": "kit", "queries_s": 250.0, "run": "2"}
     late = row | {"engine": "rank_bm25", "trouble": "over the limit of 9 s"}
@@ -147,9 +158,12 @@ def test_retrieval_tables(retrieval, tmp_path):
     assert "| over the limit of 9 s | - | - | - |" in lines[4]
     assert "the builds got 50% of a core" in retrieval.notes([base])
     assert "| 1.3 s, 11.7% |" in retrieval.shares([base | {"long_queries_s": 10.0}], 10.0)
-    (tmp_path / "ledger.jsonl").write_text("".join(
-        json.dumps({"kind": "train", "profile": profile, "curve": [{"seconds": s} for s in seconds]}) + "\n"
-        for profile, seconds in [("cpu", [9.0, 11.0]), ("smoke", [1.0, 1.0, 1.0]), ("cpu", [12.0])]))
+    (tmp_path / "ledger.jsonl").write_text(
+        "".join(
+            json.dumps({"kind": "train", "profile": profile, "curve": [{"seconds": s} for s in seconds]}) + "\n"
+            for profile, seconds in [("cpu", [9.0, 11.0]), ("smoke", [1.0, 1.0, 1.0]), ("cpu", [12.0])]
+        )
+    )
     assert retrieval.step_seconds(tmp_path / "ledger.jsonl") == 11.0
     assert retrieval.step_seconds(tmp_path / "none.jsonl") is None
     assert "pass --ledger" in retrieval.shares([base], None)

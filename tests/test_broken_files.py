@@ -7,11 +7,11 @@ import json
 import os
 from pathlib import Path
 
+import hub_files
 import pandas as pd
 import pytest
 
-import hub_files
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.tasks import load_task
 
 
@@ -55,9 +55,7 @@ def parquet(path: Path, change) -> None:
 
 
 def lines(path: Path, change) -> None:
-    path.write_text(
-        "".join(change(path.read_text(encoding="utf-8").splitlines(keepends=True))), encoding="utf-8"
-    )
+    path.write_text("".join(change(path.read_text(encoding="utf-8").splitlines(keepends=True))), encoding="utf-8")
 
 
 def jsonl(path: Path, number: int, **changed) -> None:
@@ -233,13 +231,7 @@ BROKEN = {  # what is broken: (task, file, how, words of the message, options)
         r"All_Beauty\.train\.csv is empty",
         {},
     ),
-    "blank jsonl": (
-        "esci",
-        "catalogue.jsonl",
-        lambda p: p.write_text("\n\n"),
-        r"catalogue\.jsonl is empty",
-        {},
-    ),
+    "blank jsonl": ("esci", "catalogue.jsonl", lambda p: p.write_text("\n\n"), r"catalogue\.jsonl is empty", {}),
     "folder instead of a file": (
         "esci",
         "examples.parquet",
@@ -331,16 +323,10 @@ def test_broken_file(load, tmp_path, what):
 
 @pytest.mark.parametrize(
     ("history", "words"),
-    [
-        (7, "history is 7; write text"),
-        (["I0"], r"history is \['I0'\]"),
-        (float("nan"), "no row with a history"),
-    ],
+    [(7, "history is 7; write text"), (["I0"], r"history is \['I0'\]"), (float("nan"), "no row with a history")],
 )
 def test_history_that_is_no_text(load, history, words):
-    frames = {
-        split: pd.read_csv(load.data / f"All_Beauty.{split}.csv") for split in ("train", "valid", "test")
-    }
+    frames = {split: pd.read_csv(load.data / f"All_Beauty.{split}.csv") for split in ("train", "valid", "test")}
     frames["train"] = pd.DataFrame({"user_id": ["a"], "parent_asin": ["I1"], "history": [history]})
     with pytest.raises(RecR1Error, match=words) as caught:
         load("amazon_reviews", requests=frames)

@@ -15,18 +15,21 @@ import torch
 from datasets import Dataset
 from tiny import perturb, tiny_policy, tiny_tokenizer
 
-from recr1_lite import assets, capability, harness
+from recr1_lite import assets
 from recr1_lite.__main__ import main
-from recr1_lite.capability import capability_table, check, compare, forward_kl, neutral_prompts
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate import capability, harness
+from recr1_lite.evaluate.capability import capability_table, check, compare, forward_kl, neutral_prompts
+from recr1_lite.evaluate.harness import run_program
 from recr1_lite.ledger import Ledger
-from recr1_lite.models import Policy, load_policy
+from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.profiles import get_profile
-from recr1_lite.sandbox import run_program
 
 FOLDER = harness.kit_folder()
-SETS = {name: [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("instructions", "arithmetic", "knowledge", "reading")}
+SETS = {
+    name: [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
+    for name in ("instructions", "arithmetic", "knowledge", "reading")
+}
 TASKS = ["recr1_instructions", "recr1_arithmetic", "recr1_knowledge", "recr1_reading"]
 
 
@@ -51,7 +54,11 @@ def test_there_are_enough_items_and_each_has_one_name():
     assert sum(map(len, SETS.values())) >= 300
     names = [row["id"] for rows in SETS.values() for row in rows]
     assert len(set(names)) == len(names)
-    texts = [json.dumps([row.get(key) for key in ("passage", "question", "prompt")]) for rows in SETS.values() for row in rows]
+    texts = [
+        json.dumps([row.get(key) for key in ("passage", "question", "prompt")])
+        for rows in SETS.values()
+        for row in rows
+    ]
     assert len(set(texts)) == len(texts)
 
 
@@ -104,8 +111,10 @@ def test_an_answer_that_follows_the_instruction_scores_1_and_another_0(name):
 
 def test_the_arithmetic_filter_takes_the_first_number():
     task = next(task for task in harness.load_tasks("offline") if task.task_name == "recr1_arithmetic")
-    asked = [SimpleNamespace(doc={}, resps=[answer], filtered_resps={})
-             for answer in (" 12", "It is 12, not 13.", "twelve", "-3")]
+    asked = [
+        SimpleNamespace(doc={}, resps=[answer], filtered_resps={})
+        for answer in (" 12", "It is 12, not 13.", "twelve", "-3")
+    ]
     (chain,) = task._filters
     chain.apply(asked)
     assert [one.filtered_resps["first_number"] for one in asked] == ["12", "12", "[invalid]", "-3"]
@@ -221,16 +230,28 @@ def test_mmlu_from_local_files_scores_as_the_harness_does(shared_data, policy):
 
     def read(split: str) -> list[dict]:
         rows = pd.read_csv(folder / "mmlu" / f"nutrition_{split}.csv", dtype=str, keep_default_na=False)
-        return [{"question": row.question, "choices": [row.choice0, row.choice1, row.choice2, row.choice3],
-                 "answer": int(row.answer)} for row in rows.itertuples()]
+        return [
+            {
+                "question": row.question,
+                "choices": [row.choice0, row.choice1, row.choice2, row.choice3],
+                "answer": int(row.answer),
+            }
+            for row in rows.itertuples()
+        ]
 
     data = {split: Dataset.from_list(read(split)) for split in ("test", "dev")}
     config = load_yaml(builtin("mmlu", "default", "mmlu_nutrition.yaml"))
     config.pop("tag")
     task = ConfigurableTask(config=config | {"custom_dataset": lambda **_: data})
-    found = simple_evaluate(model=HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=4), tasks=[task],
-                            limit=10, apply_chat_template=True, bootstrap_iters=0, log_samples=True,
-                            task_manager=TaskManager(include_defaults=False))["samples"]["mmlu_nutrition"]
+    found = simple_evaluate(
+        model=HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=4),
+        tasks=[task],
+        limit=10,
+        apply_chat_template=True,
+        bootstrap_iters=0,
+        log_samples=True,
+        task_manager=TaskManager(include_defaults=False),
+    )["samples"]["mmlu_nutrition"]
     same_samples(mine, found)
 
 
@@ -241,10 +262,12 @@ def test_gsm8k_from_local_files_scores_as_the_harness_does(shared_data, policy):
     docs = [task.eval_docs[at] for at in range(12)]
     answers = [doc["answer"] if at % 2 else "It is #### 123456789" for at, doc in enumerate(docs)]
     from lm_eval.api.registry import get_metric
+
     exact = get_metric("exact_match")
     for at, (doc, answer) in enumerate(zip(docs, answers, strict=True)):
-        expected = exact(references=[doc["answer"]], predictions=[answer], regexes_to_ignore=[",", "\\$", "(?s).*#### ",
-                                                                                              "\\.$"])["exact_match"]
+        expected = exact(
+            references=[doc["answer"]], predictions=[answer], regexes_to_ignore=[",", "\\$", "(?s).*#### ", "\\.$"]
+        )["exact_match"]
         assert task.process_results(doc, [answer])["exact_match"] == expected == at % 2
     result = check(policy, "gsm8k", limit=3, data_dir=folder, max_gen_toks=4)
     assert {metric for _, metric in result.measures} == {"exact_match (strict-match)", "exact_match (flexible-extract)"}
@@ -273,14 +296,17 @@ def test_the_real_model_scores_a_benchmark_as_the_harness_does(shared_data):
     from lm_eval.models.huggingface import HFLM
 
     policy = load_policy(get_profile("cpu"), trainable=False)
-    task = next(task for task in harness.load_tasks("mmlu", shared_data / "capability")
-                if task.task_name == "mmlu_miscellaneous")
+    task = next(
+        task
+        for task in harness.load_tasks("mmlu", shared_data / "capability")
+        if task.task_name == "mmlu_miscellaneous"
+    )
     task.dataset["test"] = task.dataset["test"].select(range(4))
     mine = harness.run_tasks(policy.model, policy.tokenizer, [task])["mmlu_miscellaneous"]
     plain = HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=2)
     for sample in mine:
         pairs = [tuple(pair) for pair in sample["arguments"]]
-        rows = [((a, b), plain.tok_encode(a), plain.tok_encode(a + b)[len(plain.tok_encode(a)):]) for a, b in pairs]
+        rows = [((a, b), plain.tok_encode(a), plain.tok_encode(a + b)[len(plain.tok_encode(a)) :]) for a, b in pairs]
         expected = [value for value, _ in plain._loglikelihood_tokens(rows, disable_tqdm=True)]
         assert [resp[0][0] for resp in sample["resps"]] == pytest.approx(expected, abs=2e-3)
         assert sample["acc"] == float(max(range(4), key=expected.__getitem__) == sample["doc"]["answer"])
@@ -342,17 +368,24 @@ def test_a_program_that_runs_away_is_stopped(what, tmp_path):
 
 def test_an_ordinary_program_passes_without_the_environment(monkeypatch):
     monkeypatch.setenv("SECRET", "x")
-    assert run_program("import math, re, os, collections\nassert 'SECRET' not in os.environ and math.gcd(4, 6) == 2",
-                       seconds=20) == "passed"
+    assert (
+        run_program(
+            "import math, re, os, collections\nassert 'SECRET' not in os.environ and math.gcd(4, 6) == 2", seconds=20
+        )
+        == "passed"
+    )
 
 
-@pytest.mark.parametrize(("call", "word"), [
-    (lambda: harness.load_tasks("chess"), "chess"),
-    (lambda: harness.load_tasks("gsm8k", "nowhere"), "gsm8k_test.jsonl"),
-    (lambda: harness.load_tasks("mmlu", "nowhere"), "mmlu"),
-    (lambda: harness.load_tasks("humaneval", "nowhere"), "HumanEval"),
-    (lambda: check(None, limit=0), "limit"),
-])
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: harness.load_tasks("chess"), "chess"),
+        (lambda: harness.load_tasks("gsm8k", "nowhere"), "gsm8k_test.jsonl"),
+        (lambda: harness.load_tasks("mmlu", "nowhere"), "mmlu"),
+        (lambda: harness.load_tasks("humaneval", "nowhere"), "HumanEval"),
+        (lambda: check(None, limit=0), "limit"),
+    ],
+)
 def test_wrong_use_is_one_sentence(call, word):
     with pytest.raises(RecR1Error, match=word) as error:
         call()
@@ -396,7 +429,7 @@ def test_punkt_is_unpacked_from_the_asset(monkeypatch, tmp_path):
 
 def test_the_command_line(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path))
-    monkeypatch.setattr("recr1_lite.models.load_policy", lambda *_, **__: tiny_policy(tiny_folder))
+    monkeypatch.setattr("recr1_lite.policy.models.load_policy", lambda *_, **__: tiny_policy(tiny_folder))
     assert main(["capability", "--profile", "smoke", "--limit", "1", "--adapter", "somewhere", "--name", "GRPO"]) == 0
     said = capsys.readouterr().out
     assert "GRPO - untrained" in said and "perplexity" in said

@@ -37,8 +37,18 @@ def test_every_command_has_help_and_an_action(capsys):
 
 
 def test_evaluate_raw_on_a_custom_task(files, capsys):
-    arguments = ("evaluate", "--raw", "--profile", "smoke", "--task", "custom", "--items", str(files / "items.csv"),
-                 "--requests", str(files / "requests.csv"))
+    arguments = (
+        "evaluate",
+        "--raw",
+        "--profile",
+        "smoke",
+        "--task",
+        "custom",
+        "--items",
+        str(files / "items.csv"),
+        "--requests",
+        str(files / "requests.csv"),
+    )
     assert main(list(arguments)) == 0
     assert "ndcg@100" in capsys.readouterr().out
     rows = [json.loads(line) for line in (files / "runs" / "ledger.jsonl").read_text().splitlines()]
@@ -49,27 +59,59 @@ def test_evaluate_raw_on_a_custom_task(files, capsys):
 
 
 def test_an_engine_by_address_and_options_of_a_task(files, capsys):
-    from recr1_lite.remote import serve
-    from recr1_lite.retrievers import CallableRetriever
+    from recr1_lite.search.base import CallableRetriever
+    from recr1_lite.search.remote import serve
 
     asked = []
     with serve(CallableRetriever(lambda queries, k: asked.extend(queries) or [["b", "a"]] * len(queries))) as url:
-        code, said = run(capsys, "evaluate", "--raw", "--profile", "smoke", "--task", "custom", "--items",
-                         str(files / "items.csv"), "--requests", str(files / "requests.csv"), "--retriever", url,
-                         "--option", "k_eval=1", "--option", "name=mine")
+        code, said = run(
+            capsys,
+            "evaluate",
+            "--raw",
+            "--profile",
+            "smoke",
+            "--task",
+            "custom",
+            "--items",
+            str(files / "items.csv"),
+            "--requests",
+            str(files / "requests.csv"),
+            "--retriever",
+            url,
+            "--option",
+            "k_eval=1",
+            "--option",
+            "name=mine",
+        )
     assert code == 0 and asked, said
     (row,) = [json.loads(line) for line in (files / "runs" / "ledger.jsonl").read_text().splitlines()]
     assert (row["task"], row["retriever"]) == ("mine", "JSONRetriever")
     assert row["metrics"]["mrr"]["mean"] == 0.5  # the server's order
 
 
-@pytest.mark.parametrize("words, said", [
-    (("--retriever", "splade"), "no retriever 'splade'"), (("--option", "k_eval"), "no NAME=VALUE"),
-    (("--option", "speed=1"), "no option 'speed'"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--retriever", "splade"), "no retriever 'splade'"),
+        (("--option", "k_eval"), "no NAME=VALUE"),
+        (("--option", "speed=1"), "no option 'speed'"),
+    ],
+)
 def test_an_engine_or_option_that_is_none(files, capsys, words, said):
-    code, sentence = run(capsys, "evaluate", "--raw", "--profile", "smoke", "--task", "custom", "--items",
-                         str(files / "items.csv"), "--requests", str(files / "requests.csv"), *words)
+    code, sentence = run(
+        capsys,
+        "evaluate",
+        "--raw",
+        "--profile",
+        "smoke",
+        "--task",
+        "custom",
+        "--items",
+        str(files / "items.csv"),
+        "--requests",
+        str(files / "requests.csv"),
+        *words,
+    )
     assert code == 2 and said in sentence and "\n" not in sentence
 
 
@@ -97,22 +139,38 @@ def test_bad_files_are_one_sentence(files, capsys, what):
     name, content, word = BAD[what]
     (files / name).unlink() if content is None else (files / name).write_bytes(content)
     before = sorted(path.name for path in files.iterdir())
-    code, said = run(capsys, "evaluate", "--raw", "--profile", "smoke", "--task", "custom", "--items",
-                     str(files / "items.csv"), "--requests", str(files / "requests.csv"))
+    code, said = run(
+        capsys,
+        "evaluate",
+        "--raw",
+        "--profile",
+        "smoke",
+        "--task",
+        "custom",
+        "--items",
+        str(files / "items.csv"),
+        "--requests",
+        str(files / "requests.csv"),
+    )
     assert code == 2 and said.startswith("recr1_lite: ") and len(said.splitlines()) == 1, said
     assert word in said and "Traceback" not in said
     assert sorted(path.name for path in files.iterdir()) == before
 
 
-@pytest.mark.parametrize(("arguments", "word"), [
-    (["evaluate", "--raw", "--profile", "huge"], "huge"),
-    (["evaluate", "--raw", "--task", "chess"], "chess"),
-    (["evaluate", "--raw", "--task", "custom"], "--items"),
-    (["evaluate", "--task", "custom", "--items", "{items}", "--requests", "{requests}", "--adapter", "nowhere"],
-     "nowhere"),
-    (["train", "--steps", "0"], "--steps"),
-    (["report"], "make demo"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["evaluate", "--raw", "--profile", "huge"], "huge"),
+        (["evaluate", "--raw", "--task", "chess"], "chess"),
+        (["evaluate", "--raw", "--task", "custom"], "--items"),
+        (
+            ["evaluate", "--task", "custom", "--items", "{items}", "--requests", "{requests}", "--adapter", "nowhere"],
+            "nowhere",
+        ),
+        (["train", "--steps", "0"], "--steps"),
+        (["report"], "make demo"),
+    ],
+)
 def test_bad_arguments_are_one_sentence(files, capsys, arguments, word):
     places = {"{items}": str(files / "items.csv"), "{requests}": str(files / "requests.csv")}
     code, said = run(capsys, *[places.get(argument, argument) for argument in arguments])
@@ -129,6 +187,7 @@ def test_parquet_that_is_cut_short(files, capsys):
     path = files / "items.parquet"
     pd.DataFrame({"item_id": ["a"], "title": ["b"], "text": ["c"]}).to_parquet(path)
     path.write_bytes(path.read_bytes()[:-20])
-    code, said = run(capsys, "evaluate", "--raw", "--task", "custom", "--items", str(path), "--requests",
-                     str(files / "requests.csv"))
+    code, said = run(
+        capsys, "evaluate", "--raw", "--task", "custom", "--items", str(path), "--requests", str(files / "requests.csv")
+    )
     assert code == 2 and len(said.splitlines()) == 1 and "items.parquet" in said

@@ -6,13 +6,14 @@ import pandas as pd
 import pytest
 from tiny import GOOD, PROMPT, tiny_profile
 
-from recr1_lite import comparison, grpo
 from recr1_lite.__main__ import main
-from recr1_lite.comparison import GRPO, LM_TEACHER, METHODS, REJECTION, TEACHER, VOTED, WARM, compare_methods
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
-from recr1_lite.prompts import restyled
+from recr1_lite.recipes import comparison
+from recr1_lite.recipes.comparison import GRPO, LM_TEACHER, METHODS, REJECTION, TEACHER, VOTED, WARM, compare_methods
 from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.prompts import restyled
+from recr1_lite.train import grpo
 
 
 def teach(request: str) -> tuple[str, str]:
@@ -22,12 +23,26 @@ def teach(request: str) -> tuple[str, str]:
 
 def toy_task() -> Task:
     def rows(split: str, start: int, n: int) -> pd.DataFrame:
-        return pd.DataFrame([{"example_id": f"{split}{i}", "request": " ".join(f"w{start + i}" for _ in range(1 + i % 4)),
-                              "relevant": {"gold": 1.0}} for i in range(n)])
+        return pd.DataFrame(
+            [
+                {
+                    "example_id": f"{split}{i}",
+                    "request": " ".join(f"w{start + i}" for _ in range(1 + i % 4)),
+                    "relevant": {"gold": 1.0},
+                }
+                for i in range(n)
+            ]
+        )
 
-    items = pd.DataFrame([{"item_id": "gold", "title": "Gold", "text": " ".join(sorted(GOOD))},
-                          {"item_id": "lead", "title": "Lead", "text": "w0 w1 w2 w3"}])
-    return Task("toy", items, rows("train", 0, 40), rows("val", 40, 8), rows("test", 60, 8), PROMPT, 10, 10, ("ndcg@10",))
+    items = pd.DataFrame(
+        [
+            {"item_id": "gold", "title": "Gold", "text": " ".join(sorted(GOOD))},
+            {"item_id": "lead", "title": "Lead", "text": "w0 w1 w2 w3"},
+        ]
+    )
+    return Task(
+        "toy", items, rows("train", 0, 40), rows("val", 40, 8), rows("test", 60, 8), PROMPT, 10, 10, ("ndcg@10",)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +50,15 @@ def run(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     profile = tiny_profile(tiny_folder, steps=4, n_val=8, n_test=8, sft_learning_rate=1e-2, max_prompt_tokens=200)
     ledger = Ledger(folder / "ledger.jsonl")
-    options = dict(profile=profile, out=folder / "toy-run", ledger=ledger, task=toy_task(), teach=teach, command="test",
-                   progress=False)
+    options = dict(
+        profile=profile,
+        out=folder / "toy-run",
+        ledger=ledger,
+        task=toy_task(),
+        teach=teach,
+        command="test",
+        progress=False,
+    )
     return options, compare_methods(**options)
 
 
@@ -144,8 +166,9 @@ def test_an_interrupted_method_stops_the_comparison(run, tmp_path, monkeypatch):
     assert not options["ledger"].rows("unseal")
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--parts", "methods,magic"], "no part 'magic'"), (["--methods", "SFT"], "sets the budget")])
+@pytest.mark.parametrize(
+    "arguments, message", [(["--parts", "methods,magic"], "no part 'magic'"), (["--methods", "SFT"], "sets the budget")]
+)
 def test_the_command_says_what_is_wrong(tmp_path, capsys, arguments, message):
     assert main(["compare", "--profile", "smoke", "--out", str(tmp_path / "run"), *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -6,11 +6,12 @@ import pytest
 from test_comparison import teach, toy_task
 from tiny import perturb, tiny_profile
 
-from recr1_lite import capability, continual
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate import capability
 from recr1_lite.ledger import Ledger
-from recr1_lite.metrics import mean_interval
-from recr1_lite.models import load_policy, save_adapter
+from recr1_lite.policy.models import load_policy, save_adapter
+from recr1_lite.recipes import comparison as continual
+from recr1_lite.search.metrics import mean_interval
 
 
 class Checked:
@@ -26,8 +27,12 @@ class Checked:
 def run(tiny_folder, tmp_path, monkeypatch):
     named = []
     levels = iter([(0.5, 0.0), (0.4, 0.1), (0.3, 0.2), (0.45, 0.3), (0.2, 0.4)])
-    monkeypatch.setattr(capability, "check", lambda policy, **options: named.append(options["name"]) or Checked(*next(levels)))
-    monkeypatch.setattr(capability, "compare", lambda a, b, *where: {("all", "accuracy"): mean_interval([a.level - b.level])})
+    monkeypatch.setattr(
+        capability, "check", lambda policy, **options: named.append(options["name"]) or Checked(*next(levels))
+    )
+    monkeypatch.setattr(
+        capability, "compare", lambda a, b, *where: {("all", "accuracy"): mean_interval([a.level - b.level])}
+    )
     profile = tiny_profile(tiny_folder, steps=2, sft_learning_rate=1e-2, max_prompt_tokens=200)
     first = {}
     for number, trainer in enumerate(continual.TRAINERS):
@@ -36,7 +41,11 @@ def run(tiny_folder, tmp_path, monkeypatch):
     tasks = [toy_task(), toy_task()]
     tasks[1].name = "second"
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    return dict(first=first, tasks=tasks, teach=teach, profile=profile, out=tmp_path / "out", ledger=ledger), ledger, named
+    return (
+        dict(first=first, tasks=tasks, teach=teach, profile=profile, out=tmp_path / "out", ledger=ledger),
+        ledger,
+        named,
+    )
 
 
 def test_every_stage_is_measured(run):
@@ -44,12 +53,15 @@ def test_every_stage_is_measured(run):
     rows = continual.continual(**options)
     assert rows == ledger.rows("continual")
     assert [(row["trainer"], row["stage"], row["name"]) for row in rows] == [
-        (trainer, stage, name) for trainer in continual.TRAINERS
-        for stage, name in enumerate(("untrained", "after toy", "after second"))]
+        (trainer, stage, name)
+        for trainer in continual.TRAINERS
+        for stage, name in enumerate(("untrained", "after toy", "after second"))
+    ]
     assert all(set(row["measures"]) == {"toy", "second", "capability", "kl"} for row in rows)
     assert [row["measures"]["capability"]["mean"] for row in rows] == [0.5, 0.4, 0.3, 0.5, 0.45, 0.2]
     assert [row["differences"].get("capability", {}).get("mean") for row in rows] == pytest.approx(
-        [None, -0.1, -0.2, None, -0.05, -0.3])
+        [None, -0.1, -0.2, None, -0.05, -0.3]
+    )
     assert set(rows[1]["differences"]) == {"toy", "second", "capability"}
     assert rows[2]["seconds"] > 0 and not ledger.rows("unseal")
     assert rows[0]["measures"] == rows[3]["measures"]

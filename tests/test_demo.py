@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from recr1_lite.demo import demo, rewriter
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
-from recr1_lite.models import load_policy, parity
+from recr1_lite.policy.models import load_policy, parity
+from recr1_lite.policy.rewriters import as_rewriter
 from recr1_lite.profiles import PROFILES
+from recr1_lite.recipes.demo import demo
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.clothing import FEW_SHOT
 
@@ -33,7 +34,7 @@ def test_methods_are_scored_on_the_sealed_test(run):
     assert len({tuple(result.rows["example_id"]) for result in results}) == 1
     assert len(ledger.rows("unseal")) == len(results)
     kinds = [row["kind"] for row in ledger.rows()]
-    assert kinds.index("unseal") > kinds.index("train") and "train" not in kinds[kinds.index("unseal"):]
+    assert kinds.index("unseal") > kinds.index("train") and "train" not in kinds[kinds.index("unseal") :]
     assert [row["split"] for row in ledger.rows("eval")] == ["val"] * 3 + ["test"] * 4
 
 
@@ -57,7 +58,7 @@ def test_report_holds_the_table_the_curve_and_the_inspector(run):
     page = (out / "report.html").read_text()
     for text in ("GRPO", "few-shot", "What may not be claimed", "data:image/svg", results[0].rows["request"][0][:20]):
         assert text in page
-    assert "http://" not in page.replace("http://www.w3.org", "") and "src=\"http" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and 'src="http' not in page
     for kind in ("headroom", "compare", "inspect"):
         assert ledger.rows(kind), kind
 
@@ -80,8 +81,8 @@ def test_adapter_merged_and_reloaded_say_the_same(run):
 
 def test_few_shot_and_zero_shot_differ_in_the_prompt_alone(run):
     policy = load_policy(SMOKE, trainable=False)
-    zero = rewriter(policy, replace(FEW_SHOT, examples=()), SMOKE, "zero")
-    few = rewriter(policy, FEW_SHOT, SMOKE, "few")
+    zero = as_rewriter(policy, replace(FEW_SHOT, examples=()), SMOKE, "zero")
+    few = as_rewriter(policy, FEW_SHOT, SMOKE, "few")
     request = "I wore this dress to a wedding and it was lovely."
     assert zero.complete([request])[0].query.startswith(request)
     assert zero.complete([request])[0].completion != few.complete([request])[0].completion
@@ -91,20 +92,36 @@ def test_a_sequential_task_brings_its_baselines(tiny_folder, tmp_path):
     import pandas as pd
     from tiny import tiny_profile
 
-    items = pd.DataFrame({"item_id": list("abcdef"), "title": [f"w{at}" for at in range(6)],
-                          "text": [f"w{at} w{at + 6}" for at in range(6)]})
+    items = pd.DataFrame(
+        {
+            "item_id": list("abcdef"),
+            "title": [f"w{at}" for at in range(6)],
+            "text": [f"w{at} w{at + 6}" for at in range(6)],
+        }
+    )
     circle, rows = "abcdef" * 2, []
     for at in range(60):
         start, length, split = at % 6, 1 + at % 3, "val" if at % 5 == 0 else "test" if at % 5 == 1 else "train"
-        rows.append((list(circle[start:start + length]), circle[start + length], split))
+        rows.append((list(circle[start : start + length]), circle[start + length], split))
     histories = pd.DataFrame(rows, columns=["history", "relevant", "split"])
     task = load_task("custom", items=items, requests=histories, metrics=("ndcg@5", "mrr"))
     ledger = Ledger(tmp_path / "ledger.jsonl")
     results = demo(tiny_profile(tiny_folder, steps=2, n_val=6, n_test=6), tmp_path / "run", ledger=ledger, task=task)
-    names = ["raw request", "zero-shot", "last title", "popularity", "item-kNN", "matrix factorisation", "SASRec", "GRPO"]
+    names = [
+        "raw request",
+        "zero-shot",
+        "last title",
+        "popularity",
+        "item-kNN",
+        "matrix factorisation",
+        "SASRec",
+        "GRPO",
+    ]
     assert [result.name for result in results] == names
     scores = {result.name: result.summary["ndcg@5"].mean for result in results}
-    assert scores["SASRec"] > scores["popularity"] and scores["raw request"] == 0  # titles share no word with what is next
+    assert (
+        scores["SASRec"] > scores["popularity"] and scores["raw request"] == 0
+    )  # titles share no word with what is next
     assert (tmp_path / "run" / "report.html").is_file()
 
 

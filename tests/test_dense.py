@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recr1_lite import assets, dense
-from recr1_lite.dense import DenseRetriever, HybridRetriever, load_encoder
-from recr1_lite.engines import build_retriever
-from recr1_lite.environment import environment_check
-from recr1_lite.errors import RecR1Error
-from recr1_lite.prompts import Prompt
-from recr1_lite.retrievers import BM25Retriever, CallableRetriever, Hits, RetrieverError, search_all
-from recr1_lite.rewards import Scorer
+from recr1_lite import assets
+from recr1_lite.common import RecR1Error
+from recr1_lite.search import build_retriever, dense
+from recr1_lite.search.base import CallableRetriever, Hits, RetrieverError, environment_check, search_all
+from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.dense import DenseRetriever, HybridRetriever, load_encoder
+from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.train.rewards import Scorer
 
 ITEMS = pd.DataFrame(
     [
@@ -126,19 +126,21 @@ def test_bad_queries_and_cut_offs(retriever):
         retriever.search(["red", None], 3)
 
 
-@pytest.mark.parametrize("items, words", [
-    (ITEMS.iloc[:0], "the catalogue is empty"),
-    (pd.concat([ITEMS, ITEMS.iloc[:1]]), "item 'd1' is in the catalogue twice"),
-    (ITEMS.drop(columns="text"), "no column 'text'"),
-    (ITEMS.assign(text=["a"] * 7 + [None]), "the text of item 'd8' is (None|nan)"),
-])
+@pytest.mark.parametrize(
+    "items, words",
+    [
+        (ITEMS.iloc[:0], "the catalogue is empty"),
+        (pd.concat([ITEMS, ITEMS.iloc[:1]]), "item 'd1' is in the catalogue twice"),
+        (ITEMS.drop(columns="text"), "no column 'text'"),
+        (ITEMS.assign(text=["a"] * 7 + [None]), "the text of item 'd8' is (None|nan)"),
+    ],
+)
 def test_bad_catalogues(items, words):
     with pytest.raises(RecR1Error, match=words):
         build(items)
 
 
-@pytest.mark.parametrize("vectors", [np.ones(8), np.ones((3, 2)), np.full((8, 2), np.nan),
-                                     np.ones((8, 2, 1))])
+@pytest.mark.parametrize("vectors", [np.ones(8), np.ones((3, 2)), np.full((8, 2), np.nan), np.ones((8, 2, 1))])
 def test_an_encoder_that_answers_otherwise(vectors):
     with pytest.raises(RecR1Error, match="one finite vector a text"):
         build(ITEMS.assign(text=list("abcdefgh")), model=lambda texts: vectors)
@@ -210,9 +212,14 @@ def test_a_failure_of_one_engine_passes_through():
         HybridRetriever([BM25Retriever.build(ITEMS), CallableRetriever(broken)]).search(["red"], 3)
 
 
-WORD_CHECKS = {"one word finds its documents", "order never matters", "case never matters",
-               "quotes, brackets and operators do no harm", "an empty query has no hits",
-               "an unknown word has no hits"}
+WORD_CHECKS = {
+    "one word finds its documents",
+    "order never matters",
+    "case never matters",
+    "quotes, brackets and operators do no harm",
+    "an empty query has no hits",
+    "an unknown word has no hits",
+}
 
 
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])

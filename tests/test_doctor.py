@@ -10,14 +10,21 @@ from types import SimpleNamespace
 import pytest
 
 from recr1_lite import assets, doctor
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch, tmp_path):
     """A machine with no settings and an empty cache."""
-    for name in ("RECR1_OFFLINE", "HF_HUB_OFFLINE", "RECR1_PROFILE", "PIP_INDEX_URL", "HTTPS_PROXY",
-                 "https_proxy", "HF_ENDPOINT"):
+    for name in (
+        "RECR1_OFFLINE",
+        "HF_HUB_OFFLINE",
+        "RECR1_PROFILE",
+        "PIP_INDEX_URL",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HF_ENDPOINT",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "cache"))
 
@@ -40,7 +47,17 @@ def test_one_line_a_check_and_advice_with_every_trouble():
     status = doctor.print_doctor(lines.append)
     checks = doctor.check()
     assert [item.name for item in checks] == [
-        "python", "packages", "device", "bf16", "memory", "disk", "cache", "network", "profile", "unsloth"]
+        "python",
+        "packages",
+        "device",
+        "bf16",
+        "memory",
+        "disk",
+        "cache",
+        "network",
+        "profile",
+        "unsloth",
+    ]
     assert len(lines) == len(checks) + 1 and not any("\n" in line for line in lines)
     assert all(item.ok in ("ok", "warn", "fail") for item in checks)
     assert all(item.advice for item in checks if item.ok == "warn")
@@ -48,11 +65,10 @@ def test_one_line_a_check_and_advice_with_every_trouble():
     assert status == int(any(item.ok == "fail" for item in checks))
 
 
-@pytest.mark.parametrize("ok, status, verdict", [
-    ("ok", 0, "ready"),
-    ("warn", 0, "ready, but read the advice on toy"),
-    ("fail", 1, "not ready: mend toy first"),
-])
+@pytest.mark.parametrize(
+    "ok, status, verdict",
+    [("ok", 0, "ready"), ("warn", 0, "ready, but read the advice on toy"), ("fail", 1, "not ready: mend toy first")],
+)
 def test_only_a_failure_gives_status_1(monkeypatch, ok, status, verdict):
     item = doctor.Check("toy", ok, "found", "" if ok == "ok" else "do it")
     monkeypatch.setattr(doctor, "check", lambda: [item])
@@ -97,12 +113,15 @@ def test_pins_are_read_through_includes_and_markers(tmp_path):
     assert [str(requirement) for requirement in doctor.requirements(tmp_path)] == ["pandas>=1", "numpy==1.0"]
 
 
-@pytest.mark.parametrize("pins, ok, found", [
-    (["numpy>=1", "pandas>=1"], "ok", "all 2 as tested"),
-    (["numpy==0.1"], "warn", "not as tested: numpy"),
-    (["numpy>=1", "no-such-package-anywhere==1"], "fail", "missing: no-such-package-anywhere"),
-    ([], "warn", "no list"),
-])
+@pytest.mark.parametrize(
+    "pins, ok, found",
+    [
+        (["numpy>=1", "pandas>=1"], "ok", "all 2 as tested"),
+        (["numpy==0.1"], "warn", "not as tested: numpy"),
+        (["numpy>=1", "no-such-package-anywhere==1"], "fail", "missing: no-such-package-anywhere"),
+        ([], "warn", "no list"),
+    ],
+)
 def test_packages_are_held_against_the_pins(monkeypatch, tmp_path, pins, ok, found):
     (tmp_path / "requirements.txt").write_text("\n".join(pins))
     wanted = doctor.requirements(tmp_path) if pins else []
@@ -153,7 +172,7 @@ def test_network_names_settings_but_never_their_values(monkeypatch):
 def test_unsloth_belongs_on_cuda_only(monkeypatch):
     import torch
 
-    from recr1_lite import backend
+    from recr1_lite.policy import backend
 
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

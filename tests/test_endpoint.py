@@ -17,12 +17,12 @@ import torch
 from servers import in_turn, server
 from tiny import PROMPT, requests, tiny_policy
 
-from recr1_lite import web
-from recr1_lite.endpoint import Answer, EndpointRewriter, from_environment
-from recr1_lite.errors import RecR1Error
-from recr1_lite.local_server import local_server
-from recr1_lite.prompts import PROMPTS
-from recr1_lite.rewriters import ModelRewriter, Rewrite
+from recr1_lite.common import RecR1Error
+from recr1_lite.deploy.serve import local_server
+from recr1_lite.policy.endpoint import Answer, EndpointRewriter, from_environment
+from recr1_lite.policy.rewriters import ModelRewriter, Rewrite
+from recr1_lite.search import remote as web
+from recr1_lite.tasks.prompts import PROMPTS
 
 KEY = "sk-very-secret-0123456789"
 CHAT = [{"role": "user", "content": "hello"}]
@@ -54,12 +54,12 @@ def test_what_is_asked_and_what_comes_back():
     with server(lambda *_: completion("Keywords: Größe 38 👗")) as (url, seen):
         asker = EndpointRewriter(prompt, "m", url + "/", api_key=KEY, max_tokens=7, temperature=0.5)
         assert asker.complete(["naïve 裙子"]) == [
-            Rewrite("naïve 裙子 Größe 38 👗 Größe 38 👗", "Keywords: Größe 38 👗", "ok", 3)]
+            Rewrite("naïve 裙子 Größe 38 👗 Größe 38 👗", "Keywords: Größe 38 👗", "ok", 3)
+        ]
         assert asker.rewrite([]) == [] and asker.name == "m"
     path, headers, body = seen[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
-    assert body == {"model": "m", "max_tokens": 7, "temperature": 0.5,
-                    "messages": prompt.messages("naïve 裙子")}
+    assert body == {"model": "m", "max_tokens": 7, "temperature": 0.5, "messages": prompt.messages("naïve 裙子")}
     assert [turn["role"] for turn in body["messages"]] == ["system", "user", "assistant", "user"]
 
 
@@ -100,7 +100,11 @@ def test_outcomes():
     with server(in_turn(*answers)) as (url, _):
         asker = EndpointRewriter(PROMPTS["json"], "m", url, workers=1)
         assert [answer.outcome for answer in asker.complete(["a"] * 4)] == [
-            "truncated", "bad_json", "no_answer", "truncated"]
+            "truncated",
+            "bad_json",
+            "no_answer",
+            "truncated",
+        ]
         assert asker.chat(CHAT) == Answer("", 3, True)
     with server(lambda *_: completion(None)) as (url, _):
         refused = EndpointRewriter(replace(PROMPT, mode="expand"), "m", url).complete(["the request"])[0]
@@ -154,8 +158,14 @@ def test_pauses_double_and_retry_after_is_honoured(monkeypatch):
     assert pauses == [0.01, 0.02, 0.04]
     pauses.clear()
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    failure(in_turn((429, "no", {"Retry-After": "7"}), (503, "no", {"Retry-After": soon}),
-                    (429, "no", {"Retry-After": "soon"}), (500, "no")))
+    failure(
+        in_turn(
+            (429, "no", {"Retry-After": "7"}),
+            (503, "no", {"Retry-After": soon}),
+            (429, "no", {"Retry-After": "soon"}),
+            (500, "no"),
+        )
+    )
     assert pauses[0] == 7 and 25 < pauses[1] <= 30 and pauses[2] == 0.04
     pauses.clear()
     said, seen = failure(in_turn((429, "no", {"Retry-After": "3600"})))
@@ -194,8 +204,13 @@ def test_a_key_goes_to_its_own_server_only(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "openai")
     openai = "https://api.openai.com/v1"
     assert key_sent_to(openai) == "Bearer openai"
-    for other in ("http://api.openai.com/v1", "https://api.openai.com:8443", "http://localhost:8000/v1",
-                  "https://api.openai.com.evil.org/v1", "https://api.openai.com@evil.org/v1"):
+    for other in (
+        "http://api.openai.com/v1",
+        "https://api.openai.com:8443",
+        "http://localhost:8000/v1",
+        "https://api.openai.com.evil.org/v1",
+        "https://api.openai.com@evil.org/v1",
+    ):
         assert key_sent_to(other) != "Bearer openai", other
     monkeypatch.setenv("RECR1_ENDPOINT_KEY", "mine")
     assert key_sent_to("https://box.lan/v1") is None, "it belongs to RECR1_ENDPOINT, which is not set"
@@ -234,11 +249,22 @@ def test_nobody_there():
         EndpointRewriter(PROMPT, "m", url, retries=1).chat(CHAT)
 
 
-@pytest.mark.parametrize("text", [
-    "<html>\n<b>Welcome</b>", "", "[]", "null", "{}", '{"choices": []}', b"\xff{",
-    '{"choices": [{"message": null}]}',
-    '{"choices": [{"message": {"content": ["part"]}}]}', '{"error": {"message": "no credit"}}',
-    '{"choices": [{"message": {"content": "x"}}], "usage": [1]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<html>\n<b>Welcome</b>",
+        "",
+        "[]",
+        "null",
+        "{}",
+        '{"choices": []}',
+        b"\xff{",
+        '{"choices": [{"message": null}]}',
+        '{"choices": [{"message": {"content": ["part"]}}]}',
+        '{"error": {"message": "no credit"}}',
+        '{"choices": [{"message": {"content": "x"}}], "usage": [1]}',
+    ],
+)
 def test_an_answer_that_is_none(text):
     said, seen = failure(lambda *_: (200, text))
     assert len(seen) == 1 and "did not answer with a chat completion but with" in said and "\n" not in said

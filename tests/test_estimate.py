@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,13 +14,15 @@ from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from recr1_lite import backend, estimate, estimate_report, grpo, rollouts, shapes, speed
+from recr1_lite import estimate, estimate_report, shapes, speed
 from recr1_lite import memory_counts as counts
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.memory_counts import Pass
+from recr1_lite.policy import backend, rollouts
 from recr1_lite.profiles import PROFILES
 from recr1_lite.shapes import SHAPES, Shape
 from recr1_lite.speed import Calibration
+from recr1_lite.train import grpo
 
 SMALL, LARGE = SHAPES["smollm2-135m-instruct"], SHAPES["Qwen/Qwen2.5-3B-Instruct"]
 TINY = Shape("tiny", 96, 3, 6, 2, 16, 256, 64, True, False)
@@ -34,20 +37,34 @@ def tiny(shape: Shape = TINY, dtype=torch.float32, attention: str = "sdpa", lora
 
 
 def profile(**changes):
-    return PROFILES["cpu"].but(**(dict(prompts_per_step=4, group_size=8, max_prompt_tokens=100,
-                                       max_completion_tokens=16) | changes))
+    return replace(
+        PROFILES["cpu"],
+        **(dict(prompts_per_step=4, group_size=8, max_prompt_tokens=100, max_completion_tokens=16) | changes),
+    )
 
 
-@pytest.mark.parametrize("name, billions, by_hand", [
-    # vocabulary x hidden + layers x (matrices + biases + norms) + last norm
-    ("smollm2-135m-instruct", 0.135, 49152 * 576 + 30 * (576 * (576 * 2 + 192 * 2 + 3 * 1536) + 2 * 576) + 576),
-    ("Qwen/Qwen2.5-0.5B-Instruct", 0.49,
-     151936 * 896 + 24 * (896 * (896 * 2 + 128 * 2 + 3 * 4864) + (896 + 256) + 2 * 896) + 896),
-    ("Qwen/Qwen2.5-1.5B-Instruct", 1.54,
-     151936 * 1536 + 28 * (1536 * (1536 * 2 + 256 * 2 + 3 * 8960) + (1536 + 512) + 2 * 1536) + 1536),
-    ("Qwen/Qwen2.5-3B-Instruct", 3.09,
-     151936 * 2048 + 36 * (2048 * (2048 * 2 + 256 * 2 + 3 * 11008) + (2048 + 512) + 2 * 2048) + 2048),
-])
+@pytest.mark.parametrize(
+    "name, billions, by_hand",
+    [
+        # vocabulary x hidden + layers x (matrices + biases + norms) + last norm
+        ("smollm2-135m-instruct", 0.135, 49152 * 576 + 30 * (576 * (576 * 2 + 192 * 2 + 3 * 1536) + 2 * 576) + 576),
+        (
+            "Qwen/Qwen2.5-0.5B-Instruct",
+            0.49,
+            151936 * 896 + 24 * (896 * (896 * 2 + 128 * 2 + 3 * 4864) + (896 + 256) + 2 * 896) + 896,
+        ),
+        (
+            "Qwen/Qwen2.5-1.5B-Instruct",
+            1.54,
+            151936 * 1536 + 28 * (1536 * (1536 * 2 + 256 * 2 + 3 * 8960) + (1536 + 512) + 2 * 1536) + 1536,
+        ),
+        (
+            "Qwen/Qwen2.5-3B-Instruct",
+            3.09,
+            151936 * 2048 + 36 * (2048 * (2048 * 2 + 256 * 2 + 3 * 11008) + (2048 + 512) + 2 * 2048) + 2048,
+        ),
+    ],
+)
 def test_parameters_are_those_of_the_published_model(name, billions, by_hand):
     shape = SHAPES[name]
     with torch.device("meta"):
@@ -100,8 +117,9 @@ def test_cache_grows_in_steps_with_unsloth():
 def test_four_bit_is_what_bitsandbytes_holds():
     nn = pytest.importorskip("bitsandbytes.nn")
     for outputs, inputs in ((96, 192), (130, 70)):
-        weight = nn.Params4bit(torch.randn(outputs, inputs), requires_grad=False, quant_type="nf4",
-                               compress_statistics=True).to("cpu")
+        weight = nn.Params4bit(
+            torch.randn(outputs, inputs), requires_grad=False, quant_type="nf4", compress_statistics=True
+        ).to("cpu")
         state = weight.quant_state
         held = (weight.data, state.absmax, state.code, state.offset.reshape(1), state.state2.absmax, state.state2.code)
         assert counts.nf4(outputs * inputs) == size(held)
@@ -115,8 +133,9 @@ def test_four_bit_by_hand():
     assert counts.weights(LARGE, "bfloat16", four_bit=True) < 0.35 * counts.weights(LARGE, "bfloat16")
 
 
-@pytest.mark.parametrize("dtype, autocast, copies", [
-    ("float32", False, 0), ("bfloat16", True, 2), ("bfloat16", False, 4)])
+@pytest.mark.parametrize(
+    "dtype, autocast, copies", [("float32", False, 0), ("bfloat16", True, 2), ("bfloat16", False, 4)]
+)
 @pytest.mark.parametrize("grouped", [False, True])
 def test_activations_are_what_autograd_keeps(dtype, autocast, copies, grouped):
     """Bytes of one layer: those of a model of 3 layers less those of 2."""
@@ -137,7 +156,7 @@ def kept(layers: int, dtype, autocast: bool, grouped: bool, rows: int, prompt: i
     ids = torch.randint(3, 64, (rows, prompt + completion))
     mask = torch.ones_like(ids)
     ids[:, :prompt] = ids[:2, :prompt].repeat_interleave(rows // 2, 0)
-    mask[:rows // 2, 0] = 0  # one prompt is shorter
+    mask[: rows // 2, 0] = 0  # one prompt is shorter
     storages, alive = {}, []
 
     def pack(tensor):
@@ -147,8 +166,10 @@ def kept(layers: int, dtype, autocast: bool, grouped: bool, rows: int, prompt: i
             alive.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), (
-            torch.autocast("cpu", dtype=dtype) if autocast else nullcontext()):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=dtype) if autocast else nullcontext(),
+    ):
         if grouped:
             rollouts.completion_logps(model, ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:])
         else:
@@ -157,8 +178,10 @@ def kept(layers: int, dtype, autocast: bool, grouped: bool, rows: int, prompt: i
 
 
 def test_checkpointing_keeps_a_state_a_layer():
-    plain, again = (estimate.memory(SMALL, profile(gradient_checkpointing=on), "stock").parts["update"]["activations"]
-                    for on in (False, True))
+    plain, again = (
+        estimate.memory(SMALL, profile(gradient_checkpointing=on), "stock").parts["update"]["activations"]
+        for on in (False, True)
+    )
     states = 30 * (32 * 116) * 576 * 4
     assert again == states + plain // 30
 
@@ -195,10 +218,11 @@ def test_the_peak_is_the_larger_phase_with_all_its_parts():
     found = estimate.memory(SMALL, profile(), "transformers")
     sums = {name: sum(parts.values()) for name, parts in found.parts.items()}
     assert found.peak == sums[found.phase] == max(sums.values())
-    long = estimate.memory(LARGE, PROFILES["paper"].but(rollout_batch=None), "transformers")
+    long = estimate.memory(LARGE, replace(PROFILES["paper"], rollout_batch=None), "transformers")
     assert (found.phase, long.phase) == ("update", "rollout")
-    assert found.tensors == sum(size for name, size in found.parts["update"].items()
-                                if name not in ("process", "fragmentation"))
+    assert found.tensors == sum(
+        size for name, size in found.parts["update"].items() if name not in ("process", "fragmentation")
+    )
     frame = estimate.table(found)
     assert frame.loc["sum"].max() == pytest.approx(found.peak / 1e9)
     assert frame.loc["gradients", "rollout"] == 0
@@ -206,8 +230,8 @@ def test_the_peak_is_the_larger_phase_with_all_its_parts():
 
 def test_rollout_batch_is_the_rollouts_written_together_but_not_stocks():
     paper = PROFILES["paper"]
-    assert estimate.memory(LARGE, paper) == estimate.memory(LARGE, paper.but(rollout_batch=None), at_once=96)
-    assert estimate.memory(LARGE, paper, "stock") == estimate.memory(LARGE, paper.but(rollout_batch=None), "stock")
+    assert estimate.memory(LARGE, paper) == estimate.memory(LARGE, replace(paper, rollout_batch=None), at_once=96)
+    assert estimate.memory(LARGE, paper, "stock") == estimate.memory(LARGE, replace(paper, rollout_batch=None), "stock")
 
 
 @pytest.mark.parametrize("name", ["t4", "gpu24", "paper"])
@@ -220,19 +244,26 @@ def test_gpu_profiles_fit_their_cards_by_count(name, backend):
 
 
 def test_the_kits_trainer_runs_a_prompt_once_for_its_group():
-    ours, stock = (estimate.memory(SMALL, profile(), name).parts["update"]["activations"]
-                   for name in ("transformers", "stock"))
+    ours, stock = (
+        estimate.memory(SMALL, profile(), name).parts["update"]["activations"] for name in ("transformers", "stock")
+    )
     assert ours < 0.3 * stock  # 4 x 100 + 32 x 15 tokens against 32 x 116
     assert "merged copy" in estimate.memory(SMALL, profile(), "transformers").parts["rollout"]
     assert "merged copy" not in estimate.memory(SMALL, profile(load_in_4bit=True), "transformers").parts["rollout"]
 
 
-@pytest.mark.parametrize("name, settings, measured", [
-    # (prompts, group, longest prompt, --tokens) and peak resident GB of benchmarks/grpo_step.py --steps 1 with
-    # MALLOC_MMAP_THRESHOLD_=65536, without which glibc keeps more than is used
-    ("transformers", (2, 4, 98, 8), 2.22), ("stock", (2, 4, 98, 8), 2.53), ("transformers", (4, 8, 105, 16), 3.54),
-    ("transformers", (4, 4, 105, 16), 2.92), ("stock", (4, 4, 105, 16), 4.12),
-])
+@pytest.mark.parametrize(
+    "name, settings, measured",
+    [
+        # (prompts, group, longest prompt, --tokens) and peak resident GB of benchmarks/grpo_step.py --steps 1 with
+        # MALLOC_MMAP_THRESHOLD_=65536, without which glibc keeps more than is used
+        ("transformers", (2, 4, 98, 8), 2.22),
+        ("stock", (2, 4, 98, 8), 2.53),
+        ("transformers", (4, 8, 105, 16), 3.54),
+        ("transformers", (4, 4, 105, 16), 2.92),
+        ("stock", (4, 4, 105, 16), 4.12),
+    ],
+)
 def test_counts_against_measured_peaks(name, settings, measured):
     prompts, group, prompt, completion = settings
     sizes = profile(prompts_per_step=prompts, group_size=group, max_completion_tokens=completion)
@@ -259,7 +290,8 @@ def test_seconds_by_hand():
     head = 2 * 2 * 48 * 64 * 96
     for again in (False, True):
         assert speed.update_seconds(TINY, [run], 48, 0, fast, RANK, again) == pytest.approx(
-            ahead * (1 + again) + back + head)
+            ahead * (1 + again) + back + head
+        )
 
 
 def test_the_slowest_of_three_bounds_a_decoding_step():
@@ -290,7 +322,8 @@ def test_a_step_is_rollout_and_update_and_a_run_is_all_steps():
     half = estimate.seconds(SMALL, profile(), CPU, "transformers", at_once=16)
     assert half["rollout"] > part["rollout"]  # two rounds of decoding, each reading all weights
     assert estimate.memory(SMALL, profile(), "transformers", at_once=16).parts["rollout"]["key-value cache"] < (
-        0.51 * estimate.memory(SMALL, profile(), "transformers").parts["rollout"]["key-value cache"])
+        0.51 * estimate.memory(SMALL, profile(), "transformers").parts["rollout"]["key-value cache"]
+    )
 
 
 def test_calibration_is_of_this_machine(monkeypatch, capsys):
@@ -314,8 +347,21 @@ def test_calibration_goes_through_the_4bit_layer(monkeypatch):
 
 
 def arguments(**changes):
-    return SimpleNamespace(**(dict(profile="t4", model=None, prompt_tokens=256, completion_tokens=None, group=None,
-                                   backend=None, memory=None, calibrate=True) | changes))
+    return SimpleNamespace(
+        **(
+            dict(
+                profile="t4",
+                model=None,
+                prompt_tokens=256,
+                completion_tokens=None,
+                group=None,
+                backend=None,
+                memory=None,
+                calibrate=True,
+            )
+            | changes
+        )
+    )
 
 
 def test_without_a_gpu_a_card_has_a_lower_bound_that_says_so(monkeypatch, capsys):
@@ -331,8 +377,10 @@ def test_what_does_not_fit_says_what_to_shrink_first(monkeypatch, capsys):
     monkeypatch.setattr(backend, "machine", lambda: backend.Machine(False))
     assert estimate_report.run(arguments(profile="paper", memory=6.0, backend="stock")) == 1
     said = capsys.readouterr().out
-    places = [said.index(word) for word in ("does not fit", "completions of 256", "group_size=6",
-                                            "the model Qwen/Qwen2.5-1.5B-Instruct")]
+    places = [
+        said.index(word)
+        for word in ("does not fit", "completions of 256", "group_size=6", "the model Qwen/Qwen2.5-1.5B-Instruct")
+    ]
     assert places == sorted(places)
     assert "micro_batch=" not in said, "the rollouts are the larger phase, so it would save nothing"
     assert estimate_report.run(arguments(profile="paper", memory=6.0, backend="transformers")) == 1
@@ -341,23 +389,23 @@ def test_what_does_not_fit_says_what_to_shrink_first(monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["unsloth", "transformers", "stock"])
 def test_every_saving_is_the_difference_it_makes(name):
-    start = PROFILES["paper"].but(load_in_4bit=False, gradient_checkpointing=False)
+    start = replace(PROFILES["paper"], load_in_4bit=False, gradient_checkpointing=False)
     before = estimate.memory(LARGE, start, name).peak / 1e9
     rows = {what.split("=")[0]: (saved, after) for what, saved, after in estimate_report.savings(LARGE, start, name)}
     assert all(saved == pytest.approx(before - after) for saved, after in rows.values())
-    packed = estimate.memory(LARGE, start.but(load_in_4bit=True), name).peak / 1e9
+    packed = estimate.memory(LARGE, replace(start, load_in_4bit=True), name).peak / 1e9
     assert rows["load_in_4bit"][1] == pytest.approx(packed)
-    again = estimate.memory(LARGE, start.but(gradient_checkpointing=True), name).peak / 1e9
+    again = estimate.memory(LARGE, replace(start, gradient_checkpointing=True), name).peak / 1e9
     assert rows["gradient_checkpointing"][1] == pytest.approx(again)
 
 
 @pytest.mark.parametrize("name", ["unsloth", "transformers"])
 def test_every_step_down_can_be_trained(name, tmp_path):
     """Sizes that TRL, and with unsloth whole groups, would refuse are no advice."""
-    for start in (PROFILES["paper"], PROFILES["gpu24"], PROFILES["cpu"], PROFILES["t4"].but(micro_batch=8)):
+    for start in (PROFILES["paper"], PROFILES["gpu24"], PROFILES["cpu"], replace(PROFILES["t4"], micro_batch=8)):
         for what, _, changed, _ in estimate_report._smaller(LARGE, start, name, {}):
             if name == "transformers" or start.micro_batch:
-                grpo.configure(changed.but(dtype="float32"), tmp_path, 0, name)
+                grpo.configure(replace(changed, dtype="float32"), tmp_path, 0, name)
 
 
 def test_a_cpu_run_is_calibrated_here(monkeypatch, capsys):
@@ -371,7 +419,7 @@ def test_a_cpu_run_is_calibrated_here(monkeypatch, capsys):
 
 
 def test_group_keeps_whole_groups_in_a_backward_pass():
-    changed = estimate_report.with_group(PROFILES["paper"].but(micro_batch=24), 8)
+    changed = estimate_report.with_group(replace(PROFILES["paper"], micro_batch=24), 8)
     assert (changed.group_size, changed.micro_batch) == (8, 16)
     assert estimate_report.with_group(PROFILES["cpu"], 4).micro_batch is None
 
@@ -384,13 +432,16 @@ def test_a_folder_is_a_shape(tmp_path):
     assert shapes.shape_of("smollm2-135m-instruct") is SMALL
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "name one of smollm2-135m-instruct"),
-    ("{", "does not describe a model"),
-    ('{"model_type": "qwen2"}', "does not describe a model"),
-    (json.dumps({"model_type": "mamba"}), "of kind 'mamba'"),
-    ("[]", "does not describe a model"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "name one of smollm2-135m-instruct"),
+        ("{", "does not describe a model"),
+        ('{"model_type": "qwen2"}', "does not describe a model"),
+        (json.dumps({"model_type": "mamba"}), "of kind 'mamba'"),
+        ("[]", "does not describe a model"),
+    ],
+)
 def test_what_is_no_shape_says_what_to_give(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
@@ -398,13 +449,16 @@ def test_what_is_no_shape_says_what_to_give(tmp_path, content, message):
         shapes.shape_of(str(tmp_path))
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: estimate.memory(SMALL, profile(), "jax"), "no backend 'jax'"),
-    (lambda: estimate.memory(SMALL, profile(), "stock", trainer="dpo"), "trainer 'dpo'"),
-    (lambda: estimate.memory(SMALL, profile(), "stock", prompt_tokens=0), "give 1 or more"),
-    (lambda: estimate_report.run(arguments(memory=0.0)), "--memory 0.0 GB"),
-    (lambda: estimate_report.run(arguments(group=1)), "--group 1"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: estimate.memory(SMALL, profile(), "jax"), "no backend 'jax'"),
+        (lambda: estimate.memory(SMALL, profile(), "stock", trainer="dpo"), "trainer 'dpo'"),
+        (lambda: estimate.memory(SMALL, profile(), "stock", prompt_tokens=0), "give 1 or more"),
+        (lambda: estimate_report.run(arguments(memory=0.0)), "--memory 0.0 GB"),
+        (lambda: estimate_report.run(arguments(group=1)), "--group 1"),
+    ],
+)
 def test_wrong_sizes_are_refused_in_a_sentence(call, message):
     with pytest.raises(RecR1Error, match=message):
         call()

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.evaluation import compare, evaluate, methods_table, show
-from recr1_lite.metrics import Interval
-from recr1_lite.retrievers import Hits, RetrieverError
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import compare, evaluate, methods_table, show
+from recr1_lite.search.base import Hits, RetrieverError
+from recr1_lite.search.metrics import Interval
 
 ITEMS = pd.DataFrame(
     [
@@ -41,8 +41,10 @@ class WordOverlap:
         self.calls.append((list(queries), k))
         answers = []
         for query in queries:
-            scores = [(len(set(query.lower().split()) & set(text.split())), item)
-                      for item, text in zip(ITEMS["item_id"], ITEMS["text"])]
+            scores = [
+                (len(set(query.lower().split()) & set(text.split())), item)
+                for item, text in zip(ITEMS["item_id"], ITEMS["text"])
+            ]
             found = sorted((hit for hit in scores if hit[0]), key=lambda hit: -hit[0])[:k]
             answers.append(Hits([item for _, item in found], [float(score) for score, _ in found]))
         return answers
@@ -58,8 +60,12 @@ class FakeRewriter:
     def complete(self, requests):
         self.seen.append(list(requests))
         queries = [self.answers.get(request, request) for request in requests]
-        return [SimpleNamespace(query=query, completion=f"<{query}>", outcome="ok" if query else "empty",
-                                tokens=len(query.split())) for query in queries]
+        return [
+            SimpleNamespace(
+                query=query, completion=f"<{query}>", outcome="ok" if query else "empty", tokens=len(query.split())
+            )
+            for query in queries
+        ]
 
 
 class ListLedger:
@@ -178,10 +184,13 @@ def test_show_writes_means_and_signed_differences():
     assert show({"mean": 0.25, "low": -0.2, "high": 0.3, "n": 9}, sign=True) == "+0.250 [-0.200, +0.300]"
 
 
-@pytest.mark.parametrize("broken, message", [
-    (lambda requests: requests[:-1], "3 answers for 4 asked"),
-    (lambda requests: [None] * len(requests), "must be text, not NoneType"),
-])
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        (lambda requests: requests[:-1], "3 answers for 4 asked"),
+        (lambda requests: [None] * len(requests), "must be text, not NoneType"),
+    ],
+)
 def test_a_broken_callable_is_named(task, broken, message):
     with pytest.raises(RecR1Error, match=message):
         evaluate(broken, task, WordOverlap())

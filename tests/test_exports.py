@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import gguf as gguf_package
@@ -29,24 +30,35 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from recr1_lite import exports, gguf, gguf_export, gguf_tokenizer, model_card, model_folders
-from recr1_lite.errors import RecR1Error
-from recr1_lite.exports import compare, export
-from recr1_lite.gguf_export import export_gguf
+from recr1_lite.assets import fetch as model_folders
+from recr1_lite.assets import gguf
+from recr1_lite.assets.fetch import sha256_of
+from recr1_lite.common import RecR1Error
+from recr1_lite.deploy import export as exports
+from recr1_lite.deploy import export as model_card
+from recr1_lite.deploy import gguf_export
+from recr1_lite.deploy import gguf_export as gguf_tokenizer
+from recr1_lite.deploy.export import compare, export
+from recr1_lite.deploy.gguf_export import export_gguf
 from recr1_lite.ledger import Ledger
-from recr1_lite.models import load_policy, save_adapter
-from recr1_lite.prompts import Prompt
-from recr1_lite.wheels import sha256_of
+from recr1_lite.policy.models import load_policy, save_adapter
+from recr1_lite.tasks.prompts import Prompt
 
-TEMPLATE = ("{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-SHOP = ["a warm winter coat with a hood", "it's 20% off, isn't it? 12 or 345!", "größe 38 – 裙子 👗\n\n  two",
-        "don't"]
+TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHOP = ["a warm winter coat with a hood", "it's 20% off, isn't it? 12 or 345!", "größe 38 – 裙子 👗\n\n  two", "don't"]
 ASKED = [f"{text} {number}" for number, text in enumerate(SHOP * 3)]
 QUESTION = Prompt(style="compact", instruction="{request}\nWhat is it?", prefix="A")
-KINDS = {"llama": {}, "llama-untied": dict(tie_word_embeddings=False), "llama-wide": dict(head_dim=16),
-         "llama-biases": dict(attention_bias=True, mlp_bias=True),
-         "qwen2": {}, "qwen2-untied": dict(tie_word_embeddings=False)}
+KINDS = {
+    "llama": {},
+    "llama-untied": dict(tie_word_embeddings=False),
+    "llama-wide": dict(head_dim=16),
+    "llama-biases": dict(attention_bias=True, mlp_bias=True),
+    "qwen2": {},
+    "qwen2-untied": dict(tie_word_embeddings=False),
+}
 
 
 def bpe(split: str, size: int = 330) -> PreTrainedTokenizerFast:
@@ -56,13 +68,20 @@ def bpe(split: str, size: int = 330) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = splitting
     if normalizer:
         backend.normalizer = normalizer
-    backend.train_from_iterator(SHOP * 4, trainers.BpeTrainer(
-        vocab_size=size - 4, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"]))
+    backend.train_from_iterator(
+        SHOP * 4,
+        trainers.BpeTrainer(
+            vocab_size=size - 4,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        ),
+    )
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens(["<tool>"])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                   chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
+    )
 
 
 def random_model(folder: Path, kind: str, seed: int = 0, **more) -> Path:
@@ -70,10 +89,22 @@ def random_model(folder: Path, kind: str, seed: int = 0, **more) -> Path:
     torch.manual_seed(seed)
     family = kind.partition("-")[0]
     config, build = (LlamaConfig, LlamaForCausalLM) if family == "llama" else (Qwen2Config, Qwen2ForCausalLM)
-    sizes = dict(vocab_size=336, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2, tie_word_embeddings=True,
-                 rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, rms_norm_eps=1e-5, eos_token_id=2,
-                 bos_token_id=None, pad_token_id=0)
+    sizes = dict(
+        vocab_size=336,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        rms_norm_eps=1e-5,
+        eos_token_id=2,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
     model = build(config(**(sizes | KINDS[kind] | more)))
     with torch.no_grad():
         for weight in model.parameters():
@@ -122,8 +153,10 @@ def test_every_weight_comes_back(folder, tmp_path):
     before, after = load_file(folder / "model.safetensors"), load_file(again / "model.safetensors")
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(logits(folder), logits(again))
-    assert AutoTokenizer.from_pretrained(again).apply_chat_template(
-        [{"role": "user", "content": "hi"}], tokenize=False) == "<|im_start|>user\nhi<|im_end|>\n"
+    assert (
+        AutoTokenizer.from_pretrained(again).apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+        == "<|im_start|>user\nhi<|im_end|>\n"
+    )
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -146,23 +179,44 @@ def test_the_file_field_by_field(kind, tmp_path):
     fields = {name: field.contents() for name, field in reader.fields.items()}
     tokens = fields.pop("tokenizer.ggml.tokens")
     types, merges = fields.pop("tokenizer.ggml.token_type"), fields.pop("tokenizer.ggml.merges")
-    sizes = {"block_count": 2, "context_length": 256, "embedding_length": 32, "feed_forward_length": 64,
-             "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 8, "vocab_size": 336,
-             "attention.value_length": 8, "rope.dimension_count": 8, "rope.freq_base": 5000.0,
-             "attention.layer_norm_rms_epsilon": pytest.approx(1e-5, rel=1e-6)}
+    sizes = {
+        "block_count": 2,
+        "context_length": 256,
+        "embedding_length": 32,
+        "feed_forward_length": 64,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "attention.key_length": 8,
+        "vocab_size": 336,
+        "attention.value_length": 8,
+        "rope.dimension_count": 8,
+        "rope.freq_base": 5000.0,
+        "attention.layer_norm_rms_epsilon": pytest.approx(1e-5, rel=1e-6),
+    }
     assert fields == {
-        "GGUF.version": 3, "GGUF.tensor_count": len(reader.tensors), "GGUF.kv_count": len(fields),
-        "general.architecture": kind, "general.type": "model", "general.name": "my model",
-        "general.license": "apache-2.0", "general.file_type": 1, **{f"{kind}.{name}": value for name, value in sizes.items()},
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm" if kind == "llama" else "qwen2",
-        "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.padding_token_id": 0, "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.ggml.add_space_prefix": False, "tokenizer.chat_template": TEMPLATE,
-        **({"tokenizer.ggml.unknown_token_id": 0} if kind == "qwen2" else {})}  # the class Qwen2Tokenizer has one
+        "GGUF.version": 3,
+        "GGUF.tensor_count": len(reader.tensors),
+        "GGUF.kv_count": len(fields),
+        "general.architecture": kind,
+        "general.type": "model",
+        "general.name": "my model",
+        "general.license": "apache-2.0",
+        "general.file_type": 1,
+        **{f"{kind}.{name}": value for name, value in sizes.items()},
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm" if kind == "llama" else "qwen2",
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.chat_template": TEMPLATE,
+        **({"tokenizer.ggml.unknown_token_id": 0} if kind == "qwen2" else {}),
+    }  # the class Qwen2Tokenizer has one
     assert reader.fields["tokenizer.ggml.token_type"].types[1].name == "INT32"
     assert len(tokens) == len(types) == 336 and len(set(tokens)) == 336
     assert tokens[:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] and types[:4] == [3, 3, 3, 1]
     known = len(bpe("smollm" if kind == "llama" else "qwen2"))
-    assert tokens[known - 1:known + 1] == ["<tool>", f"[PAD{known}]"] and types[known - 1:known + 1] == [4, 5]
+    assert tokens[known - 1 : known + 1] == ["<tool>", f"[PAD{known}]"] and types[known - 1 : known + 1] == [4, 5]
     assert all(pair.count(" ") == 1 for pair in merges) and len(merges) > 20
 
     weights = {tensor.name: tensor for tensor in reader.tensors}
@@ -226,7 +280,8 @@ def test_any_text_has_the_same_tokens(split, text):
     ids = before(text, add_special_tokens=False).input_ids
     assert after(text, add_special_tokens=False).input_ids == ids
     assert after.decode(ids) == before.decode(ids) and after.decode(ids, skip_special_tokens=True) == before.decode(
-        ids, skip_special_tokens=True)
+        ids, skip_special_tokens=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -298,13 +353,16 @@ def test_a_tokenizer_that_a_file_cannot_hold():
 # what cannot be written, what cannot be read
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(model_type="mistral"), "a mistral model cannot be written"),
-    (dict(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}), "scales its positions"),
-    (dict(hidden_act="gelu"), "another activation than silu"),
-    (dict(intermediate_size=128), "shape is not what config.json says"),
-    (dict(num_hidden_layers=3), "is missing in model"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(model_type="mistral"), "a mistral model cannot be written"),
+        (dict(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}), "scales its positions"),
+        (dict(hidden_act="gelu"), "another activation than silu"),
+        (dict(intermediate_size=128), "shape is not what config.json says"),
+        (dict(num_hidden_layers=3), "is missing in model"),
+    ],
+)
 def test_a_model_that_is_not_written(llama, tmp_path, change, message):
     folder = shutil.copytree(llama, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
@@ -361,19 +419,22 @@ def rewritten(file: Path, new: Path, drop: str = "", **changes) -> Path:
     return new
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"general.architecture": "gemma2"}, "it is a gemma2 model, and this kit reads llama and qwen2"),
-    ({"tokenizer.ggml.model": "llama"}, "its tokenizer is of kind 'llama'"),
-    ({"tokenizer.ggml.pre": "tekken"}, "its tokenizer is split by 'tekken'"),
-    ({"llama.rope.scaling.type": "yarn"}, "scales or cuts its positions"),
-    ({"llama.block_count": None}, "no whole GGUF file .*llama.block_count"),
-    ({"llama.block_count": 1}, "holds a tensor 'blk.1"),
-    ({"llama.feed_forward_length": 128}, "has another shape than its fields say"),
-    ({"tokenizer.ggml.tokens": None}, "no whole GGUF file .*tokenizer.ggml.tokens"),
-    ({"tokenizer.ggml.eos_token_id": 9999}, "no whole GGUF file"),
-    ({"llama.attention.head_count": 0}, "no whole GGUF file"),
-    ({"drop": "blk.1.ffn_up.weight"}, "no whole GGUF file .*blk.1.ffn_up.weight"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"general.architecture": "gemma2"}, "it is a gemma2 model, and this kit reads llama and qwen2"),
+        ({"tokenizer.ggml.model": "llama"}, "its tokenizer is of kind 'llama'"),
+        ({"tokenizer.ggml.pre": "tekken"}, "its tokenizer is split by 'tekken'"),
+        ({"llama.rope.scaling.type": "yarn"}, "scales or cuts its positions"),
+        ({"llama.block_count": None}, "no whole GGUF file .*llama.block_count"),
+        ({"llama.block_count": 1}, "holds a tensor 'blk.1"),
+        ({"llama.feed_forward_length": 128}, "has another shape than its fields say"),
+        ({"tokenizer.ggml.tokens": None}, "no whole GGUF file .*tokenizer.ggml.tokens"),
+        ({"tokenizer.ggml.eos_token_id": 9999}, "no whole GGUF file"),
+        ({"llama.attention.head_count": 0}, "no whole GGUF file"),
+        ({"drop": "blk.1.ffn_up.weight"}, "no whole GGUF file .*blk.1.ffn_up.weight"),
+    ],
+)
 def test_a_foreign_file_is_told_in_one_sentence_and_leaves_nothing(llama, cache, tmp_path, changes, message):
     file = rewritten(export_gguf(llama, tmp_path / "m.gguf", "f32"), tmp_path / "other.gguf", **changes)
     with pytest.raises(RecR1Error, match=message) as error:
@@ -402,7 +463,9 @@ def test_the_cache_keeps_the_last_three_of_them_and_nothing_else_goes(llama, cac
     (cache / "models" / "gguf-mine").mkdir(parents=True)
     folders = []
     for number in range(5):
-        folders.append(model_folders.folder_of(export_gguf(llama, tmp_path / f"{number}.gguf", "f32", name=f"model {number}")))
+        folders.append(
+            model_folders.folder_of(export_gguf(llama, tmp_path / f"{number}.gguf", "f32", name=f"model {number}"))
+        )
         os.utime(folders[-1], (number, number))
     assert [folder.exists() for folder in folders] == [False, False, True, True, True]
     assert (cache / "models" / "gguf-mine").is_dir()
@@ -419,8 +482,10 @@ def test_a_file_becomes_a_folder_once(llama, cache, tmp_path, monkeypatch, capfd
     (folder / "config.json").unlink()
     assert model_folders.folder_of(tmp_path / "renamed.gguf") == folder and (folder / "config.json").is_file()
     policy = load_policy(tiny_profile(tmp_path / "renamed.gguf"), trainable=False)
-    assert torch.equal(policy.model(torch.tensor([[5, 6]])).logits,
-                       AutoModelForCausalLM.from_pretrained(llama)(torch.tensor([[5, 6]])).logits)
+    assert torch.equal(
+        policy.model(torch.tensor([[5, 6]])).logits,
+        AutoModelForCausalLM.from_pretrained(llama)(torch.tensor([[5, 6]])).logits,
+    )
     assert network == [] and [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -446,8 +511,10 @@ def test_float32_says_the_same_everywhere(kind, tmp_path, network):
     assert told["files"]["model-f32.gguf"]["sha256"] == sha256_of(out / "model-f32.gguf")
     assert not any(str(tmp_path) in file.read_text(errors="ignore") for file in out.rglob("*.json"))
     assert "attn_implementation" not in (out / "merged" / "config.json").read_text() and network == []
-    before, after = (exports.measure(load_policy(profile, adapter=folder, trainable=False), QUESTION, ASKED, profile)
-                     for folder in (None, adapter))
+    before, after = (
+        exports.measure(load_policy(profile, adapter=folder, trainable=False), QUESTION, ASKED, profile)
+        for folder in (None, adapter)
+    )
     assert before["rewrite"] != after["rewrite"], "else the comparison would show nothing"
 
 
@@ -457,7 +524,7 @@ def test_16_bits_and_8_bits_and_an_export_that_is_replaced(llama, tmp_path):
     told = export(profile, adapter, out, QUESTION, ASKED)
     assert 0 < told["checks"]["gguf"]["max_nats"] < 0.05 and told["checks"]["merged"]["coarsest"] == "float16"
     assert next(iter(load_file(out / "merged" / "model.safetensors").values())).dtype == torch.float16
-    told = export(profile.but(load_in_4bit=True), adapter, out, QUESTION, ASKED, ("gguf",), gguf_type="q8_0")
+    told = export(replace(profile, load_in_4bit=True), adapter, out, QUESTION, ASKED, ("gguf",), gguf_type="q8_0")
     assert list(told["checks"]) == ["gguf"] and told["checks"]["gguf"]["coarsest"] == "q8_0"
     assert {path.name for path in out.iterdir()} == {"model-q8_0.gguf", "export.json"}
     assert "trained on 4-bit weights" in exports.lines(told)[-1] and told["trained_in_4bit"]
@@ -483,19 +550,27 @@ def test_what_is_beyond_the_tolerance():
     here = {"prompt": [[1]] * 10, "rewrite": ["a"] * 10, "logps": [[-1.0, -2.0]] * 10}
     flipped = here | {"rewrite": ["a"] * 9 + ["b"]}
     assert compare("x", here, flipped, "float16")["same_rewrites"] == 9
-    for there, coarsest in ((flipped, "float32"), (here | {"prompt": [[1]] * 9 + [[2]]}, "q8_0"),
-                            (here | {"rewrite": ["b"] * 10}, "q8_0"),
-                            (here | {"logps": [[-1.0, -2.1]] * 10}, "float16"),
-                            (here | {"logps": [[-1.0, float("nan")]] * 10}, "q8_0")):
+    for there, coarsest in (
+        (flipped, "float32"),
+        (here | {"prompt": [[1]] * 9 + [[2]]}, "q8_0"),
+        (here | {"rewrite": ["b"] * 10}, "q8_0"),
+        (here | {"logps": [[-1.0, -2.1]] * 10}, "float16"),
+        (here | {"logps": [[-1.0, float("nan")]] * 10}, "q8_0"),
+    ):
         with pytest.raises(RecR1Error, match="is not the trained model"):
             compare("x", here, there, coarsest)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(formats=("onnx",)), "no format 'onnx'"), (dict(dtype="int8"), "no dtype 'int8'"),
-    (dict(gguf_type="q4_0"), "no GGUF type 'q4_0'"), (dict(formats=()), "needs one format at least"),
-    (dict(requests=[]), "and one request"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(formats=("onnx",)), "no format 'onnx'"),
+        (dict(dtype="int8"), "no dtype 'int8'"),
+        (dict(gguf_type="q4_0"), "no GGUF type 'q4_0'"),
+        (dict(formats=()), "needs one format at least"),
+        (dict(requests=[]), "and one request"),
+    ],
+)
 def test_what_an_export_does_not_know(tiny_folder, tmp_path, options, message):
     with pytest.raises(RecR1Error, match=message):
         export(tiny_profile(tiny_folder), tmp_path, tmp_path / "out", QUESTION, **({"requests": ASKED} | options))
@@ -521,24 +596,69 @@ def ledger(path: Path, tested: bool = True) -> Path:
     book = Ledger(path / "run" / "ledger.jsonl")
     interval = {"mean": 0.3, "low": 0.2, "high": 0.4, "n": 40}
     for method in ("GRPO", "SFT"):
-        book.append({"kind": "train", "run": "run", "method": method, "task": "shop", "seed": 3, "seconds": 12.5,
-                     "config": {"steps": 50, "prompts_per_step": 8, "group_size": 4}, "device": "a|b",
-                     "command": "python -m recr1_lite demo --out=/home/me/runs/x --items '/data/items.csv'"})
+        book.append(
+            {
+                "kind": "train",
+                "run": "run",
+                "method": method,
+                "task": "shop",
+                "seed": 3,
+                "seconds": 12.5,
+                "config": {"steps": 50, "prompts_per_step": 8, "group_size": 4},
+                "device": "a|b",
+                "command": "python -m recr1_lite demo --out=/home/me/runs/x --items '/data/items.csv'",
+            }
+        )
     for method in ["GRPO", "raw request"] * tested:
-        book.append({"kind": "eval", "run": "run", "method": method, "task": "shop", "split": "test", "n": 40,
-                     "metrics": {"ndcg@10": interval}, "retriever": "BM25Retriever"})
+        book.append(
+            {
+                "kind": "eval",
+                "run": "run",
+                "method": method,
+                "task": "shop",
+                "split": "test",
+                "n": 40,
+                "metrics": {"ndcg@10": interval},
+                "retriever": "BM25Retriever",
+            }
+        )
     if tested:
-        book.append({"kind": "compare", "run": "run", "task": "shop", "split": "test", "metric": "ndcg@10",
-                     "a": "GRPO", "b": "raw request", "difference": interval | {"mean": 0.05}})
-        book.append({"kind": "capability_compare", "run": "run", "a": "GRPO", "b": "untrained", "task": "sums",
-                     "metric": "accuracy", "n": 9, "difference": interval | {"mean": -0.25}})
+        book.append(
+            {
+                "kind": "compare",
+                "run": "run",
+                "task": "shop",
+                "split": "test",
+                "metric": "ndcg@10",
+                "a": "GRPO",
+                "b": "raw request",
+                "difference": interval | {"mean": 0.05},
+            }
+        )
+        book.append(
+            {
+                "kind": "capability_compare",
+                "run": "run",
+                "a": "GRPO",
+                "b": "untrained",
+                "task": "sums",
+                "metric": "accuracy",
+                "n": 9,
+                "difference": interval | {"mean": -0.25},
+            }
+        )
     return path / "run"
 
 
 def told(**changes) -> dict:
-    return {"base_model": "smollm2-135m-instruct", "notes": [], "prompt": vars(QUESTION), "max_completion_tokens": 5,
-            "files": {"merged/config.json": {}, "model-f16.gguf": {}},
-            "checks": {"gguf": {"coarsest": "float16", "same_rewrites": 99, "n": 100, "max_nats": 0.0123}}} | changes
+    return {
+        "base_model": "smollm2-135m-instruct",
+        "notes": [],
+        "prompt": vars(QUESTION),
+        "max_completion_tokens": 5,
+        "files": {"merged/config.json": {}, "model-f16.gguf": {}},
+        "checks": {"gguf": {"coarsest": "float16", "same_rewrites": 99, "n": 100, "max_nats": 0.0123}},
+    } | changes
 
 
 def test_the_card_says_what_the_ledger_says(tmp_path):
@@ -549,10 +669,18 @@ def test_the_card_says_what_the_ledger_says(tmp_path):
     front = yaml.safe_load(front)
     assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct" and front["license"] == "apache-2.0"
     assert front["library_name"] == "transformers" and "gguf" in front["tags"]
-    for line in ("| GRPO | 40 | 0.300 [0.200, 0.400] |  |", "| raw request | 40 | 0.300 [0.200, 0.400] | +0.050",
-                 "| sums | accuracy | 9 | untrained | -0.250", "| seed | 3 |", "| seconds | 12.5 |",
-                 "| device | a\\|b |", "| command | python -m recr1_lite demo --out=x --items 'items.csv' |",
-                 "| gguf | float16 | 99 of 100 | 0.012 |", "licence: CC0.", "llama-server -m model-f16.gguf"):
+    for line in (
+        "| GRPO | 40 | 0.300 [0.200, 0.400] |  |",
+        "| raw request | 40 | 0.300 [0.200, 0.400] | +0.050",
+        "| sums | accuracy | 9 | untrained | -0.250",
+        "| seed | 3 |",
+        "| seconds | 12.5 |",
+        "| device | a\\|b |",
+        "| command | python -m recr1_lite demo --out=x --items 'items.csv' |",
+        "| gguf | float16 | 99 of 100 | 0.012 |",
+        "licence: CC0.",
+        "llama-server -m model-f16.gguf",
+    ):
         assert line in text
     assert str(tmp_path) not in card and "no sealed-test result" not in card
     code = text.split("```python\n")[1].split("```")[0]
@@ -639,9 +767,19 @@ def test_a_push_that_is_refused(hub, tmp_path, monkeypatch):
 def test_the_command(llama, tmp_path, capsys, hub):
     profile, adapter = trained(llama, ledger(tmp_path) / "grpo")
     task = types.SimpleNamespace(name="shop", about={"licence": "CC0"}, prompt=QUESTION, val={"request": ASKED})
-    arguments = types.SimpleNamespace(adapter=str(adapter), out=None, ledger=None, run=None, method=None, n=4,
-                                      dtype="float32", formats="merged,gguf", gguf_type="f32", push="me/mine",
-                                      public=False)
+    arguments = types.SimpleNamespace(
+        adapter=str(adapter),
+        out=None,
+        ledger=None,
+        run=None,
+        method=None,
+        n=4,
+        dtype="float32",
+        formats="merged,gguf",
+        gguf_type="f32",
+        push="me/mine",
+        public=False,
+    )
     exports.run(arguments, profile, task)
     out = adapter.parent / "export"
     assert "same rewrites on 4/4 requests" in capsys.readouterr().out and hub.asked[1][1] == "me/mine"
@@ -659,7 +797,9 @@ def test_a_full_disk_is_told_and_nothing_is_kept(llama, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exports, "convert", full)
-    with pytest.raises(RecR1Error, match="out cannot be written .No space left on device. and nothing was kept") as error:
+    with pytest.raises(
+        RecR1Error, match="out cannot be written .No space left on device. and nothing was kept"
+    ) as error:
         export(profile, adapter, tmp_path / "out", QUESTION, ASKED)
     sentence(error)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
@@ -672,7 +812,9 @@ def test_a_merged_folder_says_its_settings_in_the_older_words_too(llama, tmp_pat
     assert config["rope_theta"] == 5000.0 and config["torch_dtype"] == "float16"
     words = json.loads((tmp_path / "out" / "merged" / "tokenizer_config.json").read_text())
     assert words["tokenizer_class"] == "PreTrainedTokenizerFast" and "token_type_ids" not in words["model_input_names"]
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged").config.rope_parameters["rope_theta"] == 5000.0
+    assert (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged").config.rope_parameters["rope_theta"] == 5000.0
+    )
 
 
 # llama.cpp itself, where it is installed (pip install llama-cpp-python)
@@ -692,4 +834,4 @@ def test_llama_cpp_reads_the_same_model(kind, tmp_path):
         theirs.eval(ids)
         with torch.no_grad():
             logits = ours(input_ids=torch.tensor([ids])).logits[0].numpy()
-        assert np.abs(theirs.scores[:len(ids)] - logits).max() < 0.05
+        assert np.abs(theirs.scores[: len(ids)] - logits).max() < 0.05

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recr1_lite.files import atomic_write, free_folder
+from recr1_lite.common import atomic_write, free_folder
 
 
 def test_free_folder_counts_on(tmp_path):

@@ -67,7 +67,8 @@ def test_again_the_dry_run_measures_nothing(dry_run, capsys, monkeypatch):
     assert gpu.main(["--dry-run", f"--out={out}"]) == 0
     after, printed = json.loads(out.read_text())["cells"], capsys.readouterr().out
     assert {name: row for name, row in after.items() if row["state"] == "done"} == {
-        name: row for name, row in before.items() if row["state"] == "done"}
+        name: row for name, row in before.items() if row["state"] == "done"
+    }
     assert printed.count("measured before") == sum(row["state"] == "done" for row in before.values())
     assert "the transformers backend stands in for `ours`" in printed
     assert "| speed/qwen2.5-3b/grpo/g8/ours | " in printed and "all parts are finished" in printed
@@ -78,8 +79,14 @@ def test_tables_come_from_the_file(dry_run, capsys):
     assert gpu.main([f"--tables={out}"]) == 0
     printed = capsys.readouterr().out
     assert printed.strip() == gpu_tables.report(json.loads(out.read_text()))
-    for words in ("DRY RUN", "| 4-bit/tiny/float32 | NF4", "methods: rejection SFT", "tiny/grpo/g4 | stock (trl)",
-                  "needs CUDA", "not yet measured"):
+    for words in (
+        "DRY RUN",
+        "| 4-bit/tiny/float32 | NF4",
+        "methods: rejection SFT",
+        "tiny/grpo/g4 | stock (trl)",
+        "needs CUDA",
+        "not yet measured",
+    ):
         assert words in printed
 
 
@@ -102,17 +109,29 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on(monkeypatch, tmp_path, 
         return {}
 
     cells = [gpu_book.Cell(f"speed/{n}", {"n": n}, 1) for n in range(5)]
-    cells += [gpu_book.Cell("speed/after", {"n": 5}, 1, after="speed/1"),
-              gpu_book.Cell("speed/needs", {"n": 6}, 1, needs=("no_such_package",))]
+    cells += [
+        gpu_book.Cell("speed/after", {"n": 5}, 1, after="speed/1"),
+        gpu_book.Cell("speed/needs", {"n": 6}, 1, needs=("no_such_package",)),
+    ]
     fake(monkeypatch, cells, measure)
     options = ["--dry-run", f"--out={tmp_path / 'a.json'}", "--parts=speed"]
     assert gpu.main(options) == 1
     rows = json.loads((tmp_path / "a.json").read_text())["cells"]
-    assert [row["state"] for row in rows.values()] == ["done", "failed", "does not fit", "not run", "done",
-                                                       "not run", "not run"]
+    assert [row["state"] for row in rows.values()] == [
+        "done",
+        "failed",
+        "does not fit",
+        "not run",
+        "done",
+        "not run",
+        "not run",
+    ]
     assert rows["speed/1"]["why"].startswith("ValueError: a broken kernel at test_gpu_benchmark.py:")
     assert [rows[f"speed/{n}"]["why"] for n in (3, "after", "needs")] == [
-        "x is not installed", "speed/1 is not done", "no_such_package is not installed"]
+        "x is not installed",
+        "speed/1 is not done",
+        "no_such_package is not installed",
+    ]
     calls.clear()
     assert gpu.main(options) == 1 and calls == [3]
     assert gpu.main([*options, "--retry"]) == 1 and calls == [3, 1, 3]
@@ -169,8 +188,11 @@ def test_the_real_run_asks_the_most_telling_first():
     cells = gpu_speed.cells(CARD)
     names = [cell.name for cell in cells]
     assert len(set(names)) == len(names)
-    assert names[:5] == ["speed/weights/qwen2.5-3b-instruct-bfloat16", *(f"speed/qwen2.5-3b/grpo/g8/{side}" for side in
-                         ("ours", "stock", "transformers")), "speed/qwen2.5-3b/grpo/g8/ours/8GB"]
+    assert names[:5] == [
+        "speed/weights/qwen2.5-3b-instruct-bfloat16",
+        *(f"speed/qwen2.5-3b/grpo/g8/{side}" for side in ("ours", "stock", "transformers")),
+        "speed/qwen2.5-3b/grpo/g8/ours/8GB",
+    ]
     for cell in cells:
         if cell.settings["kind"] == "steps" and cell.settings["side"] == "ours":
             assert cell.backend == "unsloth" and cell.settings["micro"] % cell.settings["group"] == 0
@@ -197,13 +219,26 @@ def test_a_cap_is_all_that_can_be_seen():
 
 def test_tables_by_hand():
     def row(tokens, peak, cap=None, state="done"):
-        return {"state": state, "settings": {"kind": "steps", "cap": cap}, "tokens_per_second": tokens, "backend": "b",
-                "rollout_seconds": 2.0, "update_seconds": 1.0, "peak_allocated": peak, "peak_reserved": peak,
-                "estimate": {"tensors": 6e9}}
+        return {
+            "state": state,
+            "settings": {"kind": "steps", "cap": cap},
+            "tokens_per_second": tokens,
+            "backend": "b",
+            "rollout_seconds": 2.0,
+            "update_seconds": 1.0,
+            "peak_allocated": peak,
+            "peak_reserved": peak,
+            "estimate": {"tensors": 6e9},
+        }
 
     cell = gpu_tables.AIM_CELL
-    rows = {f"{cell}/ours": row(300.0, 5e9), f"{cell}/ours/12GB": row(1.0, 5e9, 12), f"{cell}/stock": row(100.0, 12e9),
-            f"{cell}/stock/12GB": row(1.0, None, 12, "does not fit"), f"{cell}/stock/16GB": row(1.0, 12e9, 16)}
+    rows = {
+        f"{cell}/ours": row(300.0, 5e9),
+        f"{cell}/ours/12GB": row(1.0, 5e9, 12),
+        f"{cell}/stock": row(100.0, 12e9),
+        f"{cell}/stock/12GB": row(1.0, None, 12, "does not fit"),
+        f"{cell}/stock/16GB": row(1.0, 12e9, 16),
+    }
     lines = gpu_tables.speed(rows).splitlines()
     assert lines[2] == "| qwen2.5-3b/grpo/g8 | ours (b) | 300 | 3.00 | 2.0 + 1.0 | 5.0 (5.0) | 6.0 (+20%) | 12 |"
     assert lines[3] == "| qwen2.5-3b/grpo/g8 | stock (b) | 100 | 1.00 | 2.0 + 1.0 | 12.0 (12.0) | 6.0 (-50%) | 16 |"

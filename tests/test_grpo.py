@@ -20,27 +20,28 @@ from tiny import GOOD, PROMPT, examples, perturb, tiny_policy, tiny_profile, toy
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from recr1_lite import rollouts
-from recr1_lite.backend import Machine
-from recr1_lite.errors import RecR1Error
-from recr1_lite.grpo import (
-    PRESETS,
-    GroupedGRPOTrainer,
-    PlainGRPOTrainer,
-    configure,
-    train,
-)
-from recr1_lite.metrics import Interval
-from recr1_lite.models import Policy, load_policy
-from recr1_lite.monitor import suspicions
-from recr1_lite.retrievers import CallableRetriever, RetrieverError
-from recr1_lite.running import draw_order, last_checkpoint, settings
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy import rollouts
+from recr1_lite.policy.backend import Machine
+from recr1_lite.policy.models import Policy, load_policy
+from recr1_lite.search.base import CallableRetriever, RetrieverError
+from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import Task
+from recr1_lite.train.grpo import PRESETS, GroupedGRPOTrainer, PlainGRPOTrainer, configure, train
+from recr1_lite.train.loop import draw_order, last_checkpoint, settings, suspicions
 
 
 def run(policy: Policy, profile, folder, retriever=None, n: int = 6, **options):
-    return train(policy, examples(n), retriever or toy_retriever(), PROMPT, profile, folder, k=10,
-                 **({"progress": False, "lr_scheduler_type": "constant", "warmup_steps": 0} | options))
+    return train(
+        policy,
+        examples(n),
+        retriever or toy_retriever(),
+        PROMPT,
+        profile,
+        folder,
+        k=10,
+        **({"progress": False, "lr_scheduler_type": "constant", "warmup_steps": 0} | options),
+    )
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -48,8 +49,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(left: dict, right: dict) -> bool:
-    return left.keys() == right.keys() and all(torch.allclose(left[key], right[key], rtol=0, atol=1e-6)
-                                               for key in left)
+    return left.keys() == right.keys() and all(torch.allclose(left[key], right[key], rtol=0, atol=1e-6) for key in left)
 
 
 def scripted(*means: float):
@@ -69,6 +69,7 @@ def scripted(*means: float):
 def watched(trainer_class, completions=None, scale: float = 0.0):
     """The trainer with given completions (or its own), a policy moved off the reference, and its numbers
     kept."""
+
     class Watched(trainer_class):
         losses, gradients, rollouts = [], [], []
 
@@ -79,7 +80,7 @@ def watched(trainer_class, completions=None, scale: float = 0.0):
 
         def _generate_single_turn(self, prompt_ids, *others):
             if completions is not None:
-                return completions[:len(prompt_ids)], None
+                return completions[: len(prompt_ids)], None
             rollouts, logps = super()._generate_single_turn(prompt_ids, *others)
             self.rollouts.extend(rollouts)
             return rollouts, logps
@@ -91,8 +92,9 @@ def watched(trainer_class, completions=None, scale: float = 0.0):
 
     class Keep(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-            Watched.gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()
-                                                if weight.requires_grad]))
+            Watched.gradients.append(
+                torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.requires_grad])
+            )
 
     return Watched
 
@@ -101,31 +103,41 @@ def random_completions(rows: int, seed: int = 0) -> list[list[int]]:
     """Of 1 to 5 tokens, half of them ended."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, 5, (rows,), generator=generator).tolist()
-    return [torch.randint(4, 124, (length + 1,), generator=generator).tolist() if row % 2 else
-            [*torch.randint(4, 124, (length,), generator=generator).tolist(), 3]
-            for row, length in enumerate(lengths)]
+    return [
+        torch.randint(4, 124, (length + 1,), generator=generator).tolist()
+        if row % 2
+        else [*torch.randint(4, 124, (length,), generator=generator).tolist(), 3]
+        for row, length in enumerate(lengths)
+    ]
 
 
-@pytest.mark.parametrize("preset, settings", [
-    ("paper", {}), ("paper", {"beta": 0.3}), ("modern", {}), ("modern", {"beta": 0.3}),
-    ("modern", {"micro_batch": 4, "beta": 0.3}), ("paper", {"micro_batch": 4}),
-    # the second step is off-policy: old log-probabilities, ratios, clipping
-    ("modern", {"num_iterations": 2, "learning_rate": 5e-2}),
-], ids=str)
+@pytest.mark.parametrize(
+    "preset, settings",
+    [
+        ("paper", {}),
+        ("paper", {"beta": 0.3}),
+        ("modern", {}),
+        ("modern", {"beta": 0.3}),
+        ("modern", {"micro_batch": 4, "beta": 0.3}),
+        ("paper", {"micro_batch": 4}),
+        # the second step is off-policy: old log-probabilities, ratios, clipping
+        ("modern", {"num_iterations": 2, "learning_rate": 5e-2}),
+    ],
+    ids=str,
+)
 def test_loss_and_gradient_equal_stock(tiny_folder, tmp_path, preset, settings):
     settings = dict(settings)
-    profile = tiny_profile(tiny_folder, preset=preset, steps=2, prompts_per_step=3, micro_batch=settings.pop(
-        "micro_batch", None))
+    profile = tiny_profile(
+        tiny_folder, preset=preset, steps=2, prompts_per_step=3, micro_batch=settings.pop("micro_batch", None)
+    )
     # rewards that differ within a group, whatever the words
     retriever = CallableRetriever(lambda queries, k: [["x"] * (len(q) % 4) + ["gold"] for q in queries])
     seen = []
-    for name, trainer_class, attention in [("ours", GroupedGRPOTrainer, "grouped"),
-                                           ("stock", GRPOTrainer, "eager")]:
+    for name, trainer_class, attention in [("ours", GroupedGRPOTrainer, "grouped"), ("stock", GRPOTrainer, "eager")]:
         policy = load_policy(profile, seed=0)
         policy.model.get_base_model().set_attn_implementation(attention)
         trainer = watched(trainer_class, random_completions(12), scale=0.2)
-        done = run(policy, profile, tmp_path / name, retriever, trainer_class=trainer, max_grad_norm=0,
-                   **settings)
+        done = run(policy, profile, tmp_path / name, retriever, trainer_class=trainer, max_grad_norm=0, **settings)
         seen.append((trainer, done))
     (ours, done), (stock, other) = seen
     assert len(ours.losses) == len(stock.losses) >= 2
@@ -134,8 +146,7 @@ def test_loss_and_gradient_equal_stock(tiny_folder, tmp_path, preset, settings):
         assert theirs.norm() > 1e-3
         assert (mine - theirs).norm() < 1e-4 * theirs.norm()
     for key in ("reward", "entropy", "clip_ratio", "completion_length", "truncated_share"):
-        assert [row.get(key) for row in done.curve] == pytest.approx(
-            [row.get(key) for row in other.curve], abs=1e-4)
+        assert [row.get(key) for row in done.curve] == pytest.approx([row.get(key) for row in other.curve], abs=1e-4)
     if "beta" in settings:
         assert done.curve[0]["kl"] == pytest.approx(other.curve[0]["kl"], rel=1e-3)
         assert done.curve[0]["kl"] > 0.01
@@ -149,11 +160,13 @@ def test_gradient_checkpointing_and_parts_change_memory_alone(tiny_folder, tmp_p
     """The same adapter after three steps, whether layers and logits are kept or computed again."""
     usual = dict(preset=preset, steps=3, micro_batch=4)
     run(tiny_policy(tiny_folder), tiny_profile(tiny_folder, **usual), tmp_path / "kept")
-    monkeypatch.setattr("recr1_lite.rollouts.LARGE_LOGITS", 0)
-    monkeypatch.setattr("recr1_lite.rollouts.PART", 500)
+    monkeypatch.setattr("recr1_lite.policy.rollouts.LARGE_LOGITS", 0)
+    monkeypatch.setattr("recr1_lite.policy.rollouts.PART", 500)
     calls = []
     whole = rollouts._every_prompt
-    monkeypatch.setattr("recr1_lite.rollouts._every_prompt", lambda *args, **others: calls.append(1) or whole(*args, **others))
+    monkeypatch.setattr(
+        "recr1_lite.policy.rollouts._every_prompt", lambda *args, **others: calls.append(1) or whole(*args, **others)
+    )
     profile = tiny_profile(tiny_folder, gradient_checkpointing=True, **usual)
     run(tiny_policy(tiny_folder), profile, tmp_path / "again")
     assert calls, "no layer was computed again"
@@ -214,7 +227,7 @@ def test_rollouts_in_batches(tiny_folder, tmp_path, trainer_class):
     done = run(tiny_policy(tiny_folder), profile, tmp_path / "run", trainer_class=Seen)
     assert [len(rows) for _, rows in written] == [4, 4, 4] and done.curve[0]["distinct"] > 0
     with pytest.raises(RecR1Error, match="rollout_batch=6 is no multiple of group_size=4"):
-        run(tiny_policy(tiny_folder), profile.but(rollout_batch=6), tmp_path / "uneven")
+        run(tiny_policy(tiny_folder), replace(profile, rollout_batch=6), tmp_path / "uneven")
 
 
 def test_an_unsloth_policy_gets_the_plain_trainer_and_whole_groups(tiny_folder, tmp_path, monkeypatch):
@@ -225,7 +238,7 @@ def test_an_unsloth_policy_gets_the_plain_trainer_and_whole_groups(tiny_folder, 
             used.append(others["args"].per_device_train_batch_size)
             super().__init__(*args, **others)
 
-    monkeypatch.setattr("recr1_lite.grpo.PlainGRPOTrainer", Seen)
+    monkeypatch.setattr("recr1_lite.train.grpo.PlainGRPOTrainer", Seen)
     policy.backend = "unsloth"
     with pytest.raises(RecR1Error, match="whole groups, and a micro_batch of 2 is no multiple of group_size=4"):
         run(policy, tiny_profile(tiny_folder, steps=1, micro_batch=2), tmp_path / "part")
@@ -236,16 +249,25 @@ def test_an_unsloth_policy_gets_the_plain_trainer_and_whole_groups(tiny_folder, 
 def test_trackers_pass_through_and_a_missing_one_is_a_sentence(tiny_folder, tmp_path, monkeypatch):
     """report_to goes to transformers as it is; none is the default, and none is needed."""
     assert configure(tiny_profile(tiny_folder), tmp_path, 0).report_to == []
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, find=importlib.util.find_spec: name == "trackio" or find(name))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, find=importlib.util.find_spec: name == "trackio" or find(name)
+    )
     assert configure(tiny_profile(tiny_folder, report_to="trackio"), tmp_path, 0).report_to == ["trackio"]
     with pytest.raises(RecR1Error, match="report_to='nosuchtracker' needs the package nosuchtracker"):
         configure(tiny_profile(tiny_folder, report_to="nosuchtracker"), tmp_path, 0)
 
 
-@pytest.mark.parametrize("asked, capability, flags", [("bfloat16", (8, 9), (True, False)), ("bfloat16", (7, 5), (False, True)),
-                                                      ("float16", (8, 9), (False, True)), ("float32", (8, 9), (False, False))])
+@pytest.mark.parametrize(
+    "asked, capability, flags",
+    [
+        ("bfloat16", (8, 9), (True, False)),
+        ("bfloat16", (7, 5), (False, True)),
+        ("float16", (8, 9), (False, True)),
+        ("float32", (8, 9), (False, False)),
+    ],
+)
 def test_mixed_precision_by_capability(tiny_folder, tmp_path, monkeypatch, asked, capability, flags):
-    monkeypatch.setattr("recr1_lite.backend.machine", lambda: Machine(True, "card", 1, capability))
+    monkeypatch.setattr("recr1_lite.policy.backend.machine", lambda: Machine(True, "card", 1, capability))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     found = settings(tiny_profile(tiny_folder, dtype=asked), tmp_path, 0)
     assert (found["bf16"], found["fp16"]) == flags and not found["use_cpu"]
@@ -285,8 +307,19 @@ def test_the_kl_term_alone_lowers_the_kl(tiny_folder, tmp_path, preset):
         policy = load_policy(profile)
         trainer = watched(GroupedGRPOTrainer, scale=0.3)
         before = exact_kl(perturb(load_policy(profile), 0.3))
-        done = run(policy, profile, tmp_path / str(beta), nothing, trainer_class=trainer, beta=beta,
-                   optim="sgd", learning_rate=0.05, max_grad_norm=0, temperature=1.0, top_p=1.0)
+        done = run(
+            policy,
+            profile,
+            tmp_path / str(beta),
+            nothing,
+            trainer_class=trainer,
+            beta=beta,
+            optim="sgd",
+            learning_rate=0.05,
+            max_grad_norm=0,
+            temperature=1.0,
+            top_p=1.0,
+        )
         assert done.curve[0]["reward"] == 0 and done.curve[0]["zero_advantage_share"] == 1
         assert done.curve[0]["kl"] > 0.01
         after[beta] = exact_kl(policy)
@@ -297,8 +330,9 @@ def test_the_kl_term_alone_lowers_the_kl(tiny_folder, tmp_path, preset):
 
 
 def test_it_learns_and_says_so_in_lines(tiny_folder, tmp_path, capfd, network):
-    profile = tiny_profile(tiny_folder, steps=25, prompts_per_step=4, group_size=8, learning_rate=2e-2,
-                           validate_every=25)
+    profile = tiny_profile(
+        tiny_folder, steps=25, prompts_per_step=4, group_size=8, learning_rate=2e-2, validate_every=25
+    )
     validate, asked = scripted(0.1, 0.9)
     done = run(load_policy(profile), profile, tmp_path / "run", validate=validate, progress=True)
     rewards = [row["reward"] for row in done.curve]
@@ -320,8 +354,9 @@ def test_the_best_adapter_is_the_best_validation_point(tiny_folder, tmp_path):
     weights = {}
 
     def validate(merged) -> Interval:
-        weights[len(weights) * 2] = [weight.clone() for name, weight in policy.model.named_parameters()
-                                     if ".default." in name]
+        weights[len(weights) * 2] = [
+            weight.clone() for name, weight in policy.model.named_parameters() if ".default." in name
+        ]
         return Interval([0.2, 0.5, 0.5, 0.4][len(weights) - 1], 0.0, 1.0, 8)
 
     done = run(policy, profile, tmp_path / "run", validate=validate, seed=3)
@@ -357,8 +392,9 @@ def test_two_runs_with_one_policy_and_a_reference(tiny_folder, tmp_path):
 
 def test_seeds(tiny_folder, tmp_path):
     profile = tiny_profile(tiny_folder, steps=2)
-    one, again, other = (run(load_policy(profile, seed), profile, tmp_path / str(at), seed=seed)
-                         for at, seed in enumerate((5, 5, 6)))
+    one, again, other = (
+        run(load_policy(profile, seed), profile, tmp_path / str(at), seed=seed) for at, seed in enumerate((5, 5, 6))
+    )
     assert same(adapter(one.adapter), adapter(again.adapter))
     assert not same(adapter(one.adapter), adapter(other.adapter))
 
@@ -382,8 +418,13 @@ def test_zero_advantage_is_counted_by_group_in_every_preset(tiny_folder, tmp_pat
     completions = [[word, 3]] * 4 + [[word, 3], [good, 3]] * 2
     for preset in PRESETS:
         profile = tiny_profile(tiny_folder, preset=preset, steps=1)
-        done = run(load_policy(profile), profile, tmp_path / preset, toy_retriever(),
-                   trainer_class=watched(GroupedGRPOTrainer, completions))
+        done = run(
+            load_policy(profile),
+            profile,
+            tmp_path / preset,
+            toy_retriever(),
+            trainer_class=watched(GroupedGRPOTrainer, completions),
+        )
         assert done.curve[0]["reward"] == pytest.approx(0.25 * 0.63093, abs=1e-4)
         assert done.curve[0]["zero_advantage_share"] == 0.5
 
@@ -403,10 +444,17 @@ def test_the_kl_to_the_untrained_model_is_measured_without_a_kl_term(tiny_folder
 
 def test_the_sealed_test_stays_closed_while_a_trainer_runs(tiny_folder, tmp_path):
     rows = examples(6)
-    task = Task(name="toy", items=pd.DataFrame({"item_id": ["gold", "lead"], "title": ["Gold", "Lead"],
-                                                "text": sorted(GOOD)[:2]}),
-                train=rows[:4], val=rows[4:5], test=rows[5:], prompt=PROMPT, k_train=10, k_eval=10,
-                metrics=("ndcg@10",))
+    task = Task(
+        name="toy",
+        items=pd.DataFrame({"item_id": ["gold", "lead"], "title": ["Gold", "Lead"], "text": sorted(GOOD)[:2]}),
+        train=rows[:4],
+        val=rows[4:5],
+        test=rows[5:],
+        prompt=PROMPT,
+        k_train=10,
+        k_eval=10,
+        metrics=("ndcg@10",),
+    )
     profile = tiny_profile(tiny_folder)
     with pytest.raises(RecR1Error, match="sealed while a trainer runs"):
         run(load_policy(profile), profile, tmp_path / "run", validate=lambda merged: task.unseal_test())
@@ -420,7 +468,7 @@ sys.path[:0] = {paths!r}
 import torch
 from test_grpo import run, scripted
 from tiny import tiny_profile
-from recr1_lite.models import load_policy
+from recr1_lite.policy.models import load_policy
 torch.set_num_threads({threads})
 validate, asked = scripted(.1, .3, .2)
 def deadly(merged):
@@ -440,15 +488,18 @@ def test_resume_after_kill_equals_the_uninterrupted_run(tiny_folder, tmp_path):
     whole = run(load_policy(profile, 1), profile, tmp_path / "whole", validate=validate, **options)
 
     here = Path(__file__).parent
-    code = KILLED.format(paths=[str(here), str(here.parent)], threads=torch.get_num_threads(),
-                         model=str(tiny_folder), folder=str(tmp_path / "killed"))
+    code = KILLED.format(
+        paths=[str(here), str(here.parent)],
+        threads=torch.get_num_threads(),
+        model=str(tiny_folder),
+        folder=str(tmp_path / "killed"),
+    )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert last_checkpoint(tmp_path / "killed").name == "checkpoint-2"
 
     validate, asked = scripted(0.2, 0.25)
-    resumed = run(load_policy(profile, 1), profile, tmp_path / "killed", validate=validate, resume=True,
-                  **options)
+    resumed = run(load_policy(profile, 1), profile, tmp_path / "killed", validate=validate, resume=True, **options)
     assert len(asked) == 2, "steps 0 and 2 are in the checkpoint's log and not scored again"
     assert same(adapter(tmp_path / "killed" / "last"), adapter(tmp_path / "whole" / "last"))
     assert same(adapter(resumed.adapter), adapter(whole.adapter))
@@ -474,8 +525,7 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tiny_folder, tmp_path, capfd
     profile = tiny_profile(tiny_folder, steps=5, learning_rate=5e-2, validate_every=2)
     whole = run(load_policy(profile), profile, tmp_path / "whole", validate=scripted(0.1, 0.2, 0.3, 0.4)[0])
     handler = signal.getsignal(signal.SIGINT)
-    stopped = run(load_policy(profile), profile, tmp_path / "run", stopping(3),
-                  validate=scripted(0.1, 0.2)[0])
+    stopped = run(load_policy(profile), profile, tmp_path / "run", stopping(3), validate=scripted(0.1, 0.2)[0])
     assert signal.getsignal(signal.SIGINT) is handler
     assert "stopping after this step" in capfd.readouterr().err
     assert stopped.stopped == "interrupted" and [row["step"] for row in stopped.curve] == [1, 2, 3]
@@ -484,16 +534,16 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tiny_folder, tmp_path, capfd
     assert stopped.best_step == 2 and stopped.adapter.is_dir()
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-3"
 
-    resumed = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.3, 0.4)[0],
-                  resume=True)
+    resumed = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.3, 0.4)[0], resume=True)
     assert resumed.stopped == "finished" and resumed.best_step == 5
     assert [point["step"] for point in resumed.val] == [0, 2, 4, 5]
     assert same(adapter(resumed.adapter), adapter(whole.adapter))
 
     again = run(load_policy(profile), profile, tmp_path / "run", validate=scripted()[0], resume=True)
     assert same(adapter(again.adapter), adapter(whole.adapter)) and again.curve == resumed.curve
-    longer = run(load_policy(profile), profile.but(steps=6), tmp_path / "run", validate=scripted(0.1)[0],
-                 resume=True)
+    longer = run(
+        load_policy(profile), replace(profile, steps=6), tmp_path / "run", validate=scripted(0.1)[0], resume=True
+    )
     assert [row["step"] for row in longer.curve] == [1, 2, 3, 4, 5, 6] and longer.best_step == 5
 
 
@@ -508,8 +558,7 @@ def test_watch_sees_every_step_and_the_past_of_a_resumed_run(tiny_folder, tmp_pa
     first = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.1, 0.2)[0], watch=watch)
     assert first.stopped == "interrupted" and seen == [([], [0]), ([1], [0]), ([1, 2], [0, 2])]
     seen.clear()
-    whole = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.3)[0], watch=watch,
-                resume=True)
+    whole = run(load_policy(profile), profile, tmp_path / "run", validate=scripted(0.3)[0], watch=watch, resume=True)
     assert seen[0] == ([1, 2], [0, 2]) and seen[-1] == ([1, 2, 3, 4], [0, 2, 4])
     assert whole.curve[:2] == first.curve
     assert whole.seconds > first.seconds > 0  # of the whole run, not of its second part
@@ -541,9 +590,13 @@ def test_a_best_adapter_lost_between_checkpoint_and_copy_is_made_again(tiny_fold
 
 def test_incomplete_checkpoints_are_ignored(tmp_path):
     assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "none") is None
-    for name, state in [("checkpoint-2", "{}"), ("checkpoint-10", "{}"),
-                        ("checkpoint-11", '{"global_step": 1'), ("checkpoint-12", None),
-                        ("checkpoint-old", "{}")]:
+    for name, state in [
+        ("checkpoint-2", "{}"),
+        ("checkpoint-10", "{}"),
+        ("checkpoint-11", '{"global_step": 1'),
+        ("checkpoint-12", None),
+        ("checkpoint-old", "{}"),
+    ]:
         (tmp_path / name).mkdir()
         if state is not None:
             (tmp_path / name / "trainer_state.json").write_text(state)
@@ -560,13 +613,16 @@ def test_a_folder_with_a_run_is_refused(tiny_folder, tmp_path):
         run(load_policy(profile), profile, tmp_path / "run")
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"preset": "moden"}, "no GRPO preset 'moden'; choose one of paper, modern"),
-    ({"group_size": 1}, "groups of 2 or more"),
-    ({"micro_batch": 3}, "micro_batch that divides"),
-    ({"max_prompt_tokens": 5}, "tokens and the limit is 5"),
-    ({"recipe": "gold"}, "no reward recipe 'gold'"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"preset": "moden"}, "no GRPO preset 'moden'; choose one of paper, modern"),
+        ({"group_size": 1}, "groups of 2 or more"),
+        ({"micro_batch": 3}, "micro_batch that divides"),
+        ({"max_prompt_tokens": 5}, "tokens and the limit is 5"),
+        ({"recipe": "gold"}, "no reward recipe 'gold'"),
+    ],
+)
 def test_wrong_settings_are_refused_before_anything_runs(tiny_folder, tmp_path, change, message):
     profile = tiny_profile(tiny_folder)
     with pytest.raises(RecR1Error, match=message):
@@ -601,12 +657,15 @@ def test_draw_order_takes_every_example_once_an_epoch_and_grows_at_its_end():
 HEALTHY = {"zero_advantage_share": 0.3, "truncated_share": 0.2, "distinct": 0.9}
 
 
-@pytest.mark.parametrize("late, sentence", [
-    ({}, None),
-    ({"zero_advantage_share": 0.9}, "same, so they teach nothing"),
-    ({"truncated_share": 0.95}, "run to the limit of 5 tokens"),
-    ({"distinct": 0.2}, "stopped exploring"),
-])
+@pytest.mark.parametrize(
+    "late, sentence",
+    [
+        ({}, None),
+        ({"zero_advantage_share": 0.9}, "same, so they teach nothing"),
+        ({"truncated_share": 0.95}, "run to the limit of 5 tokens"),
+        ({"distinct": 0.2}, "stopped exploring"),
+    ],
+)
 def test_suspicions(tiny_folder, late, sentence):
     profile = tiny_profile(tiny_folder)
     curve = [HEALTHY] * 5 + [HEALTHY | late] * 5

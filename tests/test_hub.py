@@ -11,8 +11,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from recr1_lite import hub
-from recr1_lite.errors import RecR1Error
+from recr1_lite.assets import fetch as hub
+from recr1_lite.common import RecR1Error
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -83,9 +83,7 @@ def test_offline_takes_what_the_cache_holds(cache, monkeypatch, network, setting
     path = cached(cache, ref="main")
     for revision in (COMMIT, "main"):
         assert hub.fetch(hub.AMAZON_C4, "raw/x.csv", "x=", revision) == (path, hub.AMAZON_C4, COMMIT)
-    with pytest.raises(
-        RecR1Error, match=f"is missing in the cache .* {setting.split('_')[0]}.* unset it"
-    ) as caught:
+    with pytest.raises(RecR1Error, match=f"is missing in the cache .* {setting.split('_')[0]}.* unset it") as caught:
         hub.fetch(hub.AMAZON_C4, "raw/y.csv", "x=")
     assert "\n" not in str(caught.value) and network == []
 
@@ -111,7 +109,5 @@ def test_pins_are_commits_or_said_to_be_none():
     loose = {repo for repo, revision in hub.REVISIONS.items() if revision == "main"}
     assert loose == {hub.BLAIR}
     assert all(
-        len(revision) == 40 and int(revision, 16)
-        for repo, revision in hub.REVISIONS.items()
-        if repo not in loose
+        len(revision) == 40 and int(revision, 16) for repo, revision in hub.REVISIONS.items() if repo not in loose
     )

@@ -6,15 +6,15 @@ import gzip
 import json
 import shutil
 
+import hub_files
 import huggingface_hub
 import pandas as pd
 import pytest
 
-import hub_files
-from recr1_lite import hub
-from recr1_lite.errors import RecR1Error
+from recr1_lite.assets import fetch as hub
+from recr1_lite.common import RecR1Error
 from recr1_lite.tasks import load_task
-from recr1_lite.tasks.esci_files import CATALOGUE, SHARDS
+from recr1_lite.tasks.esci import CATALOGUE, SHARDS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -72,9 +72,7 @@ def esci(tmp_path):
 
 def test_esci_small_us_exact(esci):
     task = esci()
-    assert relevant(task.train) == {
-        f"a {word}": {f"P{i}": 1.0} for i, word in list(enumerate(hub_files.WORDS))[2:6]
-    }
+    assert relevant(task.train) == {f"a {word}": {f"P{i}": 1.0} for i, word in list(enumerate(hub_files.WORDS))[2:6]}
     assert relevant(task.val) == {"a lamp": {"P0": 1.0}, "a chair": {"P1": 1.0}}
     assert set(relevant(task.unseal_test("here"))) == {f"a {word}" for word in hub_files.WORDS[6:]}
     assert task.items.iloc[0].to_dict() == {
@@ -127,9 +125,7 @@ def test_esci_one_text_is_one_query(esci, tmp_path):
     again = examples[examples["query"] == "a rug"].assign(query=" a\trug ", query_id=77, product_id="P9")
     examples = pd.concat([examples, again[again["esci_label"] != "I"]])
     assert relevant(esci(requests=examples).train)["a rug"] == {"P2": 1.0, "P9": 1.0}
-    assert (
-        relevant(esci(requests=examples, gains="graded").train)["a rug"]["P9"] == 1.0
-    )  # E, S and C: its best
+    assert relevant(esci(requests=examples, gains="graded").train)["a rug"]["P9"] == 1.0  # E, S and C: its best
 
 
 def test_esci_thinned_catalogue(esci):
@@ -196,15 +192,9 @@ def c4(tmp_path):
 def test_c4_as_the_paper_splits_it(c4):
     task = c4(n_val=3)
     test = task.unseal_test("here")
-    assert test["example_id"].tolist() == [
-        f"query-{n}" for n in range(0, 20, 2) if n != 2
-    ]  # Games; 2 is Baby
+    assert test["example_id"].tolist() == [f"query-{n}" for n in range(0, 20, 2) if n != 2]  # Games; 2 is Baby
     assert test["request"].iloc[1] == 'I need, "really", number 4' and test["relevant"].iloc[1] == {"B4": 1.0}
-    assert task.val["example_id"].tolist() == [
-        "query-15",
-        "query-17",
-        "query-19",
-    ]  # the last, not of the paper's four
+    assert task.val["example_id"].tolist() == ["query-15", "query-17", "query-19"]  # the last, not of the paper's four
     assert task.train["example_id"].tolist() == [f"query-{n}" for n in range(1, 15, 2)]
     assert task.items.iloc[3].to_dict() == {"item_id": "B3", "title": "Item 3", "text": "Item 3. It is 3."}
     assert task.name == "amazon_c4-Games" and len(task.items) == 40
@@ -220,14 +210,7 @@ def test_c4_splits_by_seed(c4):
 
 
 def test_c4_requests_of_one_text_and_items_that_are_gone(c4, tmp_path):
-    rows = [
-        (1, "a lamp", "B1"),
-        (2, "a lamp ", "B3"),
-        (3, "gone", "Z"),
-        (4, "x", "B5"),
-        (5, "y", "B7"),
-        (6, "z", "B0"),
-    ]
+    rows = [(1, "a lamp", "B1"), (2, "a lamp ", "B3"), (3, "gone", "Z"), (4, "x", "B5"), (5, "y", "B7"), (6, "z", "B0")]
     hub_files.write_csv(tmp_path / "few.csv", ["qid", "query", "item_id"], rows)
     task = c4(requests=tmp_path / "few.csv", n_val=1)
     assert relevant(task.train)["a lamp"] == {"B1": 1.0, "B3": 1.0}
@@ -241,9 +224,7 @@ def test_c4_gzipped_and_from_the_hub(c4, tmp_path, a_hub):
     a_hub(hub.AMAZON_C4, "test.csv", c4.paths["requests"])
     a_hub(hub.AMAZON_C4, "sampled_item_metadata_1M.jsonl", c4.paths["items"])
     task = load_task("amazon_c4", n_val=3, revision="v2")
-    assert task.train.equals(c4(n_val=3).train) and task.about["source"].endswith(
-        "McAuley-Lab/Amazon-C4 @ v2"
-    )
+    assert task.train.equals(c4(n_val=3).train) and task.about["source"].endswith("McAuley-Lab/Amazon-C4 @ v2")
 
 
 def test_c4_options(c4):
@@ -325,9 +306,7 @@ def test_reviews_gzipped_in_a_dict_and_from_the_hub(reviews, tmp_path, a_hub):
 
 def test_reviews_whole_metadata(reviews):
     task = reviews(catalogue="metadata")
-    assert task.items["item_id"].tolist() == [f"I{n}" for n in range(8)] and task.train.equals(
-        reviews().train
-    )
+    assert task.items["item_id"].tolist() == [f"I{n}" for n in range(8)] and task.train.equals(reviews().train)
 
 
 def test_reviews_options(reviews, tmp_path):
@@ -347,8 +326,6 @@ def test_reviews_options(reviews, tmp_path):
 
 
 def test_reviews_a_setting_without_users(reviews, tmp_path):
-    hub_files.write_csv(
-        tmp_path / "All_Beauty.test.csv", hub_files.REVIEW_COLUMNS, [("a", "I3", 5, 5, "I0 I1")]
-    )
+    hub_files.write_csv(tmp_path / "All_Beauty.test.csv", hub_files.REVIEW_COLUMNS, [("a", "I3", 5, 5, "I0 I1")])
     with pytest.raises(RecR1Error, match="the test file has no user without a train example"):
         reviews(setting="inductive")

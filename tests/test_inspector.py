@@ -12,15 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.evaluation import EvalResult
-from recr1_lite.cards import unrepeated
-from recr1_lite.inspector import Inspection, inspect_rewrites, inspect_stages, mark_words
-from recr1_lite.metrics import mean_interval
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import EvalResult
+from recr1_lite.report.inspector import Inspection, inspect_rewrites, inspect_stages, mark_words, unrepeated
+from recr1_lite.search.metrics import mean_interval
 
 ITEMS = pd.DataFrame(
-    [(f"i{n}", f"Garment {n}", f"text of garment {n}") for n in range(30)],
-    columns=["item_id", "title", "text"],
+    [(f"i{n}", f"Garment {n}", f"text of garment {n}") for n in range(30)], columns=["item_id", "title", "text"]
 )
 
 
@@ -28,9 +26,14 @@ def result(name, values, query="{request}", outcome="ok", shift=0, completion=""
     asked = "request number {} <script>alert(1)</script>"
     rows = [
         {
-            "example_id": f"e{n:03d}", "request": asked.format(n),
-            "query": query.format(request=asked.format(n)), "completion": completion,
-            "outcome": outcome, "tokens": 0, "ndcg@100": value, "ranks": {f"i{n % 30}": 12 - shift},
+            "example_id": f"e{n:03d}",
+            "request": asked.format(n),
+            "query": query.format(request=asked.format(n)),
+            "completion": completion,
+            "outcome": outcome,
+            "tokens": 0,
+            "ndcg@100": value,
+            "ranks": {f"i{n % 30}": 12 - shift},
             "top": [f"i{(n + step + shift) % 30}" for step in range(1, 11)],
         }
         for n, value in enumerate(values)
@@ -69,7 +72,11 @@ def test_more_examples_than_there_are_shows_each_once():
 
 def test_words_are_copied_or_new():
     assert mark_words("A warm Sweater, please", "sweater: WARM wool") == [
-        ("sweater", "copied"), (": ", ""), ("WARM", "copied"), (" ", ""), ("wool", "new"),
+        ("sweater", "copied"),
+        (": ", ""),
+        ("WARM", "copied"),
+        (" ", ""),
+        ("wool", "new"),
     ]
     assert mark_words("don't", "don't don") == [("don't", "copied"), (" ", ""), ("don", "new")]
 
@@ -138,7 +145,7 @@ def test_expand_mode_unparsed_and_empty_rewrites_are_shown_as_such():
     before = result("raw", [0.2])
     weighed = result("e", [0.2], "{request} wool skirt wool skirt", completion=" wool skirt\n")
     expanded = inspect_rewrites(before, weighed, ITEMS)._repr_html_()
-    sent = "<i>the request, then</i> <mark>wool</mark> <mark>skirt</mark> <span class=\"rr-move\">×2</span></p>"
+    sent = '<i>the request, then</i> <mark>wool</mark> <mark>skirt</mark> <span class="rr-move">×2</span></p>'
     assert sent in expanded and "tie +0.00" in expanded
     once = inspect_rewrites(before, result("e", [0.2], "{request} wool skirt"), ITEMS)._repr_html_()
     assert "<mark>wool</mark> <mark>skirt</mark></p>" in once
@@ -165,9 +172,13 @@ def test_stages_show_each_move_since_the_last(pair):
     found = inspect_stages(stages, ITEMS)
     assert found.head["means"] == [0.1, 0.3, 0.2] and found.head["names"] == ["step 0", "step 25", "step 50"]
     text = re.sub(r"<[^>]+>", "", found._repr_html_())
-    for expected in ("gain +0.10 nDCG@100 0.10 → 0.30 → 0.20", "step 0 · rank&nbsp;12 · nDCG@100 0.10",
-                     "step 25 · rank&nbsp;9&nbsp;▲3 · nDCG@100 0.30", "step 50 · rank&nbsp;11&nbsp;▼2 · ",
-                     "from step 0 to step 50; mean nDCG@100 0.100 → 0.300 → 0.200"):
+    for expected in (
+        "gain +0.10 nDCG@100 0.10 → 0.30 → 0.20",
+        "step 0 · rank&nbsp;12 · nDCG@100 0.10",
+        "step 25 · rank&nbsp;9&nbsp;▲3 · nDCG@100 0.30",
+        "step 50 · rank&nbsp;11&nbsp;▼2 · ",
+        "from step 0 to step 50; mean nDCG@100 0.100 → 0.300 → 0.200",
+    ):
         assert expected in text, expected
     # Garment 4: place 4, then 1, then 3; three hits a stage, and the relevant item below them
     assert text.count("Garment 4 ▲3") == 1 and text.count("Garment 4 ▼2") == 1

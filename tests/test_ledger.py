@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from recr1_lite import ledger as module
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
 
 

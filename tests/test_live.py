@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recr1_lite import live
+from recr1_lite.report import curves as live
 
 
 class Handle:

@@ -13,8 +13,8 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.metrics import (
+from recr1_lite.common import RecR1Error
+from recr1_lite.search.metrics import (
     Interval,
     compute,
     dcg,
@@ -58,9 +58,7 @@ def test_a_duplicate_target_counts_once_unless_legacy():
 
 def test_nothing_relevant_or_nothing_found_is_zero():
     for relevant in ({}, [], {"a": 0.0}):
-        assert (
-            ndcg(["a"], relevant, 5) == recall(["a"], relevant, 5) == reciprocal_rank(["a"], relevant) == 0.0
-        )
+        assert ndcg(["a"], relevant, 5) == recall(["a"], relevant, 5) == reciprocal_rank(["a"], relevant) == 0.0
     assert ndcg([], {"a": 1}, 5) == recall([], {"a": 1}, 5) == reciprocal_rank([], {"a": 1}) == 0.0
 
 
@@ -73,9 +71,7 @@ def test_names():
     assert parse_name("ndcg@100") == ("ndcg", 100) and parse_name("mrr") == ("mrr", None)
 
 
-@pytest.mark.parametrize(
-    "name", ["ndcg", "ndcg@0", "ndcg@-1", "recall@", "map@10", "NDCG@10", "ndcg@10 ", "", None]
-)
+@pytest.mark.parametrize("name", ["ndcg", "ndcg@0", "ndcg@-1", "recall@", "map@10", "NDCG@10", "ndcg@10 ", "", None])
 def test_an_unknown_name_says_what_to_write(name):
     with pytest.raises(RecR1Error, match="ndcg@100"):
         compute(name, ["a"], ["a"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,24 +13,13 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import (
-    PROMPT,
-    examples,
-    left_padded,
-    perturb,
-    requests,
-    save_tiny,
-    tiny_policy,
-    tiny_profile,
-    toy_retriever,
-)
+from tiny import PROMPT, examples, left_padded, perturb, requests, save_tiny, tiny_policy, tiny_profile, toy_retriever
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recr1_lite import models
-from recr1_lite.backend import Backend
-from recr1_lite.errors import RecR1Error
-from recr1_lite.grpo import train
-from recr1_lite.models import (
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy import models
+from recr1_lite.policy.backend import Backend
+from recr1_lite.policy.models import (
     PARITY_TOLERANCE,
     Policy,
     load_policy,
@@ -38,7 +28,8 @@ from recr1_lite.models import (
     save_merged,
     token_logps,
 )
-from recr1_lite.rollouts import generate_grouped
+from recr1_lite.policy.rollouts import generate_grouped
+from recr1_lite.train.grpo import train
 
 
 def pairs(policy: Policy) -> list[tuple[str, str]]:
@@ -78,8 +69,7 @@ def test_pad_is_not_the_end_token(tmp_path):
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == 3
     assert tokenizer.padding_side == "left"
     with pytest.raises(RecR1Error, match="no special token to pad with"):
-        models._ready(types.SimpleNamespace(pad_token_id=3, eos_token_id=3, eos_token="x",
-                                            all_special_tokens=["x"]))
+        models._ready(types.SimpleNamespace(pad_token_id=3, eos_token_id=3, eos_token="x", all_special_tokens=["x"]))
 
 
 def test_token_logps_are_those_of_the_completion_alone(tiny_folder):
@@ -144,7 +134,7 @@ def test_merged_adapter_and_reloaded_model_say_the_same(tiny_folder, tmp_path):
     assert all(torch.equal(weight, before[name]) for name, weight in policy.model.named_parameters())
     folder = save_merged(policy, tmp_path / "merged")
     assert not (folder / "adapter_config.json").exists() and (folder / "tokenizer.json").exists()
-    merged = load_policy(profile.but(model=str(folder)), trainable=False)
+    merged = load_policy(replace(profile, model=str(folder)), trainable=False)
     untrained = load_policy(profile, trainable=False)
     here = token_logps(policy, pairs(policy))
     assert (token_logps(merged, pairs(merged)) - here).abs().max() < 1e-4
@@ -182,11 +172,14 @@ def test_a_local_folder_touches_no_network(tiny_folder, tmp_path, network, monke
 # what cannot be loaded
 
 
-@pytest.mark.parametrize("model, message", [
-    ("smollm3", "there is no model 'smollm3'; name one of smollm2-135m-instruct"),
-    ("nobody/nothing", "the model 'nobody/nothing' cannot be loaded"),
-    ("/no/such/folder", "the model '/no/such/folder' cannot be loaded"),
-])
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ("smollm3", "there is no model 'smollm3'; name one of smollm2-135m-instruct"),
+        ("nobody/nothing", "the model 'nobody/nothing' cannot be loaded"),
+        ("/no/such/folder", "the model '/no/such/folder' cannot be loaded"),
+    ],
+)
 def test_an_unknown_model(network, monkeypatch, model, message):
     monkeypatch.setenv("RECR1_OFFLINE", "1")
     with pytest.raises(RecR1Error, match=message) as caught:
@@ -194,9 +187,16 @@ def test_an_unknown_model(network, monkeypatch, model, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("file, content", [("model.safetensors", b"\x00\x01"), ("config.json", b"{"),
-                                           ("config.json", b'{"model_type": "lama"}'),
-                                           ("model.safetensors", None), ("tokenizer.json", b"{")])
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("model.safetensors", b"\x00\x01"),
+        ("config.json", b"{"),
+        ("config.json", b'{"model_type": "lama"}'),
+        ("model.safetensors", None),
+        ("tokenizer.json", b"{"),
+    ],
+)
 def test_a_damaged_model(tmp_path, network, file, content):
     folder = save_tiny(tmp_path / "model")
     (folder / file).unlink()
@@ -254,8 +254,18 @@ def test_four_bits_on_a_cpu(tmp_path):
     assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
 
     before = {name: weight.detach().clone().float() for name, weight in lora(policy).items()}
-    done = train(policy, examples(4), toy_retriever(), PROMPT, profile, tmp_path / "run", 10, progress=False,
-                 lr_scheduler_type="constant", warmup_steps=0)
+    done = train(
+        policy,
+        examples(4),
+        toy_retriever(),
+        PROMPT,
+        profile,
+        tmp_path / "run",
+        10,
+        progress=False,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+    )
     assert len(done.curve) == 1 and not policy.model.training
     assert all(not torch.equal(weight, before[name]) for name, weight in lora(policy).items())
     with pytest.raises(RecR1Error, match="4-bit model cannot be merged"):
@@ -296,8 +306,13 @@ def test_unsloth_loads_what_the_profile_says(tiny_folder, monkeypatch, tmp_path,
     assert asked["dtype"] == torch.float16 and asked["load_in_4bit"] and asked["fast_inference"]
     assert asked["max_seq_length"] == profile.max_prompt_tokens + profile.max_completion_tokens
     assert asked["max_lora_rank"] == 8 and "inference" not in asked
-    assert asked["lora"] == {"r": 8, "lora_alpha": 16, "lora_dropout": 0, "random_state": 4,
-                             "use_gradient_checkpointing": "unsloth"}
+    assert asked["lora"] == {
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0,
+        "random_state": 4,
+        "use_gradient_checkpointing": "unsloth",
+    }
     assert "no bfloat16" in capsys.readouterr().err
     load_policy(profile, seed=4)
     assert "no bfloat16" not in capsys.readouterr().err, "a reason is said once"

@@ -9,16 +9,17 @@ import pandas as pd
 import pytest
 
 from recr1_lite import assets
-from recr1_lite.errors import RecR1Error
-from recr1_lite.evaluation import evaluate
-from recr1_lite.inspector import inspect_rewrites
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import evaluate
 from recr1_lite.ledger import Ledger
-from recr1_lite.metrics import without
-from recr1_lite.prompts import Prompt
-from recr1_lite.retrievers import BM25Retriever, CallableRetriever
-from recr1_lite.rewards import Scorer
+from recr1_lite.report.inspector import inspect_rewrites
+from recr1_lite.search.base import CallableRetriever
+from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.metrics import without
 from recr1_lite.tasks import Task, load_task
 from recr1_lite.tasks.movielens import build, name_genres, read
+from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.train.rewards import Scorer
 
 FILMS = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n" + "".join(
     f"{number}\t{title}\t{1990 + number}\tDrama War\n"
@@ -226,8 +227,13 @@ def test_no_film_seen_is_found_again(movielens):
 
 
 def test_the_teacher_names_the_commonest_genres():
-    items = pd.DataFrame({"item_id": ["1", "2", "3"], "title": ["A", "B", "C"],
-                          "text": ["A (1990) Drama Comedy", "B (1991) Drama", "C (1992) War Comedy Drama"]})
+    items = pd.DataFrame(
+        {
+            "item_id": ["1", "2", "3"],
+            "title": ["A", "B", "C"],
+            "text": ["A (1990) Drama Comedy", "B (1991) Drama", "C (1992) War Comedy Drama"],
+        }
+    )
     teach = name_genres(items)
     assert teach("A; B; C") == ("Drama Comedy", "Most of them are Drama and Comedy.")
     assert teach("C")[0] == "Comedy Drama"  # equals in the order of the alphabet

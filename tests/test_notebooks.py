@@ -20,15 +20,20 @@ from IPython.core.interactiveshell import InteractiveShell
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from recr1_lite import assets
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.notebook_rules import problems, stamp
 from recr1_lite.notebooks import FOLDER, NotebookFailed, execute, find, main, name_of
 
 COLAB = "https://colab.research.google.com/github"
 BADGE = f"[![Open in Colab](https://x.org/b.svg)]({COLAB}/OWNER/kit/blob/main/notebooks/01_toy.ipynb)"
 INSTALL = 'import sys\n\nREPO = "OWNER/kit"\nif "google.colab" in sys.modules:\n    assert "OWNER" not in REPO'
-CODE = [INSTALL, "PROFILE = None\nSEED = 0", "import os\n\nassert SEED == 0", "total = 1 + 1\nassert total == 2\ntotal",
-        "print(os.environ['RECR1_PROFILE'])\nassert total < 3"]
+CODE = [
+    INSTALL,
+    "PROFILE = None\nSEED = 0",
+    "import os\n\nassert SEED == 0",
+    "total = 1 + 1\nassert total == 2\ntotal",
+    "print(os.environ['RECR1_PROFILE'])\nassert total < 3",
+]
 
 
 def toy(folder: Path, code=CODE, name: str = "01_toy") -> Path:
@@ -69,7 +74,6 @@ def mine(executed, tmp_path) -> Path:
     return Path(shutil.copy(executed, path))
 
 
-
 def test_run_writes_back_an_executed_clean_notebook(executed):
     book = nbformat.read(executed, 4)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
@@ -89,8 +93,15 @@ def test_a_second_run_changes_no_byte(mine):
 
 def test_run_cleans_widgets_times_and_blank_streams(tmp_path):
     widget = "{'application/vnd.jupyter.widget-view+json': {'model_id': 'x'},\n     'text/plain': 'bar'}"
-    path = toy(tmp_path, [*CODE, "import sys\n\nfor i in range(3):\n    print(i)\n    print('e', file=sys.stderr)",
-                          f"from IPython.display import display\n\ndisplay({widget}, raw=True)", "print()"])
+    path = toy(
+        tmp_path,
+        [
+            *CODE,
+            "import sys\n\nfor i in range(3):\n    print(i)\n    print('e', file=sys.stderr)",
+            f"from IPython.display import display\n\ndisplay({widget}, raw=True)",
+            "print()",
+        ],
+    )
 
     def soil(book):
         book.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
@@ -165,9 +176,13 @@ def test_ctrl_c_kills_the_kernel_and_leaves_the_file(tmp_path):
     before = path.read_bytes()
     code = "import pathlib, sys; from recr1_lite.notebooks import main; main(['run'], pathlib.Path(sys.argv[1]))"
     code = code.replace("main([", "sys.exit(main([") + ")"
-    running = subprocess.Popen([sys.executable, "-c", code, str(path.parent)], cwd=FOLDER.parent,
-                               stderr=subprocess.PIPE, text=True,  # a shell's background jobs ignore SIGINT
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, str(path.parent)],
+        cwd=FOLDER.parent,
+        stderr=subprocess.PIPE,
+        text=True,  # a shell's background jobs ignore SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     pid = path.parent / "pid"
     while not (pid.exists() and pid.read_text()):
         assert running.poll() is None
@@ -207,8 +222,23 @@ def test_stamp_changes_the_repository_alone(mine, capsys):
     assert mine.read_text() == before
 
 
-NO_REPOSITORY = ["", "kit", "a/b/c", "https://github.com/a/b", "a/b.git", "a b/c", "a/b\n", "-a/b", "a/..", "a--b/c",
-                 "a/b\\1", "a/", "/b", "ä/b", 'a/"b']
+NO_REPOSITORY = [
+    "",
+    "kit",
+    "a/b/c",
+    "https://github.com/a/b",
+    "a/b.git",
+    "a b/c",
+    "a/b\n",
+    "-a/b",
+    "a/..",
+    "a--b/c",
+    "a/b\\1",
+    "a/",
+    "/b",
+    "ä/b",
+    'a/"b',
+]
 
 
 @pytest.mark.parametrize("name", NO_REPOSITORY)
@@ -287,9 +317,16 @@ def test_each_planted_problem_is_found_and_only_it(mine, what):
     assert words in problem and len(problem.splitlines()) == 1
 
 
-@pytest.mark.parametrize("change", [
-    stream("line\n" * 59), stream("see ./tmp/x, a.b/home/x and ~/runs"), prose(LINKS),
-    planted(3, **{"image/png": "/tmp/" * 9}), planted(3, **{"text/html": "<tr>" * 60})])
+@pytest.mark.parametrize(
+    "change",
+    [
+        stream("line\n" * 59),
+        stream("see ./tmp/x, a.b/home/x and ~/runs"),
+        prose(LINKS),
+        planted(3, **{"image/png": "/tmp/" * 9}),
+        planted(3, **{"text/html": "<tr>" * 60}),
+    ],
+)
 def test_what_is_allowed(mine, change):
     assert problems(edit(mine, change)) == []
 
@@ -345,6 +382,8 @@ items = clothing._items
 clothing._items = lambda kept: items(reviews[reviews["garment"].isin(kept["garment"])])
 reviews = clothing.read_reviews()
 """
+
+
 def installed(source: str, gpu: bool, monkeypatch) -> list[str]:
     """The shell commands of an install cell as Colab would run it."""
     commands, path = [], list(sys.path)
@@ -360,8 +399,12 @@ def installed(source: str, gpu: bool, monkeypatch) -> list[str]:
 
 
 def test_install_cells_are_one_and_keep_colabs_torch(monkeypatch):
-    cells = {cell.source for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells
-             if cell.cell_type == "code" and "google.colab" in cell.source}
+    cells = {
+        cell.source
+        for path in NOTEBOOKS
+        for cell in nbformat.read(path, 4).cells
+        if cell.cell_type == "code" and "google.colab" in cell.source
+    }
     assert len(cells) == 1
     source = cells.pop().replace("OWNER/recr1_lite", "me/kit")
     for gpu in (False, True):
@@ -374,56 +417,100 @@ def test_install_cells_are_one_and_keep_colabs_torch(monkeypatch):
 
 
 SABOTAGE = {  # what is broken -> (notebook, code run after its imports, words of the cell that must notice)
-    "the rewrite is sent once, not four times": ("00_start_here", """
+    "the rewrite is sent once, not four times": (
+        "00_start_here",
+        """
 from recr1_lite import rewriters
 rewriters.compose = lambda request, query, mode, weight: f"{request} {query}"
-""", "answer.query.count(words)"),
-    "nDCG of the request for every query": ("00_start_here", """
-from recr1_lite.retrievers import BM25Retriever
+""",
+        "answer.query.count(words)",
+    ),
+    "nDCG of the request for every query": (
+        "00_start_here",
+        """
+from recr1_lite.search.base import BM25Retriever
 search = BM25Retriever.search
 BM25Retriever.search = lambda self, queries, k: search(self, [queries[0]] * len(queries), k)
-""", "min(advantages)"),
+""",
+        "min(advantages)",
+    ),
     "messages stay in the index": ("01_data", LEAK, "not any(found)"),
-    "nDCG one rank too late": ("02_retriever_and_reward", """
+    "nDCG one rank too late": (
+        "02_retriever_and_reward",
+        """
 ndcg = metrics.ndcg
 metrics.ndcg = lambda ids, relevant, k, **other: ndcg(["", *ids], relevant, k + 1, **other)
-""", "== dcg / ideal"),
+""",
+        "== dcg / ideal",
+    ),
     "BM25 swallows a query's first word": ("02_retriever_and_reward", SWALLOW, "abs(score - by_hand[item])"),
-    "evaluate loses the first hit": ("03_prompting_baselines", """
+    "evaluate loses the first hit": (
+        "03_prompting_baselines",
+        """
 from recr1_lite import evaluation
 compute = evaluation.compute
 evaluation.compute = lambda name, ranking, relevant: compute(name, ranking[1:], relevant)
-""", "by_hand == raw.rows"),
-    "a request may end its own turn": ("03_prompting_baselines", """
+""",
+        "by_hand == raw.rows",
+    ),
+    "a request may end its own turn": (
+        "03_prompting_baselines",
+        """
 from recr1_lite import prompts
 prompts.break_special_tokens = lambda tokenizer, text: text
-""", "plain.count"),
-    "right and wrong turned round": ("07_general_capability", """
+""",
+        "plain.count",
+    ),
+    "right and wrong turned round": (
+        "07_general_capability",
+        """
 from lm_eval.api.task import ConfigurableTask
 process = ConfigurableTask.process_results
 ConfigurableTask.process_results = lambda self, doc, results: {
     name: 1 - value for name, value in process(self, doc, results).items()}
-""", 'bool(sample["acc"])'),
-    "the loss is on the prompt too": ("04_sft_baselines", """
+""",
+        'bool(sample["acc"])',
+    ),
+    "the loss is on the prompt too": (
+        "04_sft_baselines",
+        """
 from recr1_lite import sft
 tokenised = sft.tokenised
 sft.tokenised = lambda *arguments: tokenised(*arguments[:4], "all")
-""", 'row["labels"] == labels'),
+""",
+        'row["labels"] == labels',
+    ),
     "a reward that is the same for all": ("05_grpo", "ndcg = lambda ids, relevant, k: 0.5", "end.reward"),
-    "seen films stay in the ranking": ("06_sequential_recommendation", """
+    "seen films stay in the ranking": (
+        "06_sequential_recommendation",
+        """
 from recr1_lite import evaluation
 evaluation._excluded = lambda examples: [set()] * len(examples)
-""", "> kept.summary[metric].mean"),
-    "an answer that names no candidate is paid": ("06b_reranking", """
+""",
+        "> kept.summary[metric].mean",
+    ),
+    "an answer that names no candidate is paid": (
+        "06b_reranking",
+        """
 from recr1_lite import rerank
 rerank._outcome = lambda answer, candidates: answer.outcome
-""", 'table["reward"].round(6)'),
-    "a verdict that does not look at the interval": ("08_report", """
+""",
+        'table["reward"].round(6)',
+    ),
+    "a verdict that does not look at the interval": (
+        "08_report",
+        """
 budget.verdict = lambda row: "above" if row["mean"] > 0 else "below"
-""", 'claimed["low"] > 0'),
-    "the scales of 4-bit blocks cost nothing": ("09_take_it_with_you", """
+""",
+        'claimed["low"] > 0',
+    ),
+    "the scales of 4-bit blocks cost nothing": (
+        "09_take_it_with_you",
+        """
 memory_counts.nf4 = lambda count: count // 2
-""", "abs(by_hand - four)"),
+""",
+        "abs(by_hand - four)",
+    ),
 }
 
 
@@ -447,6 +534,10 @@ def test_every_notebook_is_sabotaged():
 
 
 def test_the_package_is_there_in_any_folder(tmp_path):
-    done = subprocess.run([sys.executable, "-I", "-c", "import recr1_lite; print(recr1_lite.__file__)"], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", "import recr1_lite; print(recr1_lite.__file__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.strip() == str(FOLDER.parent / "recr1_lite" / "__init__.py"), "make setup, or pip install -e ."

@@ -13,16 +13,28 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from recr1_lite import plots
-from recr1_lite.curves import _ends
-from recr1_lite.metrics import Interval
+from recr1_lite.report import comparisons as plots
+from recr1_lite.report.curves import _ends
+from recr1_lite.search.metrics import Interval
 
-CURVE = [{"step": step, "reward": 0.2 + 0.002 * step + 0.01 * (step % 3), "zero_advantage_share": 0.3,
-          "completion_length": 12.0, "entropy": 1.5 - 0.01 * step, "kl": None,
-          "rewards/ndcg/mean": 0.1 + 0.002 * step, "rewards/format/mean": 0.1, "rewards/format/std": 0.3}
-         for step in range(1, 41)]
-VAL = [{"step": 0, "mean": 0.24, "low": 0.2, "high": 0.28, "n": 50},
-       {"step": 40, "mean": 0.32, "low": 0.29, "high": 0.36, "n": 50}]
+CURVE = [
+    {
+        "step": step,
+        "reward": 0.2 + 0.002 * step + 0.01 * (step % 3),
+        "zero_advantage_share": 0.3,
+        "completion_length": 12.0,
+        "entropy": 1.5 - 0.01 * step,
+        "kl": None,
+        "rewards/ndcg/mean": 0.1 + 0.002 * step,
+        "rewards/format/mean": 0.1,
+        "rewards/format/std": 0.3,
+    }
+    for step in range(1, 41)
+]
+VAL = [
+    {"step": 0, "mean": 0.24, "low": 0.2, "high": 0.28, "n": 50},
+    {"step": 40, "mean": 0.32, "low": 0.29, "high": 0.36, "n": 50},
+]
 
 
 def spot(mean, half=0.03, n=50):
@@ -56,7 +68,12 @@ def test_titles_say_what_the_data_say():
 def test_missing_keys_are_not_drawn_and_baselines_are():
     drawn = [axis for axis in plots.components(CURVE).axes if axis.has_data()]
     assert [axis.texts[-1].get_text().split("\n")[0] for axis in drawn] == [
-        "reward", "format", "nDCG", "groups without signal", "entropy", "completion length",
+        "reward",
+        "format",
+        "nDCG",
+        "groups without signal",
+        "entropy",
+        "completion length",
     ]
     alone = [{"step": step, "reward": 0.1 * step, "rewards/ndcg/mean": 0.1 * step} for step in range(5)]
     assert len(plots.components(alone).axes) == 1, "a single part is the reward itself"
@@ -66,10 +83,16 @@ def test_missing_keys_are_not_drawn_and_baselines_are():
     assert axis.get_xlabel() == "training step" and axis.get_ylabel() == "val nDCG@100"
 
 
-@pytest.mark.parametrize("figure", [
-    plots.loop_picture, lambda: plots.components([]), lambda: plots.learning_curve([]),
-    lambda: plots.methods([{"method": "only", **spot(0.1)}]), lambda: plots.components([{"reward": 0.5}]),
-])
+@pytest.mark.parametrize(
+    "figure",
+    [
+        plots.loop_picture,
+        lambda: plots.components([]),
+        lambda: plots.learning_curve([]),
+        lambda: plots.methods([{"method": "only", **spot(0.1)}]),
+        lambda: plots.components([{"reward": 0.5}]),
+    ],
+)
 def test_every_figure_renders_the_same_bytes_twice(figure):
     assert plots.as_bytes(figure()) == plots.as_bytes(figure())
     assert figure()._repr_png_().startswith(b"\x89PNG")
@@ -98,8 +121,16 @@ def panels(figure):
 
 
 def test_the_live_view_keeps_every_panel_in_its_place_from_before_the_first_step():
-    full = [{**row, "kl": 0.001 * row["step"] if row["step"] % 5 == 1 else None, "gain": 0.01, "distinct": 0.9,
-             "seconds": 12.0} for row in CURVE]
+    full = [
+        {
+            **row,
+            "kl": 0.001 * row["step"] if row["step"] % 5 == 1 else None,
+            "gain": 0.01,
+            "distinct": 0.9,
+            "seconds": 12.0,
+        }
+        for row in CURVE
+    ]
     seen = [panels(plots.dashboard(full[:n], VAL[: 1 + n // 40], {"raw": 0.2}, steps=40)) for n in (1, 2, 7, 40)]
     assert seen[0] == seen[1] == seen[2] == seen[3]
     assert [name for _, name in seen[0][1:4]] == ["reward", "format", "nDCG"]
@@ -132,8 +163,17 @@ def test_a_step_without_noise_moves_and_a_noisy_one_does_not():
 
 
 NASTY = [
-    {"step": step, "reward": 0.0, "gain": float("nan"), "entropy": float("inf"), "kl": None, "distinct": "none",
-     "zero_advantage_share": np.float32(1.0), "completion_length": np.int64(0), "seconds": 1e6}
+    {
+        "step": step,
+        "reward": 0.0,
+        "gain": float("nan"),
+        "entropy": float("inf"),
+        "kl": None,
+        "distinct": "none",
+        "zero_advantage_share": np.float32(1.0),
+        "completion_length": np.int64(0),
+        "seconds": 1e6,
+    }
     for step in range(1, 301)
 ]
 
@@ -143,8 +183,11 @@ NASTY = [
 def test_nasty_data_are_drawn_without_a_warning(curve):
     val = [{"step": 0, "mean": 0.0, "low": 0.0, "high": 0.0}]
     base = {"a name " * 12: 0.0, **{f"baseline {n}": spot(0.1 * n) for n in range(8)}}
-    for figure in (plots.dashboard(curve, val, base, steps=300), plots.components(curve),
-                   plots.learning_curve(curve, val, base)):
+    for figure in (
+        plots.dashboard(curve, val, base, steps=300),
+        plots.components(curve),
+        plots.learning_curve(curve, val, base),
+    ):
         assert plots.as_bytes(figure, "png", 50).startswith(b"\x89PNG")
         height, width = figure.get_size_inches()[::-1]
         assert width <= 9 and height <= 12

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.prompts import MODES, PROMPTS, STYLES, Outcome, Parsed, Prompt, compose, format_answer, parse
+from recr1_lite.common import RecR1Error
+from recr1_lite.tasks.prompts import MODES, PROMPTS, STYLES, Outcome, Parsed, Prompt, compose, format_answer, parse
 
 CHATML = (
     "{% for message in messages %}"
@@ -57,9 +57,7 @@ def test_compact(completion, query):
     assert parse(completion, "compact", truncated=True) == Parsed(Outcome.ok, query)
 
 
-@pytest.mark.parametrize(
-    "completion", ["", " \n\t ", "Keywords:", "Answer: \n", '""', "- ", "```\n```", "1.\n2."]
-)
+@pytest.mark.parametrize("completion", ["", " \n\t ", "Keywords:", "Answer: \n", '""', "- ", "```\n```", "1.\n2."])
 def test_compact_with_nothing_in_it(completion):
     assert parse(completion, "compact") == Parsed(Outcome.empty, "")
 
@@ -235,9 +233,7 @@ def test_compose():
 
 
 def test_messages():
-    prompt = Prompt(
-        "json", 'Find {request} as {"query": "..."}', (("shoes", '{"query": "shoe"}'),), system="Be brief."
-    )
+    prompt = Prompt("json", 'Find {request} as {"query": "..."}', (("shoes", '{"query": "shoe"}'),), system="Be brief.")
     assert prompt.messages("a {red} {request}") == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": 'Find shoes as {"query": "..."}'},
@@ -247,9 +243,7 @@ def test_messages():
 
 
 def test_render_goes_through_the_chat_template_and_ends_in_the_prefix():
-    prompt = Prompt(
-        "json", "Find {request}", (("shoes", '{"query": "shoe"}'),), system="Brief.", prefix='{"query": "'
-    )
+    prompt = Prompt("json", "Find {request}", (("shoes", '{"query": "shoe"}'),), system="Brief.", prefix='{"query": "')
     assert prompt.render(tiny_tokenizer(), "a red one") == (
         "<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nFind shoes<|im_end|>\n"
         '<|im_start|>assistant\n{"query": "shoe"}<|im_end|>\n<|im_start|>user\nFind a red one<|im_end|>\n'

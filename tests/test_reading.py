@@ -7,22 +7,33 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.evaluation import EvalResult
-from recr1_lite.metrics import mean_interval
-from recr1_lite.prompts import PROMPTS
-from recr1_lite.reading import habits, word_shares
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import EvalResult
+from recr1_lite.report.inspector import habits, word_shares
+from recr1_lite.search.metrics import mean_interval
+from recr1_lite.tasks.prompts import PROMPTS
 
 PROMPT = replace(PROMPTS["compact"], mode="expand", weight=4)
 REQUESTS = ["I wear this soft skirt to work", "a warm wool coat", "jeans for my son", "so soft and warm"]
 
 
 def result(name, completions, outcome="ok"):
-    rows = pd.DataFrame([
-        {"example_id": f"e{n}", "request": request, "query": f"{request} {text} {text}", "completion": text,
-         "outcome": outcome, "tokens": 3, "ndcg@100": 0.5, "ranks": {}, "top": []}
-        for n, (request, text) in enumerate(zip(REQUESTS, completions, strict=True))
-    ])
+    rows = pd.DataFrame(
+        [
+            {
+                "example_id": f"e{n}",
+                "request": request,
+                "query": f"{request} {text} {text}",
+                "completion": text,
+                "outcome": outcome,
+                "tokens": 3,
+                "ndcg@100": 0.5,
+                "ranks": {},
+                "top": [],
+            }
+            for n, (request, text) in enumerate(zip(REQUESTS, completions, strict=True))
+        ]
+    )
     return EvalResult(name, "val", rows, {"ndcg@100": mean_interval(rows["ndcg@100"])}, 1.0, 12, "toy")
 
 
@@ -33,8 +44,16 @@ AFTER = result("step 50", [" Skirt\n", "coat", "jeans", "sweater warm"])
 def test_shares_count_each_rewrite_once_and_leave_the_label_and_the_request_out():
     frame = word_shares(BEFORE, AFTER, PROMPT, n=100, stopwords=None)
     shares = {row.word: (row.before, row.after) for row in frame.itertuples()}
-    assert shares == {"jeans": (0, 0.25), "skirt": (0, 0.25), "sweater": (0, 0.25), "my": (0.25, 0), "so": (0.25, 0),
-                      "son": (0.25, 0), "work": (0.25, 0), "soft": (0.5, 0)}
+    assert shares == {
+        "jeans": (0, 0.25),
+        "skirt": (0, 0.25),
+        "sweater": (0, 0.25),
+        "my": (0.25, 0),
+        "so": (0.25, 0),
+        "son": (0.25, 0),
+        "work": (0.25, 0),
+        "soft": (0.5, 0),
+    }
     assert frame.attrs["n"] == 4
     # "warm" and "coat" stayed at 0.25: no change, no row; the largest fall stands last
     assert list(frame["word"])[-1] == "soft"
@@ -68,7 +87,9 @@ def test_what_did_not_parse_holds_no_word():
     assert broken["words"].mean == 0 and broken["named"].mean == 0 and "copied" not in broken
     assert broken["distinct"] == 0.25
     json_prompt = PROMPTS["json"]  # the prefix opens the JSON, so that only read() can parse what follows
-    frame = word_shares(result("a", ['xy"}'] * 4), result("b", ['red skirt"}', 'skirt"}', "no json", 'xy"}']), json_prompt)
+    frame = word_shares(
+        result("a", ['xy"}'] * 4), result("b", ['red skirt"}', 'skirt"}', "no json", 'xy"}']), json_prompt
+    )
     assert {row.word: row.after for row in frame.itertuples()} == {"skirt": 0.5, "red": 0.25, "xy": 0.25}
 
 

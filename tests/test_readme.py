@@ -22,7 +22,9 @@ def own_files(tmp_path, monkeypatch):
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
     rows = [f"{at},{kind},{kind} in our shop" for at, kind in enumerate(KINDS)]
     Path("items.csv").write_text("\n".join(["item_id,title,text", *rows]))
-    asked = [f'"{kind} number {at}","{{""{at % 6}"": 1.0, ""{(at + 1) % 6}"": 0.1}}"' for at, kind in enumerate(KINDS * 4)]
+    asked = [
+        f'"{kind} number {at}","{{""{at % 6}"": 1.0, ""{(at + 1) % 6}"": 0.1}}"' for at, kind in enumerate(KINDS * 4)
+    ]
     Path("requests.csv").write_text("\n".join(["request,relevant", *asked]))
 
 

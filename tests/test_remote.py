@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 from servers import in_turn, server
 
-from recr1_lite import web
-from recr1_lite.environment import environment_check
-from recr1_lite.errors import RecR1Error
-from recr1_lite.evaluation import evaluate
-from recr1_lite.prompts import Prompt
-from recr1_lite.remote import JSONRetriever, OpenSearchRetriever, serve
-from recr1_lite.retrievers import BM25Retriever, Hits, RetrieverError
-from recr1_lite.rewards import Scorer
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import evaluate
+from recr1_lite.search import remote as web
+from recr1_lite.search.base import Hits, RetrieverError, environment_check
+from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.remote import JSONRetriever, OpenSearchRetriever, serve
+from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.train.rewards import Scorer
 
 KEY = "very-secret-0123456789"
 ITEMS = pd.DataFrame(
@@ -35,8 +35,17 @@ ITEMS = pd.DataFrame(
     ],
     columns=["item_id", "text"],
 )
-QUERIES = ["red dress", "denim AND (pockets", "", "swim", "nothing of it here?", "red dress", "  ",
-           'text:"wool" \\', "größe ü 裙"]
+QUERIES = [
+    "red dress",
+    "denim AND (pockets",
+    "",
+    "swim",
+    "nothing of it here?",
+    "red dress",
+    "  ",
+    'text:"wool" \\',
+    "größe ü 裙",
+]
 LOCAL = BM25Retriever.build(ITEMS)
 KINDS = [JSONRetriever, OpenSearchRetriever]
 
@@ -60,10 +69,19 @@ def one_search(body: dict) -> dict:
     hits = LOCAL.search([text["query"]], body["size"])[0]
     wanted = body["_source"] or []
     sources = [{"_source": {name: f"sku-{item}" for name in wanted}} if wanted else {} for item in hits.ids]
-    return {"took": 1, "timed_out": False, "status": 200, "_shards": {"total": 1, "failed": 0},
-            "hits": {"max_score": max(hits.scores, default=None),
-                     "hits": [{"_index": "products", "_id": item, "_score": score} | source
-                              for item, score, source in zip(*hits, sources)]}}
+    return {
+        "took": 1,
+        "timed_out": False,
+        "status": 200,
+        "_shards": {"total": 1, "failed": 0},
+        "hits": {
+            "max_score": max(hits.scores, default=None),
+            "hits": [
+                {"_index": "products", "_id": item, "_score": score} | source
+                for item, score, source in zip(*hits, sources)
+            ],
+        },
+    }
 
 
 def opensearch(path: str, headers, body) -> tuple[int, str]:
@@ -147,16 +165,16 @@ def test_it_is_fit_to_train_on(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scorer_and_evaluate_see_no_difference(kind):
-    rows = pd.DataFrame([("a", "a red dress please", {"d1": 1.0}), ("b", "swim wear", {"d8": 1.0}),
-                         ("c", "?", {"d4": 1.0})], columns=["example_id", "request", "relevant"])
+    rows = pd.DataFrame(
+        [("a", "a red dress please", {"d1": 1.0}), ("b", "swim wear", {"d8": 1.0}), ("c", "?", {"d4": 1.0})],
+        columns=["example_id", "request", "relevant"],
+    )
     task = SimpleNamespace(name="toy", items=ITEMS, train=rows, val=rows, k_eval=5, metrics=("ndcg@5", "mrr"))
     prompt, completions = Prompt("compact", "find {request}"), ["dress", "swim", ""]
     with engine(kind) as (remote, _):
-        there, here = (Scorer(one, rows, prompt, 5).score(["a", "b", "b"], completions)
-                       for one in (remote, LOCAL))
+        there, here = (Scorer(one, rows, prompt, 5).score(["a", "b", "b"], completions) for one in (remote, LOCAL))
         assert there == here and there[0].ndcg == 1 and 0 < there[1].ndcg < 1
-        there, here = (evaluate(lambda texts: texts, task, one, progress=False).rows
-                       for one in (remote, LOCAL))
+        there, here = (evaluate(lambda texts: texts, task, one, progress=False).rows for one in (remote, LOCAL))
         assert there.equals(here) and there["ndcg@5"].tolist()[::2] == [1, 0]
 
 
@@ -164,14 +182,18 @@ def test_what_opensearch_is_asked():
     with server(opensearch, "/products") as (url, seen):
         OpenSearchRetriever(url + "/_search", fields=["title^2", "text"], batch_size=1).search(["a:b (c"], 7)
         OpenSearchRetriever(url + "/_msearch/", batch_size=1).search(["a"], 7)
-        own = OpenSearchRetriever(url, body=lambda query: {
-            "query": {"match": {"title": {"query": query, "operator": "and"}}}, "size": 3}, batch_size=1)
+        own = OpenSearchRetriever(
+            url,
+            body=lambda query: {"query": {"match": {"title": {"query": query, "operator": "and"}}}, "size": 3},
+            batch_size=1,
+        )
         own.search(["a b"], 7)
     common = {"_source": False, "track_total_hits": False, "size": 7}
     assert [body for _, _, body in seen] == [
         common | {"query": {"multi_match": {"query": "a:b (c", "fields": ["title^2", "text"]}}},
         common | {"query": {"match": {"text": {"query": "a"}}}},
-        common | {"query": {"match": {"title": {"query": "a b", "operator": "and"}}}}]
+        common | {"query": {"match": {"title": {"query": "a b", "operator": "and"}}}},
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -181,8 +203,7 @@ def test_ids_of_a_field(batch_size):
 
 
 def test_answers_as_they_come():
-    hits = [{"id": "b", "score": 2}, {"id": 7, "score": 1.5}, {"id": "b", "score": 1},
-            {"id": "c", "score": -1}]
+    hits = [{"id": "b", "score": 2}, {"id": 7, "score": 1.5}, {"id": "b", "score": 1}, {"id": "c", "score": -1}]
     with server(in_turn(results(hits, ["x", 3, "y"]))) as (url, seen):
         found = JSONRetriever(url).search(["one", "two"], 2)
     assert found == [Hits(["b", "7"], [2.0, 1.5]), Hits(["x", "3"], [1.0, 0.5])]
@@ -192,8 +213,10 @@ def test_answers_as_they_come():
         assert OpenSearchRetriever(url).search(["one"], 9) == [Hits(["a", "b"], [1.0, 0.5])]
 
 
-@pytest.mark.parametrize("kind, good", [(JSONRetriever, results(["a"])),
-                                        (OpenSearchRetriever, responses({"hits": {"hits": [{"_id": "a"}]}}))])
+@pytest.mark.parametrize(
+    "kind, good",
+    [(JSONRetriever, results(["a"])), (OpenSearchRetriever, responses({"hits": {"hits": [{"_id": "a"}]}}))],
+)
 @pytest.mark.parametrize("bad", [(429, "slow", {"Retry-After": "0"}), (500, "oops"), (503, "<html>\nbusy")])
 def test_what_may_pass_is_tried_again(kind, good, bad):
     with server(in_turn(bad, bad, good)) as (url, seen):
@@ -206,8 +229,11 @@ def test_pauses_and_retry_after(monkeypatch):
     monkeypatch.setattr(web.time, "sleep", pauses.append)
     said, seen = failure(JSONRetriever, in_turn((429, "no", {"Retry-After": "7"}), (503, "no")))
     assert pauses == [7, 0.02, 0.04] and len(seen) == 4
-    assert re.match(r"the search for 'red' \(and 1 more in its batch\) failed: http://127.0.0.1:\d+/products "
-                    r"answered 503: no \(tried 4 times\); check that it runs, then try again with s", said)
+    assert re.match(
+        r"the search for 'red' \(and 1 more in its batch\) failed: http://127.0.0.1:\d+/products "
+        r"answered 503: no \(tried 4 times\); check that it runs, then try again with s",
+        said,
+    )
     pauses.clear()
     said, seen = failure(JSONRetriever, in_turn((429, "no", {"Retry-After": "3600"})))
     assert not pauses and len(seen) == 1 and "asks for a pause of 3600 s" in said
@@ -223,9 +249,17 @@ def test_a_busy_cluster_inside_msearch_is_waited_for():
     assert len(seen) == 2 and "answered 429: rejected execution (tried 2 times)" in said
 
 
-@pytest.mark.parametrize("status, advice", [
-    (400, "mend what is sent"), (401, "check the key"), (403, "check the key"), (404, "name of the index"),
-    (413, "smaller batch_size="), (302, "check the URL")])
+@pytest.mark.parametrize(
+    "status, advice",
+    [
+        (400, "mend what is sent"),
+        (401, "check the key"),
+        (403, "check the key"),
+        (404, "name of the index"),
+        (413, "smaller batch_size="),
+        (302, "check the URL"),
+    ],
+)
 def test_a_mistake_of_ours_is_never_tried_again(status, advice):
     for kind in KINDS:
         answer = status, '{"error": {"reason": "that is wrong"}}', {"Location": "/elsewhere"}
@@ -249,9 +283,21 @@ def test_missing_hits_are_an_error(broken):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("text", [
-    "<html>\n<b>Welcome</b>", "", "[]", "null", "{}", b"\xff{", '{"results": 3}', '{"results": [[], []',
-    '{"responses": {"a": 1}}', '{"results": "ab"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<html>\n<b>Welcome</b>",
+        "",
+        "[]",
+        "null",
+        "{}",
+        b"\xff{",
+        '{"results": 3}',
+        '{"results": [[], []',
+        '{"responses": {"a": 1}}',
+        '{"results": "ab"}',
+    ],
+)
 def test_an_answer_that_is_none(kind, text):
     said, seen = failure(kind, lambda *_: (200, text))
     assert len(seen) == 1 and "'red' (and 1 more in its batch) failed" in said
@@ -265,21 +311,41 @@ def test_a_list_for_each_query(kind, answer, n):
     assert f"gave {n} lists for 2 queries" in said and "'red'" in said
 
 
-@pytest.mark.parametrize("hits, words", [
-    ("ab", "'ab' is no list"), (None, "no list"), ([None], "None is no id"), ([["a"]], "['a'] is no id"),
-    ([{"score": 1}], "no 'id'"), ([{"id": 1.5}], "1.5 is no id"), ([True], "True is no id"),
-    ([{"id": "a", "score": "high"}], "the score 'high' of 'a'"),
-    ([{"id": "a", "score": float("nan")}], "the score nan of 'a'"),
-    ([{"id": "a", "score": float("inf")}], "the score inf of 'a'"),
-    ([{"id": "a", "score": False}], "the score False of 'a'")])
+@pytest.mark.parametrize(
+    "hits, words",
+    [
+        ("ab", "'ab' is no list"),
+        (None, "no list"),
+        ([None], "None is no id"),
+        ([["a"]], "['a'] is no id"),
+        ([{"score": 1}], "no 'id'"),
+        ([{"id": 1.5}], "1.5 is no id"),
+        ([True], "True is no id"),
+        ([{"id": "a", "score": "high"}], "the score 'high' of 'a'"),
+        ([{"id": "a", "score": float("nan")}], "the score nan of 'a'"),
+        ([{"id": "a", "score": float("inf")}], "the score inf of 'a'"),
+        ([{"id": "a", "score": False}], "the score False of 'a'"),
+    ],
+)
 def test_hits_that_make_no_sense(hits, words):
     said, _ = failure(JSONRetriever, in_turn(results(["fine"], hits)))
     assert "to 'blue' is of no use" in said and words in said and "it must be" in said
 
 
-@pytest.mark.parametrize("answer", [
-    {}, {"hits": {}}, {"hits": {"hits": [{"_score": 1.0}]}}, [], None, {"hits": {"hits": [{"_id": None}]}},
-    {"hits": {"hits": [{"_id": "a", "_score": "1"}]}}, {"error": "broken"}, {"error": {"type": "odd"}}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"hits": {}},
+        {"hits": {"hits": [{"_score": 1.0}]}},
+        [],
+        None,
+        {"hits": {"hits": [{"_id": None}]}},
+        {"hits": {"hits": [{"_id": "a", "_score": "1"}]}},
+        {"error": "broken"},
+        {"error": {"type": "odd"}},
+    ],
+)
 def test_searches_that_make_no_sense(answer):
     said, _ = failure(OpenSearchRetriever, in_turn(responses({"hits": {"hits": []}}, answer)))
     assert "to 'blue' is of no use" in said
@@ -356,6 +422,7 @@ def test_addresses():
 def test_a_service_says_what_is_wrong():
     with serve(LOCAL) as url:
         with pytest.raises(RetrieverError, match="400: KeyError: 'queries'; mend what is sent"):
+
             class Other(JSONRetriever):
                 def _body(self, batch, k):
                     return json.dumps({"texts": batch})

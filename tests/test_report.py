@@ -6,17 +6,29 @@ import re
 
 import pytest
 
-from recr1_lite import plots
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
-from recr1_lite.report import report_markdown, write_report
+from recr1_lite.report import comparisons as plots
+from recr1_lite.report.page import report_markdown, write_report
 
-CURVE = [{"step": step, "reward": 0.2 + 0.002 * step + 0.01 * (step % 3), "zero_advantage_share": 0.3,
-          "completion_length": 12.0, "entropy": 1.5 - 0.01 * step, "kl": None,
-          "rewards/ndcg/mean": 0.1 + 0.002 * step, "rewards/format/mean": 0.1, "rewards/format/std": 0.3}
-         for step in range(1, 41)]
-VAL = [{"step": 0, "mean": 0.24, "low": 0.2, "high": 0.28, "n": 50},
-       {"step": 40, "mean": 0.32, "low": 0.29, "high": 0.36, "n": 50}]
+CURVE = [
+    {
+        "step": step,
+        "reward": 0.2 + 0.002 * step + 0.01 * (step % 3),
+        "zero_advantage_share": 0.3,
+        "completion_length": 12.0,
+        "entropy": 1.5 - 0.01 * step,
+        "kl": None,
+        "rewards/ndcg/mean": 0.1 + 0.002 * step,
+        "rewards/format/mean": 0.1,
+        "rewards/format/std": 0.3,
+    }
+    for step in range(1, 41)
+]
+VAL = [
+    {"step": 0, "mean": 0.24, "low": 0.2, "high": 0.28, "n": 50},
+    {"step": 40, "mean": 0.32, "low": 0.29, "high": 0.36, "n": 50},
+]
 
 
 def spot(mean, half=0.03, n=50):
@@ -24,15 +36,34 @@ def spot(mean, half=0.03, n=50):
 
 
 def eval_row(method, mean, split="test", **more):
-    return {"kind": "eval", "task": "toy", "method": method, "split": split, "n": 50, "tokens": 1234,
-            "metrics": {"ndcg@100": spot(mean), "mrr": spot(mean / 2)},
-            "outcomes": {"ok": 49, "truncated": 1},
-            "seconds": 2.5, "profile": "smoke", "seed": 0, "run": "r1", **more}
+    return {
+        "kind": "eval",
+        "task": "toy",
+        "method": method,
+        "split": split,
+        "n": 50,
+        "tokens": 1234,
+        "metrics": {"ndcg@100": spot(mean), "mrr": spot(mean / 2)},
+        "outcomes": {"ok": 49, "truncated": 1},
+        "seconds": 2.5,
+        "profile": "smoke",
+        "seed": 0,
+        "run": "r1",
+        **more,
+    }
 
 
 def compare_row(a, b, mean, half, run="r1"):
-    return {"kind": "compare", "task": "toy", "split": "test", "metric": "ndcg@100", "a": a, "b": b,
-            "difference": spot(mean, half), "run": run}
+    return {
+        "kind": "compare",
+        "task": "toy",
+        "split": "test",
+        "metric": "ndcg@100",
+        "a": a,
+        "b": b,
+        "difference": spot(mean, half),
+        "run": run,
+    }
 
 
 @pytest.fixture
@@ -47,18 +78,43 @@ def ledger(tmp_path):
         ledger.append(eval_row(method, mean, run="r2"))
     ledger.append(compare_row("zero-shot", "raw request", 0.021, 0.03, "r2"))
     ledger.append(compare_row("GRPO <b>", "raw request", 0.069, 0.02, "r2"))
-    ledger.append({"kind": "headroom", "run": "r2", "n": 50, "rollouts": 8, "mean": spot(0.24),
-                   "best": spot(0.4)})
-    ledger.append({"kind": "train", "run": "r2", "method": "GRPO", "config": {"learning_rate": 2e-4},
-                   "curve": CURVE, "val": VAL, "seconds": 912.3, "stopped": "interrupted",
-                   "command": "python -m recr1_lite demo"})
+    ledger.append({"kind": "headroom", "run": "r2", "n": 50, "rollouts": 8, "mean": spot(0.24), "best": spot(0.4)})
+    ledger.append(
+        {
+            "kind": "train",
+            "run": "r2",
+            "method": "GRPO",
+            "config": {"learning_rate": 2e-4},
+            "curve": CURVE,
+            "val": VAL,
+            "seconds": 912.3,
+            "stopped": "interrupted",
+            "command": "python -m recr1_lite demo",
+        }
+    )
     side = {"query": "warm wool", "completion": "", "outcome": "ok", "value": 0.5, "top": []}
-    head = {"before": "zero-shot", "after": "GRPO <b>", "split": "test", "metric": "ndcg@100", "n": 1,
-            "gains": 1, "losses": 0, "ties": 0, "mean_before": 0.1, "mean_after": 0.5, "changes": [0.4],
-            "shown": [0]}
-    example = {"example_id": "e1", "request": "something warm", "change": 0.4,
-               "before": side, "after": side,
-               "relevant": [{"id": "i1", "title": "Sweater", "text": "", "before": 41, "after": 2}]}
+    head = {
+        "before": "zero-shot",
+        "after": "GRPO <b>",
+        "split": "test",
+        "metric": "ndcg@100",
+        "n": 1,
+        "gains": 1,
+        "losses": 0,
+        "ties": 0,
+        "mean_before": 0.1,
+        "mean_after": 0.5,
+        "changes": [0.4],
+        "shown": [0],
+    }
+    example = {
+        "example_id": "e1",
+        "request": "something warm",
+        "change": 0.4,
+        "before": side,
+        "after": side,
+        "relevant": [{"id": "i1", "title": "Sweater", "text": "", "before": 41, "after": 2}],
+    }
     ledger.append({"kind": "inspect", "run": "r2", "rows": [head, example]})
     return ledger
 
@@ -70,11 +126,21 @@ def visible(page):
 def test_the_page_holds_the_last_run_and_stands_alone(ledger, tmp_path):
     page = write_report(ledger, tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
     text = visible(page)
-    for expected in ("python -m recr1_lite demo", "smoke", "0.300 [0.270, 0.330]", "+0.069 [+0.049, +0.089]",
-                     "GRPO &lt;b&gt; is above raw request", "truncated 1",
-                     "zero-shot is not shown to differ from raw request",
-                     "40 steps in 912 s (interrupted).", "The test split was opened 3 times",
-                     "rank&nbsp;41", "rank&nbsp;2&nbsp; ▲39", "learning_rate", "this run has one seed (0)"):
+    for expected in (
+        "python -m recr1_lite demo",
+        "smoke",
+        "0.300 [0.270, 0.330]",
+        "+0.069 [+0.049, +0.089]",
+        "GRPO &lt;b&gt; is above raw request",
+        "truncated 1",
+        "zero-shot is not shown to differ from raw request",
+        "40 steps in 912 s (interrupted).",
+        "The test split was opened 3 times",
+        "rank&nbsp;41",
+        "rank&nbsp;2&nbsp; ▲39",
+        "learning_rate",
+        "this run has one seed (0)",
+    ):
         assert expected in text, expected
     assert "old method" not in text
     assert page.count("data:image/svg+xml;base64,") == 5
@@ -115,8 +181,16 @@ def test_baselines_are_drawn_only_where_they_were_measured_on_as_many_requests(l
     ledger.append(eval_row("raw request", 0.23, "val", run="r3"))
     page = write_report(ledger, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "in 40 steps" in page and "the last interval" not in page
-    ledger.append({"kind": "train", "run": "r4", "method": "GRPO", "curve": CURVE, "val": fewer,
-                   "baselines": {"raw request": spot(0.3, n=20)}})
+    ledger.append(
+        {
+            "kind": "train",
+            "run": "r4",
+            "method": "GRPO",
+            "curve": CURVE,
+            "val": fewer,
+            "baselines": {"raw request": spot(0.3, n=20)},
+        }
+    )
     page = write_report(ledger, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "the last interval lies around raw request (0.300)" in page
 
@@ -127,8 +201,14 @@ def test_a_method_evaluated_twice_shows_its_last_row(ledger):
 
 
 def test_a_run_that_was_stopped_and_resumed_is_told_once(ledger, tmp_path):
-    train = {"kind": "train", "run": "stopped", "method": "GRPO", "metric": "ndcg@100", "val": [],
-             "curve": [{"step": 1, "reward": 0.1}]}
+    train = {
+        "kind": "train",
+        "run": "stopped",
+        "method": "GRPO",
+        "metric": "ndcg@100",
+        "val": [],
+        "curve": [{"step": 1, "reward": 0.1}],
+    }
     ledger.append(train | {"stopped": "interrupted", "seconds": 5.0})
     ledger.append(train | {"stopped": "finished", "seconds": 9.0})
     page = write_report(ledger, tmp_path / "report.html", "stopped").read_text()

@@ -8,21 +8,43 @@ import re
 import numpy as np
 import pytest
 
-from recr1_lite import budget, plots, published, report
 from recr1_lite.__main__ import main
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
-from recr1_lite.metrics import mean_interval
-from recr1_lite.report import claims, report_markdown, sections, write_report
-from recr1_lite.report_rows import select
+from recr1_lite.report import comparisons as plots
+from recr1_lite.report import page as report
+from recr1_lite.report import rows as budget
+from recr1_lite.report import rows as published
+from recr1_lite.report.page import claims, report_markdown, sections, write_report
+from recr1_lite.report.rows import select
+from recr1_lite.search.metrics import mean_interval
 
-TEST = {"raw request": 0.26, "zero-shot": 0.27, "teacher": 0.30, "LM teacher": 0.24, "SFT": 0.29, "SFT + JSON": 0.25,
-        "SFT (LM teacher)": 0.26, "rejection SFT": 0.31, "GRPO": 0.33}
-PAIRED = [("SFT", "teacher", -0.01, 0.02), ("SFT + JSON", "teacher", -0.05, 0.02), ("GRPO", "teacher", 0.03, 0.02),
-          ("rejection SFT", "teacher", 0.01, 0.02), ("GRPO", "raw request", 0.07, 0.02),
-          ("SFT (LM teacher)", "LM teacher", 0.02, 0.01)]
-SPENT = {"SFT": (0, 60.0), "SFT + JSON": (0, 90.0), "SFT (LM teacher)": (4000, 600.0), "rejection SFT": (6000, 610.0),
-         "GRPO": (6000, 600.0)}
+TEST = {
+    "raw request": 0.26,
+    "zero-shot": 0.27,
+    "teacher": 0.30,
+    "LM teacher": 0.24,
+    "SFT": 0.29,
+    "SFT + JSON": 0.25,
+    "SFT (LM teacher)": 0.26,
+    "rejection SFT": 0.31,
+    "GRPO": 0.33,
+}
+PAIRED = [
+    ("SFT", "teacher", -0.01, 0.02),
+    ("SFT + JSON", "teacher", -0.05, 0.02),
+    ("GRPO", "teacher", 0.03, 0.02),
+    ("rejection SFT", "teacher", 0.01, 0.02),
+    ("GRPO", "raw request", 0.07, 0.02),
+    ("SFT (LM teacher)", "LM teacher", 0.02, 0.01),
+]
+SPENT = {
+    "SFT": (0, 60.0),
+    "SFT + JSON": (0, 90.0),
+    "SFT (LM teacher)": (4000, 600.0),
+    "rejection SFT": (6000, 610.0),
+    "GRPO": (6000, 600.0),
+}
 
 
 def spot(mean, half=0.03, n=400):
@@ -30,45 +52,118 @@ def spot(mean, half=0.03, n=400):
 
 
 def train_row(method, samples, seconds, last, **more):
-    points = [{"step": 0, "seconds": 0.0, "samples": 0, **spot(0.25, n=100)},
-              {"step": 25, "seconds": seconds / 2, "samples": samples // 2, **spot((0.25 + last) / 2, n=100)},
-              {"step": 50, "seconds": seconds, "samples": samples, **spot(last, n=100)}]
-    return {"kind": "train", "task": "toy", "method": method, "metric": "ndcg@100", "val": points, "seconds": seconds,
-            "curve": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}], "stopped": "finished", "seed": 0,
-            "config": {"model": "smollm2-135m-instruct"}, "budget": {"seconds": 600.0, "samples": 6000},
-            "baselines": {"raw request": spot(0.24, n=100)},
-            "cost": {"samples": samples, "tokens_generated": 5 * samples, "tokens_trained": 9000, "seconds": seconds,
-                     "money": 0.0}, **more}
+    points = [
+        {"step": 0, "seconds": 0.0, "samples": 0, **spot(0.25, n=100)},
+        {"step": 25, "seconds": seconds / 2, "samples": samples // 2, **spot((0.25 + last) / 2, n=100)},
+        {"step": 50, "seconds": seconds, "samples": samples, **spot(last, n=100)},
+    ]
+    return {
+        "kind": "train",
+        "task": "toy",
+        "method": method,
+        "metric": "ndcg@100",
+        "val": points,
+        "seconds": seconds,
+        "curve": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}],
+        "stopped": "finished",
+        "seed": 0,
+        "config": {"model": "smollm2-135m-instruct"},
+        "budget": {"seconds": 600.0, "samples": 6000},
+        "baselines": {"raw request": spot(0.24, n=100)},
+        "cost": {
+            "samples": samples,
+            "tokens_generated": 5 * samples,
+            "tokens_trained": 9000,
+            "seconds": seconds,
+            "money": 0.0,
+        },
+        **more,
+    }
 
 
 def capability_rows(drop):
-    yield {"kind": "capability", "method": "untrained", "suite": "offline", "task": "recr1_arithmetic",
-           "metric": "accuracy", **spot(0.5, 0.08, 120)}
+    yield {
+        "kind": "capability",
+        "method": "untrained",
+        "suite": "offline",
+        "task": "recr1_arithmetic",
+        "metric": "accuracy",
+        **spot(0.5, 0.08, 120),
+    }
     for method, (lost, kl) in drop.items():
-        yield {"kind": "capability", "method": method, "suite": "offline", "task": "kl", "metric": "nats",
-               **spot(kl, 0.02, 40)}
+        yield {
+            "kind": "capability",
+            "method": method,
+            "suite": "offline",
+            "task": "kl",
+            "metric": "nats",
+            **spot(kl, 0.02, 40),
+        }
         for task in ("recr1_arithmetic", "recr1_reading"):
-            yield {"kind": "capability_compare", "a": method, "b": "untrained", "suite": "offline", "task": task,
-                   "metric": "accuracy", "n": 120, "difference": spot(lost, 0.03, 120)}
-        yield {"kind": "capability_compare", "a": method, "b": "untrained", "suite": "offline",
-               "task": "recr1_perplexity", "metric": "nats", "n": 60, "difference": spot(kl, 0.01, 60)}
+            yield {
+                "kind": "capability_compare",
+                "a": method,
+                "b": "untrained",
+                "suite": "offline",
+                "task": task,
+                "metric": "accuracy",
+                "n": 120,
+                "difference": spot(lost, 0.03, 120),
+            }
+        yield {
+            "kind": "capability_compare",
+            "a": method,
+            "b": "untrained",
+            "suite": "offline",
+            "task": "recr1_perplexity",
+            "metric": "nats",
+            "n": 60,
+            "difference": spot(kl, 0.01, 60),
+        }
 
 
 def continual_rows():
     for trainer, means in {"GRPO": (0.26, 0.33, 0.32), "SFT": (0.26, 0.29, 0.2)}.items():
         for stage, (name, mean) in enumerate(zip(("untrained", "after clothing", "after movielens"), means)):
-            yield {"kind": "continual", "trainer": trainer, "stage": stage, "name": name, "seconds": 300.0,
-                   "measures": {"clothing": spot(mean), "movielens": spot(0.1), "capability": spot(mean + 0.2)}}
+            yield {
+                "kind": "continual",
+                "trainer": trainer,
+                "stage": stage,
+                "name": name,
+                "seconds": 300.0,
+                "measures": {"clothing": spot(mean), "movielens": spot(0.1), "capability": spot(mean + 0.2)},
+            }
 
 
 @pytest.fixture
 def rows():
     """Everything a comparison leaves, as the ledger would hold it."""
-    found = [{"kind": "eval", "task": "toy", "method": method, "split": "test", "metrics": {"ndcg@100": spot(mean)},
-              "n": 400, "tokens": 0 if method in ("raw request", "teacher") else 1990, "seconds": 9.0, "seed": 0}
-             for method, mean in TEST.items()]
-    found += [{"kind": "compare", "task": "toy", "split": "test", "metric": "ndcg@100", "a": a, "b": b,
-               "difference": spot(mean, half)} for a, b, mean, half in PAIRED]
+    found = [
+        {
+            "kind": "eval",
+            "task": "toy",
+            "method": method,
+            "split": "test",
+            "metrics": {"ndcg@100": spot(mean)},
+            "n": 400,
+            "tokens": 0 if method in ("raw request", "teacher") else 1990,
+            "seconds": 9.0,
+            "seed": 0,
+        }
+        for method, mean in TEST.items()
+    ]
+    found += [
+        {
+            "kind": "compare",
+            "task": "toy",
+            "split": "test",
+            "metric": "ndcg@100",
+            "a": a,
+            "b": b,
+            "difference": spot(mean, half),
+        }
+        for a, b, mean, half in PAIRED
+    ]
     found += [train_row(method, *spent, TEST[method]) for method, spent in SPENT.items()]
     return [*found, *capability_rows({"SFT": (-0.06, 0.4), "GRPO": (-0.01, 0.1)}), *continual_rows()]
 
@@ -101,8 +196,15 @@ def titles(ledger):
     return [section.title for section in sections(ledger, select(ledger)[1])]
 
 
-COMPARISON = ["What training cost", "The same budget", "Cost against quality", "Can SFT pass its teacher?",
-              "What was forgotten", "One task after another", "Published figures beside ours"]
+COMPARISON = [
+    "What training cost",
+    "The same budget",
+    "Cost against quality",
+    "Can SFT pass its teacher?",
+    "What was forgotten",
+    "One task after another",
+    "Published figures beside ours",
+]
 
 
 def test_html_and_markdown_say_the_same(rows, write, tmp_path):
@@ -111,7 +213,8 @@ def test_html_and_markdown_say_the_same(rows, write, tmp_path):
     assert re.findall("<h2>(.*?)</h2>", page) == re.findall("^## (.*)$", text, re.M)
     alts = re.findall('alt="(.*?)"', page)
     assert len(alts) > 10 and [alt.replace("&#x27;", "'").replace("&lt;", "<") for alt in alts] == [
-        alt.replace("\\", "").replace("&lt;", "<") for alt in re.findall(r"^!\[(.*)\]\(", text, re.M)]
+        alt.replace("\\", "").replace("&lt;", "<") for alt in re.findall(r"^!\[(.*)\]\(", text, re.M)
+    ]
     for name in re.findall(r"\]\((out_figures/\d+\.png)\)", text):
         assert (tmp_path / name).is_file()
     cells = re.findall("<td>(.*?)</td>", page)
@@ -122,8 +225,12 @@ def test_costs_stand_beside_the_score(rows, write):
     _, _, text = write(rows)
     assert "| GRPO | 0.330 [0.300, 0.360] | 6,000 | 30,000 | 9,000 | 600.0 | 0 | finished |" in text
     assert "Money: nothing was paid." in text
-    paid = [row | {"cost": row["cost"] | {"money": 1.5, "seconds": None}} if row.get("method") == "GRPO"
-            and row["kind"] == "train" else row for row in rows]
+    paid = [
+        row | {"cost": row["cost"] | {"money": 1.5, "seconds": None}}
+        if row.get("method") == "GRPO" and row["kind"] == "train"
+        else row
+        for row in rows
+    ]
     _, _, text = write(paid)
     assert "| 9,000 | not noted | 1.50 | finished |" in text and "prices of the run's settings" in text
 
@@ -146,8 +253,10 @@ def finding(figure):
 
 
 def test_the_title_of_the_race_both_ways(rows):
-    assert finding(plots.race(rows)) == ("Within 600 s, GRPO is highest: val nDCG@100 0.330 against rejection SFT's "
-                                         "0.310; the intervals overlap: not shown to differ")
+    assert finding(plots.race(rows)) == (
+        "Within 600 s, GRPO is highest: val nDCG@100 0.330 against rejection SFT's "
+        "0.310; the intervals overlap: not shown to differ"
+    )
     apart = [row for row in rows if row.get("method") not in ("rejection SFT", "SFT", "SFT (LM teacher)")]
     assert finding(plots.race(apart)).endswith("against SFT + JSON's 0.250; the intervals lie apart")
     alone = [row for row in rows if row.get("method") == "GRPO"]
@@ -178,21 +287,35 @@ def test_forgetting_and_retention(rows, write):
 
 
 def test_one_metric_a_task_is_drawn():
-    rows = [{"kind": "capability_compare", "a": "SFT", "b": "untrained", "task": "recr1_instructions", "n": 80,
-             "metric": metric, "difference": spot(-0.1, 0.05)}
-            for metric in ("inst_level_loose_acc", "prompt_level_strict_acc")]
+    rows = [
+        {
+            "kind": "capability_compare",
+            "a": "SFT",
+            "b": "untrained",
+            "task": "recr1_instructions",
+            "n": 80,
+            "metric": metric,
+            "difference": spot(-0.1, 0.05),
+        }
+        for metric in ("inst_level_loose_acc", "prompt_level_strict_acc")
+    ]
     assert [row["metric"] for row in budget.main_changes(rows)] == ["prompt_level_strict_acc"]
     assert len(budget.capability_changes(rows)) == 2
 
 
 def test_stages_of_adaptation(rows, write):
     _, _, text = write(rows)
-    assert "| SFT | after movielens | 0.200 [0.170, 0.230] | 0.100 [0.070, 0.130] | 0.400 [0.370, 0.430] | 300 |" in text
+    assert (
+        "| SFT | after movielens | 0.200 [0.170, 0.230] | 0.100 [0.070, 0.130] | 0.400 [0.370, 0.430] | 300 |" in text
+    )
     told = finding(plots.continual(rows))
-    assert told == ("After movielens: SFT clothing 0.290 → 0.200, capability 0.460 → 0.400*; GRPO clothing 0.330 → "
-                    "0.320*, capability 0.460 → 0.520* (*: not shown to differ)")
-    paired = [row | {"differences": {"capability": spot(-0.06, 0.02)}} if row.get("trainer") == "SFT" else row
-              for row in rows]
+    assert told == (
+        "After movielens: SFT clothing 0.290 → 0.200, capability 0.460 → 0.400*; GRPO clothing 0.330 → "
+        "0.320*, capability 0.460 → 0.520* (*: not shown to differ)"
+    )
+    paired = [
+        row | {"differences": {"capability": spot(-0.06, 0.02)}} if row.get("trainer") == "SFT" else row for row in rows
+    ]
     assert "capability 0.460 → 0.400; GRPO" in finding(plots.continual(paired)), "the paired difference decides"
     assert finding(plots.continual(rows[:5])).startswith("Fewer than three stages")
 
@@ -215,15 +338,22 @@ def test_published_figures_are_those_of_the_authors_files(shared_data):
 def test_claims_follow_from_the_rows(rows, write):
     ledger, _, text = write(rows)
     said = " ".join(claims(ledger, select(ledger)[1]))
-    for expected in ("a larger budget than 600 seconds or 6,000 samples", "this run has one seed (0)",
-                     "a model of 135M parameters, through a LoRA adapter", "teacher (a rule without a model)",
-                     "LM teacher (a local model), and not from GPT-4o", "the widest interval reaches 0.030 to each side",
-                     "GRPO forgets less than SFT because of the method alone", "clothing then movielens",
-                     "That SFT differs from teacher on test"):
+    for expected in (
+        "a larger budget than 600 seconds or 6,000 samples",
+        "this run has one seed (0)",
+        "a model of 135M parameters, through a LoRA adapter",
+        "teacher (a rule without a model)",
+        "LM teacher (a local model), and not from GPT-4o",
+        "the widest interval reaches 0.030 to each side",
+        "GRPO forgets less than SFT because of the method alone",
+        "clothing then movielens",
+        "That SFT differs from teacher on test",
+    ):
         assert expected in said, expected
     assert "of 6 intervals" not in said
-    many = rows + [row | {"b": f"{row['b']} {number}"} for row in rows if row["kind"] == "compare"
-                   for number in range(3)]
+    many = rows + [
+        row | {"b": f"{row['b']} {number}"} for row in rows if row["kind"] == "compare" for number in range(3)
+    ]
     ledger, _, _ = write(many)
     said = " ".join(claims(ledger, select(ledger)[1]))
     assert "of 24 intervals at 95%, about 1 would leave 0 out by chance alone" in said
@@ -231,16 +361,25 @@ def test_claims_follow_from_the_rows(rows, write):
 
 def test_old_rows_have_none_of_it(rows, write):
     old = [row for row in rows if row["kind"] in ("eval", "compare") and row.get("method") not in TEST]
-    old += [{"kind": "eval", "task": "toy", "method": "raw request", "split": "test", "n": 9,
-             "metrics": {"ndcg@100": spot(0.2)}},
-            {"kind": "train", "method": "GRPO", "curve": [], "val": [{"step": 0, **spot(0.2)}]}]
+    old += [
+        {
+            "kind": "eval",
+            "task": "toy",
+            "method": "raw request",
+            "split": "test",
+            "n": 9,
+            "metrics": {"ndcg@100": spot(0.2)},
+        },
+        {"kind": "train", "method": "GRPO", "curve": [], "val": [{"step": 0, **spot(0.2)}]},
+    ]
     ledger, page, _ = write([row for row in old if row["kind"] != "compare"])
     assert not set(titles(ledger)) & set(COMPARISON)
     assert "135M" not in page and "GPT-4o" not in page
 
 
-@pytest.mark.parametrize("gone", ["eval", "train", "compare", "capability", "capability_compare", "continual", "cost",
-                                  "val", "GRPO only"])
+@pytest.mark.parametrize(
+    "gone", ["eval", "train", "compare", "capability", "capability_compare", "continual", "cost", "val", "GRPO only"]
+)
 def test_a_missing_part_leaves_a_report(rows, write, gone):
     if gone == "GRPO only":
         kept = [row for row in rows if row.get("method", "GRPO") in ("GRPO", "raw request")]
@@ -248,8 +387,14 @@ def test_a_missing_part_leaves_a_report(rows, write, gone):
         kept = [{key: value for key, value in row.items() if key != gone} for row in rows if row["kind"] != gone]
     ledger, page, text = write(kept)
     assert "What may not be claimed" in page and "What may not be claimed" in text
-    missing = {"eval": "Can SFT pass", "capability_compare": "KL", "continual": "One task after another",
-               "cost": "What training cost", "val": "The same budget", "GRPO only": "The same budget"}.get(gone)
+    missing = {
+        "eval": "Can SFT pass",
+        "capability_compare": "KL",
+        "continual": "One task after another",
+        "cost": "What training cost",
+        "val": "The same budget",
+        "GRPO only": "The same budget",
+    }.get(gone)
     assert not any(title.startswith(missing or "none such") for title in titles(ledger))
 
 
@@ -302,26 +447,60 @@ def test_figures_of_a_comparison_render(rows):
     spent = [row | {"seconds": SPENT[row["method"]][1], "tokens": 100} for row in spots]
     differences = {a: spot(mean, half) for a, b, mean, half in PAIRED if b == "teacher"}
     teacher = {"method": "teacher", **spot(TEST["teacher"])}
-    for figure in (plots.race(rows, "samples", {"raw request": 0.2}), plots.cost_quality(spent, {"raw": spot(0.2)}),
-                   plots.bound(spots, differences, [teacher]), plots.forgetting(rows), plots.kl_retention(rows),
-                   plots.continual(rows), plots.published(spots), plots.race([]), plots.forgetting([]),
-                   plots.kl_retention([]), plots.continual([])):
+    for figure in (
+        plots.race(rows, "samples", {"raw request": 0.2}),
+        plots.cost_quality(spent, {"raw": spot(0.2)}),
+        plots.bound(spots, differences, [teacher]),
+        plots.forgetting(rows),
+        plots.kl_retention(rows),
+        plots.continual(rows),
+        plots.published(spots),
+        plots.race([]),
+        plots.forgetting([]),
+        plots.kl_retention([]),
+        plots.continual([]),
+    ):
         assert figure._repr_png_().startswith(b"\x89PNG")
-    assert finding(plots.cost_quality(spent)) == ("GRPO is highest, nDCG@100 0.330 in 600 s; the quickest, SFT, 0.290 "
-                                                  "in 60 s (intervals overlap)")
+    assert finding(plots.cost_quality(spent)) == (
+        "GRPO is highest, nDCG@100 0.330 in 600 s; the quickest, SFT, 0.290 in 60 s (intervals overlap)"
+    )
 
 
 def test_the_table_of_tasks(tmp_path):
     from recr1_lite.ledger import Ledger
-    from recr1_lite.report_rows import tasks_table
+    from recr1_lite.report.rows import tasks_table
 
     ledger, interval = Ledger(tmp_path / "ledger.jsonl"), {"mean": 0.25, "low": 0.2, "high": 0.3, "n": 9}
-    for run, method, split, engine in (("one", "raw request", "test", "BM25Retriever"), ("one", "item-kNN", "test", ""),
-                                       ("one", "item-kNN", "val", ""), ("two", "GRPO", "test", "DenseRetriever")):
-        ledger.append({"kind": "eval", "run": run, "task": "toy", "method": method, "split": split, "n": 9,
-                       "retriever": engine, "metrics": {"ndcg@100": interval}})
-    ledger.append({"kind": "compare", "run": "one", "task": "toy", "split": "test", "metric": "ndcg@100", "a": "item-kNN",
-                   "b": "raw request", "difference": interval})
+    for run, method, split, engine in (
+        ("one", "raw request", "test", "BM25Retriever"),
+        ("one", "item-kNN", "test", ""),
+        ("one", "item-kNN", "val", ""),
+        ("two", "GRPO", "test", "DenseRetriever"),
+    ):
+        ledger.append(
+            {
+                "kind": "eval",
+                "run": run,
+                "task": "toy",
+                "method": method,
+                "split": split,
+                "n": 9,
+                "retriever": engine,
+                "metrics": {"ndcg@100": interval},
+            }
+        )
+    ledger.append(
+        {
+            "kind": "compare",
+            "run": "one",
+            "task": "toy",
+            "split": "test",
+            "metric": "ndcg@100",
+            "a": "item-kNN",
+            "b": "raw request",
+            "difference": interval,
+        }
+    )
     table = tasks_table(ledger)
     assert table["method"].tolist() == ["raw request", "item-kNN", "GRPO"]
     assert table["retriever"].tolist() == ["BM25", "BM25", "Dense"]

@@ -15,30 +15,46 @@ from hypothesis import strategies as st
 from tiny import PROMPT as TINY
 from tiny import tiny_profile
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.evaluation import evaluate_recommender
-from recr1_lite.grpo import train
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import evaluate_recommender
 from recr1_lite.ledger import Ledger
-from recr1_lite.metrics import Interval, dcg, ndcg
-from recr1_lite.models import load_policy
-from recr1_lite.parsing import Outcome
-from recr1_lite.prompts import Prompt
-from recr1_lite.rerank import (
-    PROMPT, Reranker, RerankScorer, named, oracle, order, rerank_task, retriever_order, with_candidates,
+from recr1_lite.policy.models import load_policy
+from recr1_lite.policy.rewriters import Rewrite
+from recr1_lite.recipes.rerank import (
+    PROMPT,
+    Reranker,
+    RerankScorer,
+    named,
+    oracle,
+    order,
+    rerank_task,
+    retriever_order,
+    with_candidates,
 )
-from recr1_lite.retrievers import BM25Retriever, CallableRetriever
-from recr1_lite.rewards import RECIPES, reward
-from recr1_lite.rewriters import Rewrite
+from recr1_lite.search.base import CallableRetriever
+from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.metrics import Interval, dcg, ndcg
 from recr1_lite.tasks import Task
+from recr1_lite.tasks.prompts import Outcome, Prompt
+from recr1_lite.train.grpo import train
+from recr1_lite.train.rewards import reward
 
-ITEMS = pd.DataFrame([
-    ("c1", "Wool coat", "Wool coat with a long warm lining and two deep pockets"),
-    ("c2", "Coat", "Coats for rain and wind"),
-    ("d1", "Silk dress", "A light dress for summer"),
-    ("s1", "Wool  sweater\nred", "Wool sweater red and soft"),
-], columns=["item_id", "title", "text"])
-FOUND = {"wool": ["c1", "s1", "c2"], "coat": ["c2", "c1"], "dress": ["d1"], "sail": [],
-         "warm": ["c1", "c2", "s1", "d1"]}
+ITEMS = pd.DataFrame(
+    [
+        ("c1", "Wool coat", "Wool coat with a long warm lining and two deep pockets"),
+        ("c2", "Coat", "Coats for rain and wind"),
+        ("d1", "Silk dress", "A light dress for summer"),
+        ("s1", "Wool  sweater\nred", "Wool sweater red and soft"),
+    ],
+    columns=["item_id", "title", "text"],
+)
+FOUND = {
+    "wool": ["c1", "s1", "c2"],
+    "coat": ["c2", "c1"],
+    "dress": ["d1"],
+    "sail": [],
+    "warm": ["c1", "c2", "s1", "d1"],
+}
 
 
 def engine(queries, k):
@@ -47,8 +63,10 @@ def engine(queries, k):
 
 def examples(*rows) -> pd.DataFrame:
     """(request, relevant) a row; the id is e and the row's number."""
-    return pd.DataFrame([(f"e{at}", request, dict.fromkeys(relevant.split(), 1.0))
-                         for at, (request, relevant) in enumerate(rows)], columns=["example_id", "request", "relevant"])
+    return pd.DataFrame(
+        [(f"e{at}", request, dict.fromkeys(relevant.split(), 1.0)) for at, (request, relevant) in enumerate(rows)],
+        columns=["example_id", "request", "relevant"],
+    )
 
 
 def toy(count: int = 3, **options) -> Task:
@@ -63,8 +81,9 @@ def toy(count: int = 3, **options) -> Task:
 # what an answer says
 
 
-ANSWERS = st.one_of(st.text(), st.text("ABCDEZabc ,.>\n'1"),
-                    st.lists(st.sampled_from(string.ascii_uppercase)).map(", ".join))
+ANSWERS = st.one_of(
+    st.text(), st.text("ABCDEZabc ,.>\n'1"), st.lists(st.sampled_from(string.ascii_uppercase)).map(", ".join)
+)
 
 
 @settings(deadline=None)
@@ -72,7 +91,7 @@ ANSWERS = st.one_of(st.text(), st.text("ABCDEZabc ,.>\n'1"),
 def test_an_order_is_a_permutation_that_begins_with_what_is_named(answer, count):
     places, said = order(answer, count), named(answer, count)
     assert sorted(places) == list(range(count))
-    assert places[:len(said)] == said and places[len(said):] == sorted(places[len(said):])
+    assert places[: len(said)] == said and places[len(said) :] == sorted(places[len(said) :])
 
 
 @settings(deadline=None)
@@ -88,11 +107,21 @@ def test_lower_case_names_nothing(answer, count):
     assert named(answer, count) == [] and order(answer, count) == list(range(count))
 
 
-@pytest.mark.parametrize("answer, places", [
-    ("C, A", [2, 0, 1]), ("a coat, then B", [1, 0, 2]), ("Best is C.", [2, 0, 1]), ("BAC", [0, 1, 2]),
-    ("(B)", [1, 0, 2]), ("B B A B", [1, 0, 2]), ("D, Z, C", [2, 0, 1]), ("I say B", [1, 0, 2]),
-    ("Dress", [0, 1, 2]), ("", [0, 1, 2]),
-])
+@pytest.mark.parametrize(
+    "answer, places",
+    [
+        ("C, A", [2, 0, 1]),
+        ("a coat, then B", [1, 0, 2]),
+        ("Best is C.", [2, 0, 1]),
+        ("BAC", [0, 1, 2]),
+        ("(B)", [1, 0, 2]),
+        ("B B A B", [1, 0, 2]),
+        ("D, Z, C", [2, 0, 1]),
+        ("I say B", [1, 0, 2]),
+        ("Dress", [0, 1, 2]),
+        ("", [0, 1, 2]),
+    ],
+)
 def test_orders_by_hand(answer, places):
     assert order(answer, 3) == places
 
@@ -107,7 +136,8 @@ def test_candidates_are_lettered_under_the_request():
     assert frame["candidates"].tolist() == [["c1", "s1"], ["c2", "c1"]]
     assert frame["request"].tolist() == [
         "wool thing\nA. Wool coat with a long\nB. Wool sweater red and soft",
-        "coat please\nA. Coat Coats for rain\nB. Wool coat with a long"]
+        "coat please\nA. Coat Coats for rain\nB. Wool coat with a long",
+    ]
     assert rows["request"].tolist()[0] == "wool thing" and "candidates" not in rows
 
 
@@ -179,17 +209,38 @@ def test_a_prompt_that_sends_the_request_too_is_refused():
 
 
 def test_nothing_to_train_on_is_said():
-    task = Task("toy", ITEMS, examples(("coat", "d1")), examples(("wool", "s1")).assign(example_id="v"),
-                examples(("warm", "s1")).assign(example_id="t"), PROMPT, 9, 9, ("ndcg@9",))
+    task = Task(
+        "toy",
+        ITEMS,
+        examples(("coat", "d1")),
+        examples(("wool", "s1")).assign(example_id="v"),
+        examples(("warm", "s1")).assign(example_id="t"),
+        PROMPT,
+        9,
+        9,
+        ("ndcg@9",),
+    )
     with pytest.raises(RecR1Error, match="'toy-rerank', train split is empty"):
         rerank_task(task, CallableRetriever(engine))
 
 
 def test_on_a_real_engine():
     task = toy()
-    again = rerank_task(Task("t", ITEMS, task.train.drop(columns="candidates"), examples(("red wool", "s1")).assign(
-        example_id="v"), examples(("wool lining", "c1")).assign(example_id="t"), PROMPT, 9, 9, ("mrr",)),
-        BM25Retriever.build(ITEMS), 2)
+    again = rerank_task(
+        Task(
+            "t",
+            ITEMS,
+            task.train.drop(columns="candidates"),
+            examples(("red wool", "s1")).assign(example_id="v"),
+            examples(("wool lining", "c1")).assign(example_id="t"),
+            PROMPT,
+            9,
+            9,
+            ("mrr",),
+        ),
+        BM25Retriever.build(ITEMS),
+        2,
+    )
     assert again.val["candidates"].tolist() == [["s1", "c1"]]
 
 
@@ -210,9 +261,17 @@ def test_rewards_by_hand():
     assert [row.ndcg for row in rows] == [1.0, second] and rows[0].query == "B"
 
 
-@pytest.mark.parametrize("answer, outcome", [
-    ("", Outcome.empty), ("  \n", Outcome.empty), ("the wool sweater", Outcome.no_answer), ("D", Outcome.no_answer),
-    ("I think", Outcome.no_answer), ("A", Outcome.ok)])
+@pytest.mark.parametrize(
+    "answer, outcome",
+    [
+        ("", Outcome.empty),
+        ("  \n", Outcome.empty),
+        ("the wool sweater", Outcome.no_answer),
+        ("D", Outcome.no_answer),
+        ("I think", Outcome.no_answer),
+        ("A", Outcome.ok),
+    ],
+)
 def test_an_answer_that_names_no_candidate_earns_what_silence_does(answer, outcome):
     task = toy()
     scorer = RerankScorer(task.train, task.prompt, 3)
@@ -231,8 +290,11 @@ def test_excluded_items_do_not_count_twice():
 
 
 def test_examples_without_candidates():
-    for use in (lambda rows: RerankScorer(rows, PROMPT, 3), lambda rows: retriever_order(rows, 3),
-                lambda rows: Reranker(Fake(["A"])).recommend(rows, 3)):
+    for use in (
+        lambda rows: RerankScorer(rows, PROMPT, 3),
+        lambda rows: retriever_order(rows, 3),
+        lambda rows: Reranker(Fake(["A"])).recommend(rows, 3),
+    ):
         with pytest.raises(RecR1Error, match="no column 'candidates'"):
             use(examples(("wool", "s1")))
 
@@ -331,9 +393,20 @@ def test_grpo_learns_the_letter_that_pays(lettered, tmp_path):
         seen.append(merged)
         return Interval(0.5, 0.0, 1.0, 3)
 
-    done = train(policy, task.train, None, task.prompt, profile, tmp_path / "run", task.k_train, validate,
-                 progress=False, scorer=RerankScorer(task.train, task.prompt, task.k_train),
-                 lr_scheduler_type="constant", warmup_steps=0)
+    done = train(
+        policy,
+        task.train,
+        None,
+        task.prompt,
+        profile,
+        tmp_path / "run",
+        task.k_train,
+        validate,
+        progress=False,
+        scorer=RerankScorer(task.train, task.prompt, task.k_train),
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+    )
     rewards, silent = ([row[key] for row in done.curve] for key in ("reward", "outcome/no_answer"))
     assert len(rewards) == 12 and len(seen) == 2 and all(0 <= value <= 1 for value in rewards)
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2 and silent[-1] < silent[0] - 0.2

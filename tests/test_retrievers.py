@@ -16,16 +16,9 @@ from bm25s.stopwords import STOPWORDS_EN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recr1_lite.environment import environment_check
-from recr1_lite.errors import RecR1Error
-from recr1_lite.retrievers import (
-    BM25Retriever,
-    CallableRetriever,
-    Hits,
-    RetrieverError,
-    bag_of_words,
-    search_all,
-)
+from recr1_lite.common import RecR1Error
+from recr1_lite.search.base import CallableRetriever, Hits, RetrieverError, bag_of_words, environment_check, search_all
+from recr1_lite.search.bm25 import BM25Retriever
 
 ITEMS = pd.DataFrame(
     [
@@ -122,9 +115,7 @@ def test_a_repeated_word_counts_each_time(retriever):
 
 
 def test_ties_come_in_catalogue_order_at_every_cutoff():
-    items = pd.DataFrame(
-        {"item_id": [f"i{n}" for n in range(50)], "text": ["plain shirt"] * 49 + ["shirt shirt"]}
-    )
+    items = pd.DataFrame({"item_id": [f"i{n}" for n in range(50)], "text": ["plain shirt"] * 49 + ["shirt shirt"]})
     retriever = BM25Retriever.build(items)
     for k in (1, 2, 10, 49, 50, 80):
         (hits,) = retriever.search(["shirt"], k)
@@ -261,7 +252,7 @@ def test_a_failed_save_keeps_the_old_index(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("recr1_lite.retrievers.atomic_write", full)
+    monkeypatch.setattr("recr1_lite.search.base.atomic_write", full)
     with pytest.raises(OSError):
         BM25Retriever.build(ITEMS[:3]).save(folder)
     assert len(BM25Retriever.load(folder).ids) == len(ITEMS)
@@ -284,7 +275,7 @@ def test_loading_what_is_not_there_or_is_broken(tmp_path):
 def test_scores_do_not_depend_on_the_process():
     items, queries = random_corpus(3)
     code = (
-        "import json, sys, pandas as pd; from recr1_lite.retrievers import BM25Retriever;"
+        "import json, sys, pandas as pd; from recr1_lite.search.base import BM25Retriever;"
         "ids, texts, queries = json.load(sys.stdin);"
         "retriever = BM25Retriever.build(pd.DataFrame({'item_id': ids, 'text': texts}));"
         "print(retriever.search(queries, 100))"
@@ -413,14 +404,8 @@ def test_the_environment_check_catches(retriever, change, name):
 @pytest.mark.parametrize(
     "change, name",
     [
-        (
-            lambda hits, k: Hits(hits.ids[:1] + hits.ids, hits.scores),
-            "hits are items of the catalogue, each once",
-        ),
-        (
-            lambda hits, k: Hits(["stranger"] if hits.ids else [], [1.0]),
-            "hits are items of the catalogue, each once",
-        ),
+        (lambda hits, k: Hits(hits.ids[:1] + hits.ids, hits.scores), "hits are items of the catalogue, each once"),
+        (lambda hits, k: Hits(["stranger"] if hits.ids else [], [1.0]), "hits are items of the catalogue, each once"),
         (
             lambda hits, k: Hits(random.sample(hits.ids, len(hits.ids)), hits.scores),
             "the same search gives the same list",

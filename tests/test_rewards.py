@@ -5,10 +5,11 @@ import math
 import pandas as pd
 import pytest
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.prompts import Outcome, Prompt, format_answer
-from recr1_lite.retrievers import BM25Retriever, Hits, RetrieverError
-from recr1_lite.rewards import (
+from recr1_lite.common import RecR1Error
+from recr1_lite.search.base import Hits, RetrieverError
+from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.tasks.prompts import Outcome, Prompt, format_answer
+from recr1_lite.train.rewards import (
     FREE_WORDS,
     LENGTH_COST,
     RECIPES,
@@ -57,9 +58,7 @@ def answer(query: str) -> str:
 
 
 def test_scores_one_by_one():
-    rows = scorer().score(
-        ["u1", "u2", "u3", "u3"], [answer("dress"), answer("dress"), "no idea", answer("coat jeans")]
-    )
+    rows = scorer().score(["u1", "u2", "u3", "u3"], [answer("dress"), answer("dress"), "no idea", answer("coat jeans")])
     raw = 1 / math.log2(3)  # "red": the shorter dress first, then the coat
     assert rows[0] == Scored(Outcome.ok, "dress", 1.0, 1.0, 1)
     assert rows[1] == Scored(Outcome.ok, "dress", 0.0, pytest.approx(raw), 1)
@@ -79,9 +78,7 @@ def test_two_users_with_one_request_keep_their_own_targets():
 def test_cutoff_and_gain():
     assert scorer(k=1).score(["u2"], [answer("red")])[0].ndcg == 0.0
     assert scorer(k=2).score(["u2"], [answer("red")])[0].ndcg > 0.0
-    linear, exponential = (
-        scorer(gain=g).score(["u3"], [answer("jeans")])[0].ndcg for g in ("linear", "exponential")
-    )
+    linear, exponential = (scorer(gain=g).score(["u3"], [answer("jeans")])[0].ndcg for g in ("linear", "exponential"))
     assert linear == pytest.approx(1 / (2 + 1 / math.log2(3)))
     assert exponential == pytest.approx(1 / (3 + 1 / math.log2(3)))
 
@@ -91,9 +88,7 @@ def test_expand_sends_the_request_too_and_a_failed_parse_sends_it_alone():
     good, bad = scorer(prompt).score(["u1", "u1"], [answer("dress"), "no idea"])
     assert good.query == "something red dress" and good.words == 1
     assert bad.query == "something red" and bad.ndcg == bad.raw_ndcg > 0 and bad.outcome == Outcome.no_answer
-    assert all(
-        reward(recipe, bad) <= 0 for recipe in RECIPES
-    )  # silence does not earn what the request earned
+    assert all(reward(recipe, bad) <= 0 for recipe in RECIPES)  # silence does not earn what the request earned
 
 
 def test_the_prefix_is_put_back():
@@ -139,12 +134,7 @@ GRID = [
     for ndcg in (0.0, 0.3, 1.0)
     for words in (1, 30, 500)
 ]
-LIMITS = {
-    "paper": (-2.0, 1.1),
-    "ndcg": (0.0, 1.0),
-    "gain_over_raw": (-0.3, 0.7),
-    "length_penalised": (-0.1, 1.0),
-}
+LIMITS = {"paper": (-2.0, 1.1), "ndcg": (0.0, 1.0), "gain_over_raw": (-0.3, 0.7), "length_penalised": (-0.1, 1.0)}
 
 
 def test_there_are_limits_for_every_recipe():
@@ -184,9 +174,7 @@ def test_length_is_free_up_to_a_limit_then_costs_more_and_more():
     cost = components("length_penalised")["length"]
     assert cost(example(words=FREE_WORDS)) == 0.0
     assert cost(example(words=(FREE_WORDS + WORD_LIMIT) // 2)) == pytest.approx(-LENGTH_COST / 2)
-    assert (
-        cost(example(words=WORD_LIMIT)) == cost(example(words=10 * WORD_LIMIT)) == pytest.approx(-LENGTH_COST)
-    )
+    assert cost(example(words=WORD_LIMIT)) == cost(example(words=10 * WORD_LIMIT)) == pytest.approx(-LENGTH_COST)
 
 
 def test_gain_over_raw_moves_every_reward_of_a_group_alike():
@@ -225,9 +213,7 @@ def test_completions_as_messages():
     (function,) = reward_functions("ndcg", scorer())
     messages = [[{"role": "assistant", "content": text}] for text in BATCH["completions"]]
     assert function(**{**BATCH, "completions": messages}) == function(**BATCH)
-    assert function(
-        prompts=["p"], completions=[[{"role": "assistant", "content": None}]], example_id=["u1"]
-    ) == [0.0]
+    assert function(prompts=["p"], completions=[[{"role": "assistant", "content": None}]], example_id=["u1"]) == [0.0]
 
 
 def test_one_search_serves_all_components_of_a_batch():
@@ -245,9 +231,7 @@ def test_each_batch_is_logged_once():
     metrics, extra = [], []
     functions = reward_functions("paper", scorer(), end_ids={END})
     for function in functions:
-        function(
-            **BATCH, log_metric=lambda *pair: metrics.append(pair), log_extra=lambda *pair: extra.append(pair)
-        )
+        function(**BATCH, log_metric=lambda *pair: metrics.append(pair), log_extra=lambda *pair: extra.append(pair))
     assert len(metrics) == len(dict(metrics))
     logged = dict(metrics)
     assert logged["outcome/ok"] == 0.5 and logged["outcome/truncated"] == logged["outcome/no_answer"] == 0.25
@@ -268,16 +252,9 @@ def test_without_end_ids_nothing_is_called_truncated_and_rewards_stay():
 
 
 def test_batch_summary_by_hand():
-    summary = batch_summary(
-        [example(ndcg=0.5, raw=0.25, words=4), example(Outcome.empty, ndcg=0.0, raw=0.25, words=0)]
-    )
+    summary = batch_summary([example(ndcg=0.5, raw=0.25, words=4), example(Outcome.empty, ndcg=0.0, raw=0.25, words=0)])
     assert summary["outcome/ok"] == summary["outcome/empty"] == 0.5 and summary["outcome/bad_json"] == 0.0
-    assert (summary["ndcg"], summary["raw_ndcg"], summary["gain"], summary["query_words"]) == (
-        0.25,
-        0.25,
-        0.0,
-        2.0,
-    )
+    assert (summary["ndcg"], summary["raw_ndcg"], summary["gain"], summary["query_words"]) == (0.25, 0.25, 0.0, 2.0)
 
 
 def test_mistakes_of_the_caller():
@@ -312,9 +289,7 @@ def test_trl_logs_each_component_and_sums_them(tmp_path):
     )
     torch.manual_seed(0)
     size = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(words), **size, pad_token_id=0, eos_token_id=1, bos_token_id=1)
-    )
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **size, pad_token_id=0, eos_token_id=1, bos_token_id=1))
     config = GRPOConfig(
         output_dir=str(tmp_path),
         use_cpu=True,
@@ -333,15 +308,11 @@ def test_trl_logs_each_component_and_sums_them(tmp_path):
         model=model,
         args=config,
         reward_funcs=reward_functions("length_penalised", scorer(compact), end_ids={1}),
-        train_dataset=Dataset.from_list(
-            [{"prompt": "something red", "example_id": name} for name in ("u1", "u2")]
-        ),
+        train_dataset=Dataset.from_list([{"prompt": "something red", "example_id": name} for name in ("u1", "u2")]),
         processing_class=tokenizer,
     )
     trainer.train()
     logged = trainer.state.log_history[0]
-    assert logged["reward"] == pytest.approx(
-        logged["rewards/ndcg/mean"] + logged["rewards/length/mean"], abs=1e-6
-    )
+    assert logged["reward"] == pytest.approx(logged["rewards/ndcg/mean"] + logged["rewards/length/mean"], abs=1e-6)
     assert sum(logged[f"outcome/{outcome}"] for outcome in Outcome) == pytest.approx(1)
     assert logged["raw_ndcg"] > 0 and logged["query_words"] > 0

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import PROMPT, requests, tiny_policy, tiny_profile
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.models import load_policy
-from recr1_lite.prompts import Outcome, Prompt
-from recr1_lite.rewriters import ModelRewriter, RawRewriter, Rewrite, Rewriter, encode
-from recr1_lite.rollouts import MergedCopy
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy.models import load_policy
+from recr1_lite.policy.rewriters import ModelRewriter, RawRewriter, Rewrite, Rewriter, encode
+from recr1_lite.policy.rollouts import MergedCopy
+from recr1_lite.tasks.prompts import Outcome, Prompt
 
 
 @pytest.fixture
@@ -24,9 +24,8 @@ def tokens_alone(policy, prompt: Prompt, request: str, limit: int) -> list[int]:
     """What plain `generate` gives for this request by itself, up to and with the end token."""
     text = prompt.render(policy.tokenizer, request)
     ids = policy.tokenizer(text, return_tensors="pt", add_special_tokens=False)
-    whole = policy.model.generate(**ids, max_new_tokens=limit, do_sample=False, eos_token_id=3,
-                                  pad_token_id=0)
-    return whole[0, ids.input_ids.size(1):].tolist()
+    whole = policy.model.generate(**ids, max_new_tokens=limit, do_sample=False, eos_token_id=3, pad_token_id=0)
+    return whole[0, ids.input_ids.size(1) :].tolist()
 
 
 def test_the_raw_request():

@@ -9,10 +9,10 @@ import torch
 from scipy.stats import chisquare
 from tiny import left_padded, perturb, save_tiny, tiny_model, tiny_policy, tiny_profile
 
-from recr1_lite import rollouts
-from recr1_lite.errors import RecR1Error
-from recr1_lite.models import load_policy
-from recr1_lite.rollouts import MergedCopy, completion_logps, generate_grouped, sample
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy import rollouts
+from recr1_lite.policy.models import load_policy
+from recr1_lite.policy.rollouts import MergedCopy, completion_logps, generate_grouped, sample
 
 END, PAD = 3, 0
 
@@ -36,7 +36,7 @@ def plain_logps(model, prompt_ids, prompt_mask, ids, mask, temperature):
     """What a textbook forward pass over prompt + completion gives."""
     both = torch.cat([prompt_ids, ids], 1), torch.cat([prompt_mask, mask], 1)
     logits = model(input_ids=both[0], attention_mask=both[1]).logits
-    logps = torch.log_softmax(logits[:, prompt_ids.size(1) - 1:-1] / temperature, -1)
+    logps = torch.log_softmax(logits[:, prompt_ids.size(1) - 1 : -1] / temperature, -1)
     return logps.gather(-1, ids[..., None]).squeeze(-1), -(logps.exp() * logps).sum(-1)
 
 
@@ -53,8 +53,9 @@ def test_greedy_rollouts_equal_generate(policy, seed):
     assert len(set(mask.sum(1).tolist())) > 3, "prompts of unequal length, or the test shows nothing"
     ours = generate_grouped(policy.model, ids, mask, 8, END, PAD, temperature=0)
     policy.model.get_base_model().set_attn_implementation("sdpa")
-    plain = policy.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False,
-                                  eos_token_id=END, pad_token_id=PAD)[:, ids.size(1):]
+    plain = policy.model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=END, pad_token_id=PAD
+    )[:, ids.size(1) :]
     assert (plain == END).any() and not (plain == END).any(1).all(), "some end, some do not"
     assert torch.equal(ours, plain)
 
@@ -174,8 +175,12 @@ def test_a_validation_leaves_unsloths_checkpointing_on(policy, monkeypatch):
 
     monkeypatch.setattr(model, "generate", generate)
     monkeypatch.setattr(model, "for_inference", lambda: None, raising=False)
-    monkeypatch.setattr(model, "for_training", lambda use_gradient_checkpointing: asked.append(use_gradient_checkpointing),
-                        raising=False)
+    monkeypatch.setattr(
+        model,
+        "for_training",
+        lambda use_gradient_checkpointing: asked.append(use_gradient_checkpointing),
+        raising=False,
+    )
     generate_grouped(model.eval(), *left_padded(), 3, END, PAD)
     assert layers and asked == [True]
     generate_grouped(model.eval(), *left_padded(), 3, END, PAD)
@@ -185,6 +190,7 @@ def test_a_validation_leaves_unsloths_checkpointing_on(policy, monkeypatch):
 def test_the_trap_of_missing_positions_would_be_caught(policy):
     """Without positions from the mask, prompts of another length than the longest score wrongly, in
     silence."""
+
     class Trap:
         config, training = policy.model.config, False
 
@@ -222,8 +228,12 @@ def test_grouped_attention_equals_stock(heads, other):
         model.set_attn_implementation(name)
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
         longer = torch.cat([mask, torch.ones(len(ids), 2, dtype=torch.long)], 1)
-        more = model(input_ids=ids[:, -2:], attention_mask=longer, past_key_values=out.past_key_values,
-                     position_ids=positions[:, -1:] + torch.tensor([1, 2]))
+        more = model(
+            input_ids=ids[:, -2:],
+            attention_mask=longer,
+            past_key_values=out.past_key_values,
+            position_ids=positions[:, -1:] + torch.tensor([1, 2]),
+        )
         logits[name] = torch.cat([out.logits[mask.bool()], more.logits.flatten(0, 1)])
     assert (logits["grouped"] - logits[other]).abs().max() < 1e-5
 
@@ -300,8 +310,11 @@ def test_merged_copy_never_touches_the_base_and_does_not_drift(policy):
 def test_merged_copy_shares_what_has_no_adapter(policy):
     merged = MergedCopy(policy.model).model
     base = dict(policy.model.get_base_model().named_parameters())
-    own = [name for name, weight in merged.named_parameters() if name not in base
-           or weight.data_ptr() != base[name].data_ptr()]
+    own = [
+        name
+        for name, weight in merged.named_parameters()
+        if name not in base or weight.data_ptr() != base[name].data_ptr()
+    ]
     assert len(own) == 2 * 7 and all("proj" in name for name in own)
     assert merged.lm_head.weight is merged.get_input_embeddings().weight is base["model.embed_tokens.weight"]
     assert not any(weight.requires_grad for weight in merged.parameters())

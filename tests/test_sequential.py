@@ -10,19 +10,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.evaluation import compare, evaluate, evaluate_recommender
-from recr1_lite.ledger import Ledger
-from recr1_lite.prompts import Prompt
-from recr1_lite.recommenders import (
-    ItemKNN, MatrixFactorisation, Popularity, Recommender, choose, last_title, train_sequences,
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import compare, evaluate, evaluate_recommender
+from recr1_lite.evaluate.recommenders import (
+    PAD,
+    ItemKNN,
+    MatrixFactorisation,
+    Popularity,
+    Recommender,
+    SASRec,
+    _collate,
+    _pieces,
+    choose,
+    last_title,
+    train_sequences,
 )
-from recr1_lite.retrievers import BM25Retriever
-from recr1_lite.sasrec import PAD, SASRec, _collate, _pieces
+from recr1_lite.ledger import Ledger
+from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.tasks import Task, load_task, sequences
+from recr1_lite.tasks.prompts import Prompt
 
-ITEMS = pd.DataFrame([(item, f"title {item}", f"title {item}") for item in "abcdef"],
-                     columns=["item_id", "title", "text"])
+ITEMS = pd.DataFrame(
+    [(item, f"title {item}", f"title {item}") for item in "abcdef"], columns=["item_id", "title", "text"]
+)
 TITLES = dict(zip(ITEMS["item_id"], ITEMS["title"]))
 PROMPT = Prompt(style="compact", instruction="next after {request}", mode="expand")
 TRAIN = [("t1", "ab", "c"), ("t2", "ab", "d"), ("t3", "a", "b"), ("t4", "e", "c"), ("t5", "b", "d")]
@@ -43,24 +53,35 @@ def task(train=TRAIN, val=VAL, test=TEST, metrics=("ndcg@3", "recall@1")) -> Tas
 def test_a_row_of_the_table():
     frame, repeats = sequences.table([("x", list("abcab"), "d"), ("again", "ab", "b")], TITLES, last=2)
     assert repeats == 1
-    assert frame.to_dict("records") == [{
-        "example_id": "x", "request": "title a; title b", "relevant": {"d": 1.0}, "exclude": ["a", "b", "c"],
-        "history": list("abcab")}]
+    assert frame.to_dict("records") == [
+        {
+            "example_id": "x",
+            "request": "title a; title b",
+            "relevant": {"d": 1.0},
+            "exclude": ["a", "b", "c"],
+            "history": list("abcab"),
+        }
+    ]
 
 
-@pytest.mark.parametrize("rows, last, words", [
-    ([("x", [], "a")], 10, "'x' has an empty history"),
-    ([("x", ["a", "zz"], "b")], 10, "'x' has item 'zz' in its history, which the catalogue lacks"),
-    ([], 0, "last=0 shows no item"),
-    ([], True, "last=True shows no item"),
-])
+@pytest.mark.parametrize(
+    "rows, last, words",
+    [
+        ([("x", [], "a")], 10, "'x' has an empty history"),
+        ([("x", ["a", "zz"], "b")], 10, "'x' has item 'zz' in its history, which the catalogue lacks"),
+        ([], 0, "last=0 shows no item"),
+        ([], True, "last=True shows no item"),
+    ],
+)
 def test_bad_rows(rows, last, words):
     with pytest.raises(RecR1Error, match=words):
         sequences.table(rows, TITLES, last)
 
 
-@given(st.lists(st.tuples(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=9), st.sampled_from("abcdef"))),
-       st.integers(1, 12))
+@given(
+    st.lists(st.tuples(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=9), st.sampled_from("abcdef"))),
+    st.integers(1, 12),
+)
 def test_no_target_is_ever_excluded(rows, last):
     frame, repeats = sequences.table([(str(at), *row) for at, row in enumerate(rows)], TITLES, last)
     assert len(frame) + repeats == len(rows)
@@ -79,9 +100,10 @@ def test_two_users_may_have_had_the_same(tmp_path, monkeypatch):
         Task("toy", ITEMS, plain, split(VAL).drop(columns="history"), split(TEST), PROMPT, 3, 3, ("ndcg@3",))
 
 
-@pytest.mark.parametrize("history, words", [
-    ("ab", "v1': history is 'ab'; write a list"), (["a", "zz"], "v1': history holds 'zz', which is not in the catal"),
-])
+@pytest.mark.parametrize(
+    "history, words",
+    [("ab", "v1': history is 'ab'; write a list"), (["a", "zz"], "v1': history holds 'zz', which is not in the catal")],
+)
 def test_unsound_histories(history, words):
     val = split(VAL[:1])
     val.at[0, "history"] = history
@@ -98,33 +120,45 @@ def custom(tmp_path, rows, **options) -> Task:
 
 
 def test_histories_of_your_own(tmp_path):
-    rows = [{"history": list("ab"), "relevant": "c", "split": "train"},
-            {"history": list("ab"), "relevant": "b", "split": "train"},
-            {"history": '["c", "a"]', "relevant": "d", "split": "val"},
-            {"history": list("ab"), "relevant": "e", "split": "test"}]
+    rows = [
+        {"history": list("ab"), "relevant": "c", "split": "train"},
+        {"history": list("ab"), "relevant": "b", "split": "train"},
+        {"history": '["c", "a"]', "relevant": "d", "split": "val"},
+        {"history": list("ab"), "relevant": "e", "split": "test"},
+    ]
     own = custom(tmp_path, rows, last=1)
     assert own.train["example_id"].tolist() == ["row-1"] and own.about["left out"].startswith("1 rows")
-    assert own.val.iloc[0].to_dict() == {"example_id": "row-3", "request": "title a", "relevant": {"d": 1.0},
-                                         "exclude": ["c", "a"], "history": ["c", "a"]}
+    assert own.val.iloc[0].to_dict() == {
+        "example_id": "row-3",
+        "request": "title a",
+        "relevant": {"d": 1.0},
+        "exclude": ["c", "a"],
+        "history": ["c", "a"],
+    }
 
 
 def test_requests_with_an_exclude_column(tmp_path):
-    rows = [{"request": f"q{at}", "relevant": "a", "split": name, "exclude": gone}
-            for at, (name, gone) in enumerate([("train", None), ("val", '["b"]'), ("test", ["c"])])]
+    rows = [
+        {"request": f"q{at}", "relevant": "a", "split": name, "exclude": gone}
+        for at, (name, gone) in enumerate([("train", None), ("val", '["b"]'), ("test", ["c"])])
+    ]
     own = custom(tmp_path, rows)
     assert own.train["exclude"].tolist() == [[]] and own.val["exclude"].tolist() == [["b"]]
 
 
-@pytest.mark.parametrize("row, words", [
-    ({"history": ["a", "zz"], "relevant": "c"}, "row 1: history holds item 'zz', which the catalogue lacks"),
-    ({"history": [], "relevant": "c"}, "row 1: history is empty"),
-    ({"history": "[1", "relevant": "c"}, "row 1: history is no JSON list"),
-    ({"history": "a", "relevant": "c"}, "row 1: history is no JSON list"),
-    ({"history": [1.5], "relevant": "c"}, "row 1: history: an id is 1.5"),
-    ({"history": {"a": 1}, "relevant": "c"}, "row 1: history is {'a': 1}; write a JSON list"),
-    ({"history": ["c"], "relevant": "c"}, "every relevant item is in its own history"),
-    ({"history": ["a"]}, "has no column 'relevant'"),
-])
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"history": ["a", "zz"], "relevant": "c"}, "row 1: history holds item 'zz', which the catalogue lacks"),
+        ({"history": [], "relevant": "c"}, "row 1: history is empty"),
+        ({"history": "[1", "relevant": "c"}, "row 1: history is no JSON list"),
+        ({"history": "a", "relevant": "c"}, "row 1: history is no JSON list"),
+        ({"history": [1.5], "relevant": "c"}, "row 1: history: an id is 1.5"),
+        ({"history": {"a": 1}, "relevant": "c"}, "row 1: history is {'a': 1}; write a JSON list"),
+        ({"history": ["c"], "relevant": "c"}, "every relevant item is in its own history"),
+        ({"history": ["a"]}, "has no column 'relevant'"),
+    ],
+)
 def test_bad_histories_of_your_own(tmp_path, row, words):
     with pytest.raises(RecR1Error, match=words) as error:
         custom(tmp_path, [{**row, "split": "train"}])
@@ -165,8 +199,10 @@ def test_the_matrix_counts_an_item_once_and_passes_over_strangers():
     assert seen.toarray().tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
 
 
-BLOCKS = [(f"t{at}", *pair) for at, pair in enumerate([("ab", "c"), ("bc", "a"), ("ac", "b"), ("de", "f"), ("ef", "d"),
-                                                       ("df", "e")] * 4)]
+BLOCKS = [
+    (f"t{at}", *pair)
+    for at, pair in enumerate([("ab", "c"), ("bc", "a"), ("ac", "b"), ("de", "f"), ("ef", "d"), ("df", "e")] * 4)
+]
 
 
 def test_factors_find_the_block_that_a_new_user_belongs_to():
@@ -180,10 +216,11 @@ def test_factors_find_the_block_that_a_new_user_belongs_to():
 def test_sasrec_learns_an_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     circle = "abcdef" * 3
-    rows = [(f"t{at}", circle[at % 6:at % 6 + 4], circle[at % 6 + 4]) for at in range(60)]
+    rows = [(f"t{at}", circle[at % 6 : at % 6 + 4], circle[at % 6 + 4]) for at in range(60)]
     val = split([("v1", "abc", "d"), ("v2", "def", "a")])
-    model = SASRec(split(rows), ITEMS, val, dimensions=16, dropout=0.0, length=3, epochs=30, learning_rate=1e-2,
-                   progress=False)
+    model = SASRec(
+        split(rows), ITEMS, val, dimensions=16, dropout=0.0, length=3, epochs=30, learning_rate=1e-2, progress=False
+    )
     assert [own[0] for own in model.recommend(val, 6)] == ["d", "a"] and not list(tmp_path.iterdir())
     longer = split([("long", "defab", "c")])
     assert model.recommend(longer, 1) == [["c"]]  # reads the last three
@@ -214,7 +251,13 @@ def test_a_recommender_is_scored_like_a_rewriter(tmp_path):
     assert result.rows["ndcg@3"].tolist() == [1.0, 0.5] and result.rows["recall@1"].tolist() == [1.0, 0.0]
     assert result.rows["ranks"].tolist() == [{"b": 1}, {"c": 3}]
     (row,) = ledger.rows("eval")
-    assert (row["method"], row["retriever"], row["n"], row["profile"], row["run"]) == ("popularity", "", 2, "smoke", "r")
+    assert (row["method"], row["retriever"], row["n"], row["profile"], row["run"]) == (
+        "popularity",
+        "",
+        2,
+        "smoke",
+        "r",
+    )
     text = evaluate(last_title, own, BM25Retriever.build(ITEMS), "val", progress=False)
     assert compare(result, text).n == 2
 

@@ -17,18 +17,22 @@ import pandas as pd
 import pytest
 from tiny import PROMPT, requests, save_tiny, tiny_policy, tiny_profile
 
-from recr1_lite import serve
-from recr1_lite.endpoint import EndpointRewriter
-from recr1_lite.errors import RecR1Error
-from recr1_lite.models import save_adapter
-from recr1_lite.retrievers import BM25Retriever
-from recr1_lite.rewriters import ModelRewriter, RawRewriter
-from recr1_lite.serve import Service
-from recr1_lite.web import local_http
+from recr1_lite.common import RecR1Error
+from recr1_lite.deploy import serve
+from recr1_lite.deploy.serve import Service
+from recr1_lite.policy.endpoint import EndpointRewriter
+from recr1_lite.policy.models import save_adapter
+from recr1_lite.policy.rewriters import ModelRewriter, RawRewriter
+from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.remote import local_http
 
-ITEMS = pd.DataFrame({"item_id": [f"i{number}" for number in range(40)],
-                      "title": [f"<b>item</b> & {number} \"q\"" for number in range(40)],
-                      "text": [f"w{number} w{number + 1} w{number % 7}" for number in range(40)]})
+ITEMS = pd.DataFrame(
+    {
+        "item_id": [f"i{number}" for number in range(40)],
+        "title": [f'<b>item</b> & {number} "q"' for number in range(40)],
+        "text": [f"w{number} w{number + 1} w{number % 7}" for number in range(40)],
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,11 @@ def test_a_request_is_rewritten_and_answered(service, url):
     found = reply.json()
     (answer,) = service.rewriter.complete(["w3 w9"])
     assert [found[key] for key in ("request", "rewrite", "query", "outcome")] == [
-        "w3 w9", answer.completion, answer.query, answer.outcome]
+        "w3 w9",
+        answer.completion,
+        answer.query,
+        answer.outcome,
+    ]
     (hits,) = service.retriever.search([answer.query], 2)
     assert [hit["item_id"] for hit in found["results"]] == hits.ids and len(found["results"]) <= 2
     assert [hit["score"] for hit in found["results"]] == pytest.approx(hits.scores)
@@ -69,22 +77,36 @@ def test_many_requests_in_one_call_and_their_order(service, url):
     found = post(url, {"request": requests(6)}).json()  # more than one batch
     assert [one["request"] for one in found] == requests(6)
     assert [one["query"] for one in found] == [
-        answer.query for start in (0, 4) for answer in service.rewriter.complete(requests(6)[start:start + 4])]
+        answer.query for start in (0, 4) for answer in service.rewriter.complete(requests(6)[start : start + 4])
+    ]
     assert all(len(one["results"]) <= 10 for one in found)
 
 
-@pytest.mark.parametrize("body, message", [
-    (b"", "no JSON object"), (b"{", "no JSON object"), (b"[1]", "no JSON object"), (b"[" * 100_000, "no JSON object"),
-    (b"\xff\xfe", "codec can't decode"),
-    ({}, '"request" is no text'), ({"request": ""}, "an empty one"), ({"request": " \n"}, "an empty one"),
-    ({"request": 5}, "no text"), ({"request": None}, "no text"), ({"request": ["w1", 2]}, "no text"),
-    ({"request": []}, "0 requests in one call; send 1 to 32"), ({"request": ["w1"] * 33}, "33 requests"),
-    ({"request": "w" * 4001}, "a request has 4001 letters and 4000 are allowed"),
-    ({"request": " ".join(["w1"] * 70)}, "a prompt has .* tokens and the limit is 64"),
-    ({"request": "w1", "k": 0}, '"k" is 0; send a whole number'), ({"request": "w1", "k": 101}, '"k" is 101'),
-    ({"request": "w1", "k": "5"}, '"k" is "5"'), ({"request": "w1", "k": True}, '"k" is true'),
-    ({"request": "w1", "k": 2.5}, '"k" is 2.5'),
-])
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        (b"", "no JSON object"),
+        (b"{", "no JSON object"),
+        (b"[1]", "no JSON object"),
+        (b"[" * 100_000, "no JSON object"),
+        (b"\xff\xfe", "codec can't decode"),
+        ({}, '"request" is no text'),
+        ({"request": ""}, "an empty one"),
+        ({"request": " \n"}, "an empty one"),
+        ({"request": 5}, "no text"),
+        ({"request": None}, "no text"),
+        ({"request": ["w1", 2]}, "no text"),
+        ({"request": []}, "0 requests in one call; send 1 to 32"),
+        ({"request": ["w1"] * 33}, "33 requests"),
+        ({"request": "w" * 4001}, "a request has 4001 letters and 4000 are allowed"),
+        ({"request": " ".join(["w1"] * 70)}, "a prompt has .* tokens and the limit is 64"),
+        ({"request": "w1", "k": 0}, '"k" is 0; send a whole number'),
+        ({"request": "w1", "k": 101}, '"k" is 101'),
+        ({"request": "w1", "k": "5"}, '"k" is "5"'),
+        ({"request": "w1", "k": True}, '"k" is true'),
+        ({"request": "w1", "k": 2.5}, '"k" is 2.5'),
+    ],
+)
 def test_what_cannot_be_answered_is_said_in_one_sentence(url, body, message):
     reply = post(url, body)
     assert reply.status_code == 400
@@ -96,8 +118,11 @@ def test_what_cannot_be_answered_is_said_in_one_sentence(url, body, message):
 def test_other_addresses_and_too_large_a_body(url):
     assert post(url, {}, "/elsewhere").status_code == 404 and get(url + "/elsewhere").status_code == 404
     assert httpx.put(url + "/search", content=b"x", trust_env=False).status_code == 501
-    for length, message in ((b"99999999", b"the body has 99999999 bytes and 1048576 are allowed"),
-                            (b"-5", b"the body has -5 bytes"), (b"many", b"invalid literal")):
+    for length, message in (
+        (b"99999999", b"the body has 99999999 bytes and 1048576 are allowed"),
+        (b"-5", b"the body has -5 bytes"),
+        (b"many", b"invalid literal"),
+    ):
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
             client.sendall(b"POST /search HTTP/1.0\r\nContent-Length: " + length + b"\r\n\r\n")
             reply = b"".join(iter(lambda: client.recv(4096), b""))  # until the server closes
@@ -127,25 +152,33 @@ def test_the_page_shows_both_and_escapes_everything(service, url):
 
 def test_openai_clients(service, url):
     rewriter = EndpointRewriter(PROMPT, "tiny", url + "/v1", max_tokens=5)
-    assert rewriter.rewrite(requests(3)) == [
-        service.rewriter.complete([request])[0].query for request in requests(3)]
-    chat = {"messages": [{"role": "user", "content": [{"type": "text", "text": "find w1"}]}], "temperature": 0,
-            "max_completion_tokens": 3}
+    assert rewriter.rewrite(requests(3)) == [service.rewriter.complete([request])[0].query for request in requests(3)]
+    chat = {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "find w1"}]}],
+        "temperature": 0,
+        "max_completion_tokens": 3,
+    }
     reply = post(url, chat, "/v1/chat/completions").json()
     assert reply["choices"][0]["message"]["role"] == "assistant" and reply["usage"]["completion_tokens"] <= 3
     assert get(url + "/v1/models").json()["data"][0]["id"] == service.rewriter.policy.name
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"messages": []}, '"messages" is no list of turns'), ({"messages": "hi"}, '"messages" is no list of turns'),
-    ({"messages": ["hi"]}, '"messages" is no list of turns'), ({"stream": True}, "does not stream"),
-    ({"messages": [{"content": "hi"}]}, "a turn has no role"),
-    ({"messages": [{"role": "user"}]}, 'content" is no text'),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 'content" is no text'),
-    ({"messages": [{"role": "user", "content": "w1 " * 12000}]}, "more than 32000 letters"),
-    ({"max_tokens": 10**9}, '"max_tokens" is 1000000000; send a number up to 1024'),
-    ({"max_tokens": "many"}, '"max_tokens" is "many"'), ({"temperature": -1}, '"temperature" is -1'),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"messages": []}, '"messages" is no list of turns'),
+        ({"messages": "hi"}, '"messages" is no list of turns'),
+        ({"messages": ["hi"]}, '"messages" is no list of turns'),
+        ({"stream": True}, "does not stream"),
+        ({"messages": [{"content": "hi"}]}, "a turn has no role"),
+        ({"messages": [{"role": "user"}]}, 'content" is no text'),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 'content" is no text'),
+        ({"messages": [{"role": "user", "content": "w1 " * 12000}]}, "more than 32000 letters"),
+        ({"max_tokens": 10**9}, '"max_tokens" is 1000000000; send a number up to 1024'),
+        ({"max_tokens": "many"}, '"max_tokens" is "many"'),
+        ({"temperature": -1}, '"temperature" is -1'),
+    ],
+)
 def test_chats_that_are_refused(url, change, message):
     reply = post(url, {"messages": [{"role": "user", "content": "hi"}]} | change, "/v1/chat/completions")
     assert reply.status_code == 400 and message in reply.json()["error"]["message"]
@@ -179,8 +212,10 @@ def test_one_generation_at_a_time_and_a_busy_server_says_so(service, monkeypatch
 
 
 def test_a_port_that_is_taken(url):
-    with pytest.raises(RecR1Error, match="cannot be served on .*give another --port"), local_http(
-            lambda *_: (200, {}), int(url.rpartition(":")[2])):
+    with (
+        pytest.raises(RecR1Error, match="cannot be served on .*give another --port"),
+        local_http(lambda *_: (200, {}), int(url.rpartition(":")[2])),
+    ):
         pass
 
 
@@ -195,9 +230,12 @@ def command(**changes) -> types.SimpleNamespace:
 def test_what_the_command_refuses(tiny_folder, tmp_path):
     task = types.SimpleNamespace(prompt=PROMPT, items=ITEMS)
     adapter = str(save_adapter(tiny_policy(tiny_folder), tmp_path / "adapter"))
-    for arguments, message in ((command(adapter=adapter, model="m"), "not both"), (command(k=0), "--k 0 is not served"),
-                               (command(model=adapter), "give it with --adapter"),
-                               (command(adapter="nowhere"), "there is no adapter")):
+    for arguments, message in (
+        (command(adapter=adapter, model="m"), "not both"),
+        (command(k=0), "--k 0 is not served"),
+        (command(model=adapter), "give it with --adapter"),
+        (command(adapter="nowhere"), "there is no adapter"),
+    ):
         with pytest.raises(RecR1Error, match=message):
             serve.run(arguments, tiny_profile(tiny_folder), task, None)
 

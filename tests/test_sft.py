@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import PROMPT, examples, requests, tiny_profile
+from tiny import PROMPT, requests, tiny_profile
 from transformers import TrainerCallback
 
-from recr1_lite import sft
-from recr1_lite.demo import rewriter
-from recr1_lite.errors import RecR1Error
-from recr1_lite.metrics import Interval
-from recr1_lite.models import load_policy, token_logps
-from recr1_lite.prompts import Prompt, restyled
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy.models import load_policy, token_logps
+from recr1_lite.policy.rewriters import as_rewriter
+from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import base
+from recr1_lite.tasks.prompts import Prompt, restyled
+from recr1_lite.train import sft
 
 FIXED = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -49,9 +51,15 @@ def test_a_row_is_prompt_answer_and_end_token(tiny_folder):
     assert row["labels"] == row["input_ids"]
 
 
-@pytest.mark.parametrize("style, answer", [
-    ("compact", "red dress"), ("json", 'red dress"}'), ("think", "so</think>\n<answer>red dress</answer>"),
-    ("paper", 'so</think>\n<answer>{"query": "red dress"}</answer>')])
+@pytest.mark.parametrize(
+    "style, answer",
+    [
+        ("compact", "red dress"),
+        ("json", 'red dress"}'),
+        ("think", "so</think>\n<answer>red dress</answer>"),
+        ("paper", 'so</think>\n<answer>{"query": "red dress"}</answer>'),
+    ],
+)
 def test_an_answer_continues_its_prefix_and_reads_back(style, answer):
     prompt = restyled(Prompt("compact", "what? {request}", mode="expand", weight=4), style)
     assert sft.answer_text(prompt, "red dress", "so") == answer
@@ -73,10 +81,15 @@ def test_variants_are_the_four_styles():
         sft.variant(prompt, "DPO")
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"targets": targets(0)}, "no targets"), ({"loss_on": "prompt"}, "loss_on='prompt'"),
-    ({"targets": targets().assign(rewrite="answer: w1")}, "cannot be read back"),
-    ({"profile": {"max_prompt_tokens": 8}}, "limit is 8")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"targets": targets(0)}, "no targets"),
+        ({"loss_on": "prompt"}, "loss_on='prompt'"),
+        ({"targets": targets().assign(rewrite="answer: w1")}, "cannot be read back"),
+        ({"profile": {"max_prompt_tokens": 8}}, "limit is 8"),
+    ],
+)
 def test_bad_input_leaves_no_folder(tiny_folder, tmp_path, change, message):
     profile = tiny_profile(tiny_folder, **change.pop("profile", {}))
     table = change.pop("targets", targets())
@@ -127,8 +140,18 @@ def test_padding_changes_nothing(tiny_folder, tmp_path):
         sft.KitSFTTrainer.__init__ = add
         try:
             extra = {} if batch == 6 else {"gradient_accumulation_steps": 6, "max_steps": 1}
-            sft.train(policy, targets(), PROMPT, profile, tmp_path / name, progress=False, patience=None,
-                      max_grad_norm=0, **FIXED, **extra)
+            sft.train(
+                policy,
+                targets(),
+                PROMPT,
+                profile,
+                tmp_path / name,
+                progress=False,
+                patience=None,
+                max_grad_norm=0,
+                **FIXED,
+                **extra,
+            )
         finally:
             sft.KitSFTTrainer.__init__ = original
         gradients.append(keep.gradient)
@@ -140,15 +163,17 @@ def test_padding_changes_nothing(tiny_folder, tmp_path):
 
 
 def test_it_learns_what_it_is_shown_and_saves_it(tiny_folder, tmp_path):
-    pairs = [(PROMPT.render(load_policy(tiny_profile(tiny_folder)).tokenizer, request), "w110 <|im_end|>")
-             for request in requests()]
+    pairs = [
+        (PROMPT.render(load_policy(tiny_profile(tiny_folder)).tokenizer, request), "w110 <|im_end|>")
+        for request in requests()
+    ]
     profile = tiny_profile(tiny_folder, sft_learning_rate=3e-2, sft_epochs=20)
     before = token_logps(load_policy(profile), pairs).mean()
     policy, done = run(tiny_folder, tmp_path, profile=profile)
     assert done.curve[-1]["loss"] < 0.2 * done.curve[0]["loss"] and done.stopped == "finished"
     assert token_logps(policy, pairs).mean() > before + 1
     loaded = load_policy(profile, adapter=done.adapter, trainable=False)
-    answers = rewriter(loaded, PROMPT, profile, "SFT").complete(requests())
+    answers = as_rewriter(loaded, PROMPT, profile, "SFT").complete(requests())
     assert [answer.completion for answer in answers] == ["w110"] * 6 and {a.tokens for a in answers} == {2}
     with pytest.raises(RecR1Error, match="already holds a run"):
         run(tiny_folder, tmp_path)
@@ -157,7 +182,7 @@ def test_it_learns_what_it_is_shown_and_saves_it(tiny_folder, tmp_path):
 def test_a_resumed_run_is_the_uninterrupted_one(tiny_folder, tmp_path):
     profile = tiny_profile(tiny_folder, sft_epochs=8, sft_batch=2)
     _, whole = run(tiny_folder, tmp_path / "whole", profile=profile)
-    run(tiny_folder, tmp_path / "parts", profile=profile.but(sft_epochs=4))
+    run(tiny_folder, tmp_path / "parts", profile=replace(profile, sft_epochs=4))
     _, parts = run(tiny_folder, tmp_path / "parts", profile=profile, resume=True)
     one, two = (load_file(done.folder / "last" / "adapter_model.safetensors") for done in (whole, parts))
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
@@ -167,15 +192,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_folder, tmp_path):
 
 def test_val_picks_the_adapter_and_ends_the_run(tiny_folder, tmp_path):
     profile = tiny_profile(tiny_folder, sft_epochs=40, validate_every=2)
-    _, done = run(tiny_folder, tmp_path, profile=profile, patience=2,
-                  validate=scripted(0.1, 0.2, 0.4, 0.3, 0.3, 0.9, 0.9, 0.9))
+    _, done = run(
+        tiny_folder, tmp_path, profile=profile, patience=2, validate=scripted(0.1, 0.2, 0.4, 0.3, 0.3, 0.9, 0.9, 0.9)
+    )
     assert done.best_step == 4 and [point["step"] for point in done.val][:5] == [0, 2, 4, 6, 8]
     assert done.curve[-1]["step"] <= 10 and done.stopped == "finished"
 
 
 def test_the_limit_in_seconds_ends_the_run_with_a_validation(tiny_folder, tmp_path):
     profile = tiny_profile(tiny_folder, sft_epochs=4000, validate_every=1000)
-    _, done = run(tiny_folder, tmp_path, profile=profile, max_seconds=1.0, validate=lambda merged: Interval(.5, 0, 1, 8))
+    _, done = run(
+        tiny_folder, tmp_path, profile=profile, max_seconds=1.0, validate=lambda merged: Interval(0.5, 0, 1, 8)
+    )
     spent = sum(row["seconds"] for row in done.curve)
     assert 1.0 <= spent < 3.0 and done.stopped == "finished"
     assert [point["step"] for point in done.val] == [0, done.curve[-1]["step"]]
@@ -188,5 +216,5 @@ def test_it_calls_nobody(tiny_folder, tmp_path, network):
 
 def test_the_test_split_is_sealed_while_it_trains(tiny_folder, tmp_path):
     seen = []
-    run(tiny_folder, tmp_path, validate=lambda merged: seen.append(base._trainers_running) or Interval(.5, 0, 1, 8))
+    run(tiny_folder, tmp_path, validate=lambda merged: seen.append(base._trainers_running) or Interval(0.5, 0, 1, 8))
     assert seen and set(seen) == {1} and base._trainers_running == 0

@@ -8,13 +8,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import hub_files
 import pandas as pd
 import pytest
 
-import hub_files
-from recr1_lite.evaluation import evaluate
-from recr1_lite.metrics import without
-from recr1_lite.retrievers import BM25Retriever
+from recr1_lite.evaluate.evaluation import evaluate
+from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.metrics import without
 from recr1_lite.tasks import Task, load_task
 
 TESTS = {"Video_Games": 103, "Baby_Products": 103, "Office_Products": 184, "Sports_and_Outdoors": 408}
@@ -26,11 +26,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def rows_of(path: Path) -> list[dict]:
-    with (
-        gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8") as file
-    ):
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
@@ -102,10 +98,7 @@ def test_esci_training_files_hold_the_same_queries(paper, shared_data):
 def test_esci_targets_of_the_published_metrics(paper, shared_data):
     golden = json.loads((shared_data / "rec_r1" / "golden_metrics" / "esci__ori_query.json").read_text())
     targets = {frozenset(ast.literal_eval(own["target"])) for own in golden.values()}
-    ours = {
-        frozenset(relevant)
-        for relevant in load_paper(paper, "Video_Games").unseal_test("compared")["relevant"]
-    }
+    ours = {frozenset(relevant) for relevant in load_paper(paper, "Video_Games").unseal_test("compared")["relevant"]}
     assert ours == targets
 
 
@@ -124,9 +117,7 @@ def beauty(shared_data, tmp_path_factory):
     for split, own in rows.items():
         table = [(user, row["target"], 5.0, 1, " ".join(row["history"])) for user, row in own]
         hub_files.write_csv(folder / f"All_Beauty.{split}.csv", hub_files.REVIEW_COLUMNS, table)
-    meta = [
-        {"parent_asin": own["id"], "title": own["title"], "features": [], "description": []} for own in items
-    ]
+    meta = [{"parent_asin": own["id"], "title": own["title"], "features": [], "description": []} for own in items]
     hub_files.write_jsonl(folder / "meta.jsonl", meta)
 
     def load(setting: str = "all", **options) -> Task:
@@ -154,9 +145,7 @@ def test_all_beauty_counts(beauty, setting, n):
 
 def test_all_beauty_last_title(beauty):
     found = scored(beauty(last=1))  # BM25, the history out of the ranking
-    assert found["recall@10"] == pytest.approx(0.069, abs=6e-4) and found["ndcg@10"] == pytest.approx(
-        0.052, abs=6e-4
-    )
+    assert found["recall@10"] == pytest.approx(0.069, abs=6e-4) and found["ndcg@10"] == pytest.approx(0.052, abs=6e-4)
 
 
 def test_all_beauty_popularity(beauty):
@@ -166,10 +155,7 @@ def test_all_beauty_popularity(beauty):
 
     def recall(counted) -> float:
         ranking = [item for item, _ in Counter(counted).most_common()]
-        hits = [
-            next(iter(own)) in without(ranking, gone, 10)
-            for own, gone in zip(test["relevant"], test["exclude"])
-        ]
+        hits = [next(iter(own)) in without(ranking, gone, 10) for own, gone in zip(test["relevant"], test["exclude"])]
         return sum(hits) / len(hits)
 
     assert recall(item for own in test["history"] for item in own) == pytest.approx(0.054, abs=6e-4)
@@ -216,12 +202,7 @@ def test_amazon_office_through_custom(shared_data):
     train, test = (rows_of(data / f"{name}.jsonl.gz") for name in ("train", "test"))
     requests = pd.DataFrame(
         [
-            {
-                "example_id": f"{split}-{n}",
-                "split": split,
-                "relevant": str(own["target"]),
-                "history": own["history"],
-            }
+            {"example_id": f"{split}-{n}", "split": split, "relevant": str(own["target"]), "history": own["history"]}
             for split, part in (("train", train[:-500]), ("val", train[-500:]), ("test", test))
             for n, own in enumerate(part)
         ]

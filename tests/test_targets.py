@@ -18,16 +18,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import PROMPT, examples, tiny_policy, tiny_profile, toy_retriever
 
-from recr1_lite.demo import rewriter
-from recr1_lite.endpoint import EndpointRewriter
-from recr1_lite.errors import RecR1Error
-from recr1_lite.paid_targets import Budget, from_endpoint
-from recr1_lite.rewards import Scorer
-from recr1_lite.targets import CHUNK, Cost, TargetFile, VoteRewriter, best_of_n, read_pairs, vote
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy.endpoint import EndpointRewriter
+from recr1_lite.policy.rewriters import as_rewriter
+from recr1_lite.train.rewards import Scorer
+from recr1_lite.train.targets import (
+    CHUNK,
+    Budget,
+    Cost,
+    TargetFile,
+    VoteRewriter,
+    best_of_n,
+    from_endpoint,
+    read_pairs,
+    vote,
+)
 
 
 def sampler(folder, **changes):
-    return rewriter(tiny_policy(folder, 0.0), PROMPT, tiny_profile(folder, **changes), "tiny")
+    return as_rewriter(tiny_policy(folder, 0.0), PROMPT, tiny_profile(folder, **changes), "tiny")
 
 
 def lines(path: Path) -> list[dict]:
@@ -46,8 +55,9 @@ def test_the_vote_takes_the_words_that_most_hold():
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=6))
 def test_the_vote_is_one_of_them_and_case_does_not_matter(queries):
     assert 0 <= vote(queries) < len(queries)
-    assert vote(queries) == vote([query.upper().lower() for query in queries]) or any("ß" in q or not q.isascii()
-                                                                                   for q in queries)
+    assert vote(queries) == vote([query.upper().lower() for query in queries]) or any(
+        "ß" in q or not q.isascii() for q in queries
+    )
 
 
 def test_the_voting_teacher_answers_like_its_file(tiny_folder, tmp_path):
@@ -110,8 +120,11 @@ best_of_n(sampler(Path(sys.argv[2])), examples(3 * CHUNK), Path(sys.argv[3]), 3)
 def test_a_killed_teacher_run_resumes_with_nothing_lost_or_repeated(tiny_folder, tmp_path):
     expected = best_of_n(sampler(tiny_folder), examples(3 * CHUNK), tmp_path / "whole.jsonl", 3)
     path = tmp_path / "killed.jsonl"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tiny_folder), str(path)],
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tiny_folder), str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if line.strip() == str(CHUNK + 3):  # in the middle of the second chunk
             process.send_signal(signal.SIGKILL)
@@ -121,7 +134,7 @@ def test_a_killed_teacher_run_resumes_with_nothing_lost_or_repeated(tiny_folder,
     kept = lines(path)
     assert CHUNK + 3 <= len(kept) < 3 * CHUNK
     found = best_of_n(sampler(tiny_folder), examples(3 * CHUNK), path, 3)
-    assert lines(path)[:len(kept)] == kept  # what was there is as it was
+    assert lines(path)[: len(kept)] == kept  # what was there is as it was
     assert [row["example_id"] for row in lines(path)] == examples(3 * CHUNK)["example_id"].tolist()
     assert found.drop(columns="seconds").equals(expected.drop(columns="seconds"))
 
@@ -163,8 +176,13 @@ def pairs_file(folder: Path, rows: list[dict]) -> Path:
 
 def test_pairs_join_the_training_examples(tmp_path):
     table = examples(4)
-    path = pairs_file(tmp_path, [{"request": table["request"][2], "rewrite": "w5", "thought": "so"},
-                                 {"request": "of the test split", "rewrite": "w6", "thought": ""}])
+    path = pairs_file(
+        tmp_path,
+        [
+            {"request": table["request"][2], "rewrite": "w5", "thought": "so"},
+            {"request": "of the test split", "rewrite": "w6", "thought": ""},
+        ],
+    )
     found = read_pairs(path, table)
     assert found[["example_id", "rewrite", "thought"]].values.tolist() == [["e2", "w5", "so"]]
     assert Cost.of(found) == Cost()
@@ -172,12 +190,17 @@ def test_pairs_join_the_training_examples(tmp_path):
     assert read_pairs(path, table)["request"].tolist() == [table["request"][1]]
 
 
-@pytest.mark.parametrize("rows, message", [
-    ([{"request": "w0"}], "no column 'rewrite'"), ([{"rewrite": "w0"}], "no column 'request'"),
-    ([{"request": "w0", "rewrite": " "}], "row 1 is empty"), ([{"request": "w0", "rewrite": None}], "row 1 is empty"),
-    ([{"request": "w0", "rewrite": "a"}] * 2, "two rewrites for 'w0'"),
-    ([{"request": "nobody", "rewrite": "a"}], "no request of pairs.jsonl is one of the 6"),
-])
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([{"request": "w0"}], "no column 'rewrite'"),
+        ([{"rewrite": "w0"}], "no column 'request'"),
+        ([{"request": "w0", "rewrite": " "}], "row 1 is empty"),
+        ([{"request": "w0", "rewrite": None}], "row 1 is empty"),
+        ([{"request": "w0", "rewrite": "a"}] * 2, "two rewrites for 'w0'"),
+        ([{"request": "nobody", "rewrite": "a"}], "no request of pairs.jsonl is one of the 6"),
+    ],
+)
 def test_pairs_that_do_not_fit(tmp_path, rows, message):
     with pytest.raises(RecR1Error, match=message):
         read_pairs(pairs_file(tmp_path, rows), examples())
@@ -203,8 +226,12 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(self.server.wait)
         if self.server.fail_after is not None and len(self.server.asked) > self.server.fail_after:
             return self.send_error(400)
-        reply = json.dumps({"choices": [{"message": {"content": "w7"}, "finish_reason": "stop"}],
-                            "usage": {"completion_tokens": 10, "prompt_tokens": 40}}).encode()
+        reply = json.dumps(
+            {
+                "choices": [{"message": {"content": "w7"}, "finish_reason": "stop"}],
+                "usage": {"completion_tokens": 10, "prompt_tokens": 40},
+            }
+        ).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(reply)))
         self.end_headers()
@@ -223,8 +250,13 @@ def server():
 
 
 def many(n: int = 12) -> pd.DataFrame:
-    return pd.DataFrame({"example_id": [f"e{row}" for row in range(n)], "request": [f"w{row // 2}" for row in range(n)],
-                         "relevant": [{"gold": 1.0}] * n})
+    return pd.DataFrame(
+        {
+            "example_id": [f"e{row}" for row in range(n)],
+            "request": [f"w{row // 2}" for row in range(n)],
+            "relevant": [{"gold": 1.0}] * n,
+        }
+    )
 
 
 def client(server: Server, **options) -> EndpointRewriter:
@@ -279,7 +311,7 @@ def test_ctrl_c_keeps_what_is_under_way(server, tmp_path):
 
 
 def test_the_thought_is_kept(server, tmp_path, monkeypatch):
-    from recr1_lite import paid_targets
+    from recr1_lite.train import targets as paid_targets
 
     assert paid_targets.thought_of("<think>a\nb</think><answer>c</answer>") == "a b"
     assert paid_targets.thought_of("a b</think><answer>c</answer>") == "a b"  # the prefix held the opening tag

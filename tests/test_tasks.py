@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from recr1_lite import assets
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
-from recr1_lite.prompts import Prompt
 from recr1_lite.tasks import KNOWN, Task, load_task, sealed
-from recr1_lite.tasks.tables import read_table
+from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.tasks.readers import read_table
 
 SECRET = "the sealed question"
 
@@ -25,15 +25,12 @@ def frame(*rows: tuple) -> pd.DataFrame:
 
 def parts(**changed) -> dict:
     items = pd.DataFrame(
-        [("1", "Lamp", "a green desk lamp"), ("2", "Chair", "an oak chair")],
-        columns=["item_id", "title", "text"],
+        [("1", "Lamp", "a green desk lamp"), ("2", "Chair", "an oak chair")], columns=["item_id", "title", "text"]
     )
     sound = {
         "name": "toy",
         "items": items,
-        "train": frame(
-            ("t1", "light for my desk", {"1": 1.0}), ("t2", "light for my desk", {"1": 2, "9": 1.0})
-        ),
+        "train": frame(("t1", "light for my desk", {"1": 1.0}), ("t2", "light for my desk", {"1": 2, "9": 1.0})),
         "val": frame(("v1", "something to sit on", {"2": 1.0})),
         "test": frame(("s1", SECRET, {"2": 1.0}), ("s2", "a second one", {"1": 1.0})),
         "prompt": Prompt(style="compact", instruction="{request}"),
@@ -136,15 +133,9 @@ ITEMS = parts()["items"]
         ({"val": frame()}, "val split is empty"),
         ({"test": frame()}, "test split is empty"),
         ({"val": frame(("v1", "", {"1": 1.0}))}, r"val split, row 1 \('v1'\): request is empty"),
-        (
-            {"val": frame(("v1", "a", {"1": 1.0}), ("v1", "b", {"1": 1.0}))},
-            "example_id 'v1' stands in rows 1",
-        ),
+        ({"val": frame(("v1", "a", {"1": 1.0}), ("v1", "b", {"1": 1.0}))}, "example_id 'v1' stands in rows 1"),
         ({"val": frame(("t2", "a", {"1": 1.0}))}, "example_id 't2' stands in the train split"),
-        (
-            {"val": frame(("v1", "light for my desk ", {"1": 1.0}))},
-            "'light for my desk' stands in the train split",
-        ),
+        ({"val": frame(("v1", "light for my desk ", {"1": 1.0}))}, "'light for my desk' stands in the train split"),
         ({"val": frame(("v1", "a", {}))}, "example 'v1': relevant is {}"),
         ({"val": frame(("v1", "a", ["1"]))}, "relevant is .'1'.; write {item_id: gain}"),
         ({"val": frame(("v1", "a", {1: 1.0}))}, "relevant item 1 is no text"),
@@ -230,11 +221,7 @@ def test_clothing_options(clothing):
 
 # your own data
 
-CATALOGUE = [
-    ("007", "Lamp", "a green desk lamp"),
-    ("8", "NA", "null"),
-    ("9", "Chair", "an oak chair, \u2028 old"),
-]
+CATALOGUE = [("007", "Lamp", "a green desk lamp"), ("8", "NA", "null"), ("9", "Chair", "an oak chair, \u2028 old")]
 
 
 @pytest.fixture
@@ -363,10 +350,7 @@ def test_unreachable_targets(files):
             "row 2: item '8' has two gains",
         ),
         (ten()[:2], "has 2 different requests, too few"),
-        (
-            [{"query": "one", "relevant": "8"}],
-            "requests.jsonl has no column 'request' .it has query, relevant",
-        ),
+        ([{"query": "one", "relevant": "8"}], "requests.jsonl has no column 'request' .it has query, relevant"),
     ],
 )
 def test_bad_requests(files, rows, words):
@@ -395,11 +379,7 @@ def test_bad_requests(files, rows, words):
         ("items.csv", b"item_id,title,text\n1,a,\n", r"row 1 \('1'\): text is empty"),
         ("items.jsonl", b'{"item_id": "1"}\n{"item_id": \n', "items.jsonl, line 2 is no JSON"),
         ("items.jsonl", b"\xef\xbb\xbf[1]\n", "line 1 is no JSON object"),
-        (
-            "items.jsonl",
-            b'{"item_id": 1.5, "title": "a", "text": "b"}\n',
-            "row 1: item_id is 1.5; an id is text",
-        ),
+        ("items.jsonl", b'{"item_id": 1.5, "title": "a", "text": "b"}\n', "row 1: item_id is 1.5; an id is text"),
         ("items.jsonl", b'{"item_id": 1, "title": "a", "text": NaN}\n', r"row 1 \('1'\): text is empty"),
         ("items.parquet", b"PAR1 and no more", "items.parquet cannot be read as Parquet"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,17 +17,19 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from recr1_lite.models import Policy, load_policy
+from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.profiles import PROFILES, Profile
-from recr1_lite.prompts import Prompt
-from recr1_lite.retrievers import CallableRetriever
+from recr1_lite.search.base import CallableRetriever
+from recr1_lite.tasks.prompts import Prompt
 
 SPECIAL = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>"]
 WORDS = ["user", "assistant", "system", "find", *(f"w{number}" for number in range(120))]
 GOOD = set(WORDS[-16:])  # a query with one of these finds its item; no request holds one
-TEMPLATE = ("{% for turn in messages %}"
-            "<|im_start|> {{ turn.role }} {{ turn.content }} <|im_end|> {% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}")
+TEMPLATE = (
+    "{% for turn in messages %}"
+    "<|im_start|> {{ turn.role }} {{ turn.content }} <|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+)
 PROMPT = Prompt(style="compact", instruction="find {request}")
 
 
@@ -36,8 +39,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(SPECIAL)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>",
-                                   eos_token="<|im_end|>", chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>", chat_template=TEMPLATE
+    )
 
 
 KINDS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
@@ -48,10 +52,20 @@ def tiny_model(seed: int = 0, kind: str = "llama", **config) -> PreTrainedModel:
     end."""
     torch.manual_seed(seed)
     configuration, model_class = KINDS[kind]
-    sizes = dict(vocab_size=len(SPECIAL + WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-                 initializer_range=0.2, tie_word_embeddings=True, pad_token_id=0, eos_token_id=3,
-                 bos_token_id=None)
+    sizes = dict(
+        vocab_size=len(SPECIAL + WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=3,
+        bos_token_id=None,
+    )
     model = model_class(configuration(**(sizes | config))).eval()
     model.get_input_embeddings().weight.data[3] *= 2.5
     return model
@@ -64,9 +78,23 @@ def save_tiny(folder: Path, seed: int = 0, **config) -> Path:
 
 
 def tiny_profile(folder: Path, **changes) -> Profile:
-    return PROFILES["smoke"].but(**(dict(
-        model=str(folder), lora_rank=4, steps=4, prompts_per_step=2, group_size=4, max_completion_tokens=5,
-        learning_rate=1e-2, validate_every=2, max_prompt_tokens=64) | changes))
+    return replace(
+        PROFILES["smoke"],
+        **(
+            dict(
+                model=str(folder),
+                lora_rank=4,
+                steps=4,
+                prompts_per_step=2,
+                group_size=4,
+                max_completion_tokens=5,
+                learning_rate=1e-2,
+                validate_every=2,
+                max_prompt_tokens=64,
+            )
+            | changes
+        ),
+    )
 
 
 def perturb(policy: Policy, scale: float = 0.1, seed: int = 1) -> Policy:
@@ -90,12 +118,14 @@ def requests(n: int = 6) -> list[str]:
 
 
 def examples(n: int = 6) -> pd.DataFrame:
-    return pd.DataFrame({"example_id": [f"e{row}" for row in range(n)], "request": requests(n),
-                         "relevant": [{"gold": 1.0}] * n})
+    return pd.DataFrame(
+        {"example_id": [f"e{row}" for row in range(n)], "request": requests(n), "relevant": [{"gold": 1.0}] * n}
+    )
 
 
 def toy_retriever() -> CallableRetriever:
     """Finds the item `gold` for a query that holds a word of GOOD, the more of them the higher."""
+
     def search(queries: list[str], k: int) -> list[list[str]]:
         hits = [sum(word in GOOD for word in query.split()) for query in queries]
         return [(["gold", "lead"] if hit > 1 else ["lead", "gold"])[:k] if hit else [] for hit in hits]
@@ -109,6 +139,7 @@ def left_padded(n: int = 6, repeat: int = 2, seed: int = 0) -> tuple[torch.Tenso
     tokenizer = tiny_tokenizer()
     texts = [PROMPT.render(tokenizer, request) for request in requests(n)] * repeat
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
-    batch = tokenizer([texts[at] for at in order], padding=True, padding_side="left", return_tensors="pt",
-                      add_special_tokens=False)
+    batch = tokenizer(
+        [texts[at] for at in order], padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False
+    )
     return batch.input_ids, batch.attention_mask

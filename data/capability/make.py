@@ -10,8 +10,18 @@ import random
 from pathlib import Path
 
 SEED = 4
-TOPICS = ("a rainy day", "your favourite meal", "a walk in the woods", "the sea", "an old friend", "a busy market",
-          "learning to cook", "a small dog", "the night sky", "a long train ride")
+TOPICS = (
+    "a rainy day",
+    "your favourite meal",
+    "a walk in the woods",
+    "the sea",
+    "an old friend",
+    "a busy market",
+    "learning to cook",
+    "a small dog",
+    "the night sky",
+    "a long train ride",
+)
 MARKER, END = "P.S.", "That is all I have to say."
 
 
@@ -20,42 +30,87 @@ def instructions() -> list[dict]:
     rows, rng = [], random.Random(SEED)
     for number, (name, kwargs, text) in enumerate(TEMPLATES):
         for take, topic in enumerate(rng.sample(TOPICS, 5)):
-            rows.append({"id": f"instruction-{number + 1:02}-{take + 1}", "key": 5 * number + take,
-                         "prompt": text.format(topic=topic), "instruction_id_list": [name], "kwargs": [kwargs]})
+            rows.append(
+                {
+                    "id": f"instruction-{number + 1:02}-{take + 1}",
+                    "key": 5 * number + take,
+                    "prompt": text.format(topic=topic),
+                    "instruction_id_list": [name],
+                    "kwargs": [kwargs],
+                }
+            )
     return rows
 
 
 TEMPLATES = (
-    ("change_case:english_lowercase", {},
-     "Write one short sentence about {topic}. Use lowercase letters only, no capital letters."),
+    (
+        "change_case:english_lowercase",
+        {},
+        "Write one short sentence about {topic}. Use lowercase letters only, no capital letters.",
+    ),
     ("change_case:english_capital", {}, "Write one short sentence about {topic}. Use CAPITAL LETTERS ONLY."),
     ("punctuation:no_comma", {}, "Write two sentences about {topic}. Do not use any commas."),
-    ("startend:quotation", {},
-     "Write one sentence about {topic}. Put your whole answer in double quotation marks."),
-    ("keywords:existence", {"keywords": ["river", "morning"]},
-     "Write one sentence about {topic}. Use the words river and morning in it."),
-    ("keywords:existence", {"keywords": ["grandmother"]},
-     "Write one sentence about {topic}. Use the word grandmother in it."),
-    ("keywords:forbidden_words", {"forbidden_words": ["the"]},
-     "Write one short sentence about {topic}. Do not use the word the."),
-    ("keywords:frequency", {"keyword": "happy", "frequency": 2, "relation": "at least"},
-     "Write two sentences about {topic}. Use the word happy at least 2 times."),
-    ("length_constraints:number_words", {"relation": "less than", "num_words": 15},
-     "Describe {topic} in less than 15 words."),
-    ("length_constraints:number_words", {"relation": "at least", "num_words": 30},
-     "Describe {topic} in at least 30 words."),
-    ("length_constraints:number_sentences", {"relation": "less than", "num_sentences": 2},
-     "Tell me about {topic} in less than 2 sentences."),
-    ("detectable_format:number_bullet_lists", {"num_bullets": 3},
-     "List exactly 3 words that go with {topic}, as markdown bullet points such as: * word"),
-    ("detectable_format:title", {},
-     "Write one sentence about {topic}. Put a title above it in double angular brackets, such as <<title>>."),
-    ("startend:end_checker", {"end_phrase": END},
-     "Write one sentence about {topic}. Then finish with this exact phrase, and nothing after it: " + END),
-    ("detectable_content:postscript", {"postscript_marker": MARKER},
-     "Write one sentence about {topic}. At the end add a postscript that starts with " + MARKER),
-    ("detectable_content:number_placeholders", {"num_placeholders": 1},
-     "Write a one-line invitation about {topic}. Use at least 1 placeholder in square brackets, such as [name]."),
+    ("startend:quotation", {}, "Write one sentence about {topic}. Put your whole answer in double quotation marks."),
+    (
+        "keywords:existence",
+        {"keywords": ["river", "morning"]},
+        "Write one sentence about {topic}. Use the words river and morning in it.",
+    ),
+    (
+        "keywords:existence",
+        {"keywords": ["grandmother"]},
+        "Write one sentence about {topic}. Use the word grandmother in it.",
+    ),
+    (
+        "keywords:forbidden_words",
+        {"forbidden_words": ["the"]},
+        "Write one short sentence about {topic}. Do not use the word the.",
+    ),
+    (
+        "keywords:frequency",
+        {"keyword": "happy", "frequency": 2, "relation": "at least"},
+        "Write two sentences about {topic}. Use the word happy at least 2 times.",
+    ),
+    (
+        "length_constraints:number_words",
+        {"relation": "less than", "num_words": 15},
+        "Describe {topic} in less than 15 words.",
+    ),
+    (
+        "length_constraints:number_words",
+        {"relation": "at least", "num_words": 30},
+        "Describe {topic} in at least 30 words.",
+    ),
+    (
+        "length_constraints:number_sentences",
+        {"relation": "less than", "num_sentences": 2},
+        "Tell me about {topic} in less than 2 sentences.",
+    ),
+    (
+        "detectable_format:number_bullet_lists",
+        {"num_bullets": 3},
+        "List exactly 3 words that go with {topic}, as markdown bullet points such as: * word",
+    ),
+    (
+        "detectable_format:title",
+        {},
+        "Write one sentence about {topic}. Put a title above it in double angular brackets, such as <<title>>.",
+    ),
+    (
+        "startend:end_checker",
+        {"end_phrase": END},
+        "Write one sentence about {topic}. Then finish with this exact phrase, and nothing after it: " + END,
+    ),
+    (
+        "detectable_content:postscript",
+        {"postscript_marker": MARKER},
+        "Write one sentence about {topic}. At the end add a postscript that starts with " + MARKER,
+    ),
+    (
+        "detectable_content:number_placeholders",
+        {"num_placeholders": 1},
+        "Write a one-line invitation about {topic}. Use at least 1 placeholder in square brackets, such as [name].",
+    ),
 )
 
 
@@ -73,9 +128,17 @@ def arithmetic() -> list[dict]:
     for sign, first, second, worked in KINDS:
         pairs = [(a, b) for a in first for b in second if (a, b) not in worked and (sign != "-" or a > b)]
         for a, b in rng.sample(pairs, 20):
-            rows.append({"id": f"arithmetic-{len(rows) + 1:03}", "a": a, "b": b, "sign": sign,
-                         "worked": "\n".join(f"{x} {sign} {y} = {value(x, y, sign)}" for x, y in worked),
-                         "question": f"{a} {sign} {b} =", "answer": str(value(a, b, sign))})
+            rows.append(
+                {
+                    "id": f"arithmetic-{len(rows) + 1:03}",
+                    "a": a,
+                    "b": b,
+                    "sign": sign,
+                    "worked": "\n".join(f"{x} {sign} {y} = {value(x, y, sign)}" for x, y in worked),
+                    "question": f"{a} {sign} {b} =",
+                    "answer": str(value(a, b, sign)),
+                }
+            )
     return rows
 
 

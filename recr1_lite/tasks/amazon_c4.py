@@ -13,26 +13,18 @@ import os
 import numpy as np
 import pandas as pd
 
-from recr1_lite import hub
-from recr1_lite.errors import RecR1Error
-from recr1_lite.prompts import Prompt
-from recr1_lite.tasks.base import Task
-from recr1_lite.tasks.catalogues import items_of, known_category, records, thin
-from recr1_lite.tasks.checks import EXAMPLE_COLUMNS, ITEM_COLUMNS
-from recr1_lite.tasks.streams import need, text_of
+from recr1_lite.assets import fetch as hub
+from recr1_lite.common import RecR1Error
+from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task
+from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.tasks.readers import items_of, known_category, need, records, text_of, thin
 
 PROMPT = Prompt(
     style="compact",
-    instruction="{request}\n\nWhich product is this about, and what are its features? Answer in five "
-    "keywords.",
+    instruction="{request}\n\nWhich product is this about, and what are its features? Answer in five keywords.",
     mode="expand",
 )
-PAPER = (
-    "Games",
-    "Baby",
-    "Office",
-    "Sports",
-)  # the categories that the paper tests on, as the catalogue names them
+PAPER = ("Games", "Baby", "Office", "Sports")  # the categories that the paper tests on, as the catalogue names them
 ALIASES = {
     "Video_Games": "Games",
     "Baby_Products": "Baby",
@@ -73,9 +65,7 @@ def load(
     if catalogue not in ("all", "category"):
         raise RecR1Error(f"there is no catalogue={catalogue!r}; choose 'all' or 'category'")
     if splits == "paper" and (catalogue == "category" or category == "all"):
-        raise RecR1Error(
-            "splits='paper' trains on other categories than it tests on; take splits='seed' with this"
-        )
+        raise RecR1Error("splits='paper' trains on other categories than it tests on; take splits='seed' with this")
     fetched = []
     if items is None:
         fetched.append(hub.fetch(hub.AMAZON_C4, CATALOGUE, "items=", revision))
@@ -97,10 +87,7 @@ def load(
         table = table[table["category"] == category].reset_index(drop=True)
     keep = {item for frame in drawn.values() for relevant in frame["relevant"] for item in relevant}
     table, size = thin(table, keep, max_items, seed)
-    counted = {
-        "requests whose item is not in the catalogue, left out": lost,
-        "items without text left out": empty,
-    }
+    counted = {"requests whose item is not in the catalogue, left out": lost, "items without text left out": empty}
     return Task(
         name=f"amazon_c4-{category}",
         items=table[list(ITEM_COLUMNS)],
@@ -134,12 +121,7 @@ def _examples(requests: Table, items: pd.DataFrame) -> tuple[pd.DataFrame, int, 
         if item not in category_of:
             lost, first_lost = lost + 1, first_lost or item
             continue
-        new = {
-            "example_id": f"query-{row['qid']}",
-            "request": query,
-            "relevant": {},
-            "category": category_of[item],
-        }
+        new = {"example_id": f"query-{row['qid']}", "request": query, "relevant": {}, "category": category_of[item]}
         found.setdefault(query, new)["relevant"][item] = 1.0
     if not found:
         raise RecR1Error(
@@ -162,22 +144,12 @@ def _paper_splits(examples: pd.DataFrame, category: str, n_val: int, name: str) 
     return {"train": others[:-n_val], "val": others[-n_val:], "test": test}
 
 
-def _seed_splits(
-    examples: pd.DataFrame, val: float, test: float, seed: int, name: str
-) -> dict[str, pd.DataFrame]:
+def _seed_splits(examples: pd.DataFrame, val: float, test: float, seed: int, name: str) -> dict[str, pd.DataFrame]:
     if not all(isinstance(share, (int, float)) and share > 0 for share in (val, test)) or val + test >= 1:
-        raise RecR1Error(
-            f"val={val!r} and test={test!r} are no shares of the requests; take such as 0.2 and 0.2"
-        )
+        raise RecR1Error(f"val={val!r} and test={test!r} are no shares of the requests; take such as 0.2 and 0.2")
     n_val, n_test = max(round(val * len(examples)), 1), max(round(test * len(examples)), 1)
     if len(examples) <= n_val + n_test:
-        raise RecR1Error(
-            f"{name} has {len(examples)} requests of the category, too few for three splits; take 'all'"
-        )
+        raise RecR1Error(f"{name} has {len(examples)} requests of the category, too few for three splits; take 'all'")
     shuffled = examples.iloc[np.random.RandomState(seed).permutation(len(examples))]
-    parts = {
-        "test": shuffled[:n_test],
-        "val": shuffled[n_test : n_test + n_val],
-        "train": shuffled[n_test + n_val :],
-    }
+    parts = {"test": shuffled[:n_test], "val": shuffled[n_test : n_test + n_val], "train": shuffled[n_test + n_val :]}
     return {split: parts[split] for split in ("train", "val", "test")}

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from recr1_lite import assets
-from recr1_lite.errors import RecR1Error
-from recr1_lite.prompts import Prompt
+from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.prompts import Prompt
 
 # Chosen on training requests: of thirteen wordings this one had the best greedy rewrites. The query is repeated four
 # times: once, one right word moves the ranking too little for a hundred rollouts to notice (benchmarks/README.md).
@@ -38,8 +38,10 @@ FEW_SHOT = replace(
     ),
 )
 # What somebody who knows the shop could write down: the words of a message that name a garment. A teacher for SFT.
-GARMENTS = frozenset("""dress dresses blouse shirt top tee sweater cardigan pants jeans skirt shorts jacket coat vest
-leggings jumpsuit romper tunic tank swimsuit bra robe pajamas""".split())
+GARMENTS = frozenset(
+    """dress dresses blouse shirt top tee sweater cardigan pants jeans skirt shorts jacket coat vest
+leggings jumpsuit romper tunic tank swimsuit bra robe pajamas""".split()
+)
 WHEEL = assets.ASSETS["clothing-reviews"].wheel
 MIN_REVIEWS = 8  # a garment with fewer says too little about itself
 MIN_WORDS = 10  # a shorter review is no message

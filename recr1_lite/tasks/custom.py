@@ -17,18 +17,14 @@ import os
 import numpy as np
 import pandas as pd
 
-from recr1_lite.errors import RecR1Error
-from recr1_lite.prompts import Prompt
+from recr1_lite.common import RecR1Error
 from recr1_lite.tasks import sequences
-from recr1_lite.tasks.base import Task
-from recr1_lite.tasks.cells import read_id, read_ids, read_relevant
-from recr1_lite.tasks.checks import EXAMPLE_COLUMNS, ITEM_COLUMNS, shown
-from recr1_lite.tasks.tables import read_table
+from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, shown
+from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.tasks.readers import read_id, read_ids, read_relevant, read_table
 
 PROMPT = Prompt(
-    style="compact",
-    instruction="What is this request about? Answer in five keywords.\n\n{request}",
-    mode="expand",
+    style="compact", instruction="What is this request about? Answer in five keywords.\n\n{request}", mode="expand"
 )
 SPLITS = ("train", "val", "test")
 LISTS = ("exclude", "history")  # columns of lists of ids
@@ -98,9 +94,7 @@ def _catalogue(table: pd.DataFrame, where: str) -> pd.DataFrame:
     return items
 
 
-def _with_requests(
-    table: pd.DataFrame, catalogue: pd.DataFrame, last: int, where: str
-) -> tuple[pd.DataFrame, str]:
+def _with_requests(table: pd.DataFrame, catalogue: pd.DataFrame, last: int, where: str) -> tuple[pd.DataFrame, str]:
     """`table` with the column `request` made of `history`, `exclude` added; rows bought again left out and counted."""
     _need(table, ("history", "relevant"), where)
     titles, rows = dict(zip(catalogue["item_id"], catalogue["title"])), []
@@ -120,9 +114,7 @@ def _with_requests(
             gone = list(dict.fromkeys(history))
             rows.append({**row, "example_id": own_id, "request": request, "exclude": gone, "history": history})
     if not rows:
-        raise RecR1Error(
-            f"{where}: every relevant item is in its own history, so nothing is left; check the columns"
-        )
+        raise RecR1Error(f"{where}: every relevant item is in its own history, so nothing is left; check the columns")
     return pd.DataFrame(rows), f"{len(table) - len(rows)} rows whose relevant item is already in their history"
 
 
@@ -150,9 +142,7 @@ def _examples(table: pd.DataFrame, where: str) -> pd.DataFrame:
             )
         for item, gain in read_relevant(row["relevant"], row.get("gain"), place).items():
             if example["relevant"].setdefault(item, gain) != gain:
-                raise RecR1Error(
-                    f"{place}: item {item!r} has two gains in example {example_id!r}; keep one of them"
-                )
+                raise RecR1Error(f"{place}: item {item!r} has two gains in example {example_id!r}; keep one of them")
     columns = [*EXAMPLE_COLUMNS, "split", *(column for column in LISTS if column in table.columns)]
     return pd.DataFrame(list(examples.values()), columns=columns)
 
@@ -181,15 +171,12 @@ def _check_targets(examples: pd.DataFrame, catalogue: pd.DataFrame, where: str, 
 def _draw_splits(requests: pd.Series, val: float, test: float, seed: int, where: str) -> list[str]:
     shares = all(isinstance(share, numbers.Real) and share > 0 for share in (val, test))
     if not shares or val + test >= 1:
-        raise RecR1Error(
-            f"val={val!r} and test={test!r} are no shares of the requests; take such as 0.2 and 0.2"
-        )
+        raise RecR1Error(f"val={val!r} and test={test!r} are no shares of the requests; take such as 0.2 and 0.2")
     distinct = requests.str.strip().drop_duplicates().tolist()
     n_val, n_test = max(round(val * len(distinct)), 1), max(round(test * len(distinct)), 1)
     if len(distinct) <= n_val + n_test:
         raise RecR1Error(
-            f"{where} has {len(distinct)} different requests, too few for a train, a val and a test "
-            "split; give it more"
+            f"{where} has {len(distinct)} different requests, too few for a train, a val and a test split; give it more"
         )
     random = np.random.RandomState(seed)  # its stream is frozen: the same splits with any NumPy
     shuffled = [distinct[i] for i in random.permutation(len(distinct))]

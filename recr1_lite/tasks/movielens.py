@@ -17,10 +17,10 @@ from pathlib import Path
 import pandas as pd
 
 from recr1_lite import assets
-from recr1_lite.errors import RecR1Error
-from recr1_lite.prompts import Prompt
+from recr1_lite.common import RecR1Error
 from recr1_lite.tasks import sequences
 from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.prompts import Prompt
 
 # Of three wordings the only one that was answered with genres (60 training requests; benchmarks/README.md).
 # An item's text is a few words, so genres find films; repeated, they outweigh the titles of films excluded.
@@ -49,7 +49,9 @@ def load(last: int = sequences.LAST) -> Task:
 
 def name_genres(items: pd.DataFrame, count: int = 2) -> Callable[[str], tuple[str, str]]:
     """A teacher for SFT that knows the catalogue: the commonest genres of a request's films, and the thought."""
-    genres = {title: text.rpartition(") ")[2].split() for title, text in zip(items["title"], items["text"], strict=True)}
+    genres = {
+        title: text.rpartition(") ")[2].split() for title, text in zip(items["title"], items["text"], strict=True)
+    }
 
     def teach(request: str) -> tuple[str, str]:
         seen = Counter(genre for title in request.split("; ") for genre in genres.get(title, ()))

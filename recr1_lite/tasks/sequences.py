@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from recr1_lite.errors import RecR1Error
+from recr1_lite.common import RecR1Error
 
 COLUMNS = ("example_id", "request", "relevant", "exclude", "history")
 BETWEEN = "; "

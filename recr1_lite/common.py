@@ -1,0 +1,63 @@
+"""One exception for everything a user can mend; the command line prints it as one sentence."""
+
+# MERGED: """Files that are either whole or absent."""
+# MERGED: """The one progress bar: there while somebody may be watching, gone when the work is done."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class RecR1Error(ValueError):
+    """What was wrong, where, and what to do next, in one sentence."""
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> Path:
+    """Write `content` to `path` through a temporary neighbour, so that no reader ever sees half a file.
+
+    Raises OSError (full disk, read-only folder) with nothing left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def runs_folder() -> Path:
+    """Where runs and the ledger go: RECR1_RUNS, else `runs` in this checkout, else `runs` in the working folder.
+
+    In a checkout it is the same folder wherever a notebook or a command is started.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    elsewhere = (checkout / "pyproject.toml").is_file() and checkout != Path.cwd()
+    return Path(os.environ.get("RECR1_RUNS") or (checkout / "runs" if elsewhere else "runs")).expanduser()
+
+
+def free_folder(folder: str | Path) -> Path:
+    """`folder` if nothing is there yet, else the first free one of folder-2, folder-3, ..."""
+    folder = Path(folder)
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], names) if not path.exists())
+
+
+def bar(*args, progress: bool = True, **options) -> tqdm:
+    """A tqdm bar on a terminal and under a notebook's cell, that is wiped at the end; nothing in a log file."""
+    watched = sys.stderr is not None and sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(*args, leave=False, delay=1, disable=not (progress and watched), **options)

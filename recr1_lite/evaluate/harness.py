@@ -1,0 +1,389 @@
+"""Benchmarks from local files in their original formats, as settings of lm-evaluation-harness's own tasks."""
+
+# MERGED: """Run a program that a model wrote, in a subprocess with limits: time, memory, no files, no processes, no network.
+# MERGED:
+# MERGED: For programs that are wrong, not for ones that are out to get you: a container is the place for those.
+# MERGED: """
+# MERGED: """The bridge to lm-evaluation-harness: its tasks, with this kit's items or a benchmark's own files, run on a model.
+# MERGED:
+# MERGED: Prompts, filters and scores are the harness's (arXiv 2405.14782). Added here: data from local files, NLTK's
+# MERGED: punkt_tab from the kit's cache (the harness would download it at import), and a shared prompt pass.
+# MERGED: """
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import importlib
+import json
+import logging
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from recr1_lite import assets
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy.rollouts import completion_logps
+
+# the original MMLU has no line of names and letters; the Hub's export has one, and places 0 to 3
+LETTERS = {mark: place for marks in ("ABCD", "0123") for place, mark in enumerate(marks)}
+PUT = "put the benchmark's original file there"
+
+
+def settings(**splits: list[dict]) -> dict:
+    """Settings that make a task of the harness read these rows. splits: name -> rows."""
+    from datasets import Dataset
+
+    data = {name: Dataset.from_list(rows) for name, rows in splits.items()}
+    return {"custom_dataset": lambda **_: data, "dataset_path": None, "dataset_name": None, "metadata": None}
+
+
+def rows_of(path: Path) -> list:
+    """Lines of a CSV as lists, of JSON lines as dicts, gzipped or not. Raises RecR1Error: missing, damaged, empty."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                rows = list(csv.reader(file))
+            else:
+                rows = [json.loads(line) for line in file if line.strip()]
+    except (OSError, ValueError, EOFError, csv.Error) as error:
+        raise RecR1Error(f"{path.name} cannot be read from the data folder ({error}); {PUT}") from error
+    if not rows:
+        raise RecR1Error(f"{path.name} in the data folder is empty; {PUT}")
+    return rows
+
+
+def gsm8k(folder: Path) -> dict:
+    """The five worked examples come from gsm8k_train.jsonl; without it there are none, as no test item may help."""
+    test, train = rows_of(folder / "gsm8k_test.jsonl"), folder / "gsm8k_train.jsonl"
+    if train.is_file():
+        return settings(test=test, train=rows_of(train))
+    return settings(test=test) | {"num_fewshot": 0, "training_split": None, "fewshot_split": None}
+
+
+def mmlu_subjects(folder: Path) -> list[str]:
+    """Subjects with a file mmlu/SUBJECT_test.csv. Raises RecR1Error where there is none."""
+    found = [path.name.removesuffix("_test.csv") for path in sorted((folder / "mmlu").glob("*_test.csv"))]
+    if not found:
+        raise RecR1Error(f"mmlu/ in the data folder has no SUBJECT_test.csv; {PUT}")
+    return found
+
+
+def mmlu(folder: Path, subject: str) -> dict:
+    """One subject's test and dev questions."""
+
+    def rows(split: str) -> list[dict]:
+        name = f"{subject}_{split}.csv"
+        lines = rows_of(folder / "mmlu" / name)
+        start = int(lines[0][-1] == "answer")
+        for number, row in enumerate(lines[start:], start=start + 1):
+            if len(row) != 6 or row[5] not in LETTERS:
+                raise RecR1Error(f"row {number} of mmlu/{name} is not question, four choices, letter; mend it")
+        return [{"question": row[0], "choices": row[1:5], "answer": LETTERS[row[5]]} for row in lines[start:]]
+
+    return settings(test=rows("test"), dev=rows("dev"))
+
+
+LOCAL = {
+    "gsm8k": gsm8k,
+    "ifeval": lambda folder: settings(train=rows_of(folder / "ifeval.jsonl")),
+    "humaneval": lambda folder: settings(test=rows_of(folder / "HumanEval.jsonl.gz")),
+}
+
+
+# Refused from inside: what would change files, start a process, or reach another machine (PEP 578 audit events).
+GUARD = """import sys as _sys
+def _guard(event, details):
+    if event == "open":
+        mode, flags = str(details[1] or ""), int(details[2] or 0)
+        if any(letter in mode for letter in "wax+") or flags & 3:
+            raise PermissionError("a generated program may not write files")
+    elif event in _REFUSED or event.partition(".")[0] in {"subprocess", "socket", "shutil", "ctypes", "_posixsubprocess"}:
+        raise PermissionError("a generated program may not use " + event)
+_REFUSED = {"os." + name for name in ("remove rename rmdir mkdir system exec fork forkpty posix_spawn spawn kill killpg "
+            "chmod chown link symlink truncate putenv chdir utime setxattr removexattr").split()}
+_sys.addaudithook(_guard)
+del _sys
+"""
+
+
+def run_program(source: str, seconds: float = 5.0, memory: int = 1_000_000_000) -> str:
+    """ "passed" where the program ran to its last line, else "failed", or "stopped" after `seconds`.
+
+    It runs with an empty environment in an empty folder that is removed. memory: bytes of address space. Raises
+    RecR1Error on a system without these limits (Windows).
+    """
+    if os.name != "posix":
+        raise RecR1Error(
+            "generated code is executed only under Linux or macOS, where its process can be limited; run "
+            "without execute_code there"
+        )
+    verdict = 64 + secrets.randbelow(50)  # a program that leaves early cannot know it
+    program = f"{GUARD}\n{source}\nimport os as _os\n_os._exit({verdict})\n"
+    with tempfile.TemporaryDirectory(prefix="recr1-code-") as folder:
+        path = Path(folder) / "program.py"
+        path.write_text(program, encoding="utf-8")
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", str(path)],
+            cwd=folder,
+            env={},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=lambda: _limit(seconds, memory),
+        )
+        try:
+            code = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return "stopped"
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+            process.wait()
+    return "passed" if code == verdict else "failed"
+
+
+def _limit(seconds: float, memory: int) -> None:
+    """In the child, before Python starts there."""
+    import resource
+
+    wanted = {"CPU": int(seconds) + 1, "AS": memory, "FSIZE": 0, "CORE": 0, "NPROC": 0, "NOFILE": 32}
+    for name, value in wanted.items():
+        try:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+        except (AttributeError, ValueError, OSError):  # a system that lacks one has the others
+            pass
+
+
+OFFLINE = ("instructions", "arithmetic", "knowledge", "reading", "perplexity")
+BENCHMARKS = ("ifeval", "gsm8k", "mmlu", "humaneval")
+INSTALL = "run: pip install lm-eval==0.4.13 langdetect==1.0.9 immutabledict nltk"
+
+
+def kit_folder() -> Path:
+    """data/capability of the checkout. Raises RecR1Error where it is missing."""
+    folder = Path(__file__).resolve().parents[2] / "data" / "capability"
+    if not (folder / "utils.py").is_file():
+        raise RecR1Error(
+            "data/capability is missing beside the package; run from a checkout of the repository "
+            "(`pip install -e .`), or put the folder back with git"
+        )
+    return folder
+
+
+def punkt() -> None:
+    """Let NLTK find punkt_tab in the kit's cache, unpacked there at first use. Raises RecR1Error as `assets.fetch`."""
+    try:
+        import langdetect
+        import nltk
+    except ModuleNotFoundError as error:
+        raise RecR1Error(f"the capability checks need {error.name}; {INSTALL}") from None
+    langdetect.DetectorFactory.seed = 0  # else its guess, and with it a score, can differ from run to run
+    home = assets.cache_folder() / "nltk"
+    if not home.is_dir():
+        _unpack(assets.fetch("punkt-tab"), home)
+    if str(home) not in nltk.data.path:
+        nltk.data.path.insert(0, str(home))
+
+
+def _unpack(archive: Path, home: Path) -> None:
+    """English and the README of the zip, whole or not at all; NLTK does not read its tables inside a zip."""
+    try:
+        with tempfile.TemporaryDirectory(dir=home.parent, prefix=".nltk.") as work, zipfile.ZipFile(archive) as zipped:
+            wanted = [name for name in zipped.namelist() if "/english/" in name or name.endswith("README")]
+            zipped.extractall(Path(work) / "nltk" / "tokenizers", wanted)
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                (Path(work) / "nltk").rename(home)
+    except OSError as error:
+        if not home.is_dir():
+            raise RecR1Error(
+                f"the cache {home.parent} cannot be written ({error.strerror}); mend its permissions, or "
+                "set RECR1_CACHE to a folder that can be written"
+            ) from error
+
+
+def load_tasks(
+    suite: str, data_dir: str | Path | None = None, max_gen_toks: int | None = None, execute_code: bool = False
+) -> list:
+    """The harness's task objects of a suite: `offline` (this kit's items) or one of BENCHMARKS.
+
+    A benchmark comes from the Hub by name, or, with `data_dir`, from files in their original formats:
+    ifeval.jsonl, gsm8k_test.jsonl (and gsm8k_train.jsonl for the five worked examples; without it the questions
+    are asked with none), HumanEval.jsonl.gz, mmlu/SUBJECT_test.csv and _dev.csv. Raises RecR1Error: unknown suite, missing file,
+    the Hub out of reach or forbidden.
+    """
+    if suite not in ("offline", *BENCHMARKS):
+        raise RecR1Error(f"there is no suite {suite!r}; choose offline, {', '.join(BENCHMARKS)}")
+    if suite in ("offline", "ifeval"):
+        punkt()
+    if suite == "offline":
+        folder = kit_folder()
+        return [_task(folder / f"recr1_{name}.yaml", {}, max_gen_toks) for name in OFFLINE]
+    if data_dir is None and assets.offline():
+        raise RecR1Error(
+            f"{suite} comes from the Hugging Face Hub and RECR1_OFFLINE or HF_HUB_OFFLINE forbids the "
+            "network; unset it, or name a folder that holds its files with data_dir (--data-dir)"
+        )
+    files = Path(data_dir) if data_dir is not None else None
+    if suite == "mmlu":
+        subjects = mmlu_subjects(files) if files else None
+        yamls = {
+            path.stem.removeprefix("mmlu_"): path for path in (_builtin() / "mmlu" / "default").glob("mmlu_*.yaml")
+        }
+        wanted = [name for name in sorted(yamls) if files is None or name in subjects]
+        return [_task(yamls[name], mmlu(files, name) if files else {}) for name in wanted]
+    changes = {} if files is None else LOCAL[suite](files)
+    if suite == "humaneval":  # its own scorer downloads code_eval and executes in this process tree: replaced
+        changes |= {
+            "unsafe_code": False,
+            "filter_list": None,
+            "metric_list": [PASSED] if execute_code else [MADE],
+            "process_results": executed if execute_code else generated,
+        }
+    name = "humaneval_instruct" if suite == "humaneval" else suite
+    return [_task(_builtin() / suite / f"{name}.yaml", changes, max_gen_toks, resolve=suite != "humaneval")]
+
+
+def run_tasks(
+    model, tokenizer, tasks: Sequence, limit: int | None = None, seed: int = 0, batch_size: int = 50
+) -> dict[str, list[dict]]:
+    """Samples as the harness logs them, task -> one dict an item: doc_id, doc, arguments, resps, metrics, scores.
+
+    limit: items a task, drawn with `seed`. The chat template is applied. The model's training mode and the
+    tokenizer's padding are as before afterwards.
+    """
+    from lm_eval.evaluator import evaluate
+
+    samples = None
+    if limit is not None:
+        sizes = {task.task_name: len(task.eval_docs) for task in tasks}
+        samples = {name: sorted(random.Random(seed).sample(range(n), min(limit, n))) for name, n in sizes.items()}
+    for task in tasks:  # what simple_evaluate does, less its survey of the machine, which takes seconds
+        task.set_fewshot_seed(seed=seed)
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+    side, pad, training = tokenizer.padding_side, tokenizer.pad_token, model.training
+    try:
+        with quiet():
+            found = evaluate(
+                language_model(model, tokenizer, batch_size),
+                samples=samples,
+                bootstrap_iters=0,
+                task_dict={"tasks": {task.task_name: task for task in tasks}, "groups": {}},
+                apply_chat_template=True,
+                fewshot_as_multiturn=True,
+            )
+    finally:
+        tokenizer.padding_side, tokenizer.pad_token = side, pad
+        model.train(training)
+    return found["samples"]
+
+
+def language_model(model, tokenizer, batch_size: int = 50):
+    """The harness's HFLM on a model in memory, except that answers to one question share one pass of its prompt."""
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ModuleNotFoundError as error:
+        raise RecR1Error(f"the capability checks need {error.name}; {INSTALL}") from None
+
+    class SharedPromptLM(HFLM):
+        @torch.no_grad()
+        def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
+            """(log-probability, False) of each (texts, prompt ids, answer ids); multiple choice reads the first."""
+            scores: list = [None] * len(requests)
+            order = sorted(range(len(requests)), key=lambda i: (len(requests[i][1]), requests[i][1]))
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                prompts, prompt_mask = _padded([requests[i][1] for i in batch], "left", self.device)
+                answers, answer_mask = _padded([requests[i][2] for i in batch], "right", self.device)
+                values, _ = completion_logps(self.model, prompts, prompt_mask, answers, answer_mask)
+                for i, total in zip(batch, (values * answer_mask).sum(1).tolist(), strict=True):
+                    scores[i] = (total, False)
+            return scores
+
+    with quiet():
+        return SharedPromptLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+def executed(doc: dict, results: list[str]) -> dict[str, float]:
+    """HumanEval's pass@1 of one answer, run in a subprocess with limits."""
+    program = doc["prompt"] + results[0].split("```")[0]  # what humaneval_instruct's own filter keeps
+    return {"pass@1": float(run_program(f"{program}\n{doc['test']}\ncheck({doc['entry_point']})\n") == "passed")}
+
+
+def generated(doc: dict, results: list[str]) -> dict[str, float]:
+    """1 if there is an answer at all; it is not executed."""
+    return {"answered": float(bool(results[0].strip()))}
+
+
+PASSED, MADE = ({"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("pass@1", "answered"))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No bars, no notes of the harness, which would fill a notebook."""
+    places = [
+        importlib.import_module(name)
+        for name in ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
+    ]
+    bars = [place.tqdm for place in places]
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for place, shown in zip(places, bars, strict=True):
+        place.tqdm = lambda *rows, _bar=shown, **options: _bar(*rows, **options | {"disable": True})
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for place, shown in zip(places, bars, strict=True):
+            place.tqdm = shown
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _builtin() -> Path:
+    return Path(importlib.import_module("lm_eval.tasks").__file__).parent
+
+
+def _task(path: Path, changes: dict, max_gen_toks: int | None = None, resolve: bool = True):
+    """The task of a YAML with some settings changed; its data loaded."""
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    with quiet():
+        config = load_yaml(path, resolve_func=resolve) | changes
+        config = {key: value for key, value in config.items() if value is not None and key not in ("tag", "group")}
+        if max_gen_toks and "generation_kwargs" in config:
+            config["generation_kwargs"] = config["generation_kwargs"] | {"max_gen_toks": max_gen_toks}
+        try:
+            return ConfigurableTask(config=config)
+        except RecR1Error:
+            raise
+        except (OSError, ValueError, ConnectionError) as error:
+            raise RecR1Error(
+                f"{path.stem} could not be loaded ({' '.join(str(error).split())[:200]}); mend the "
+                "network, or name a folder that holds its files with data_dir (--data-dir)"
+            ) from error
+
+
+def _padded(rows: Sequence[list[int]], side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long, device=device)
+    for row, tokens in enumerate(rows):
+        place = slice(width - len(tokens), width) if side == "left" else slice(len(tokens))
+        ids[row, place], mask[row, place] = torch.tensor(tokens, device=device), 1
+    return ids, mask

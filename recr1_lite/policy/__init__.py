@@ -1,0 +1,12 @@
+"""The model, its adapter, its rollouts, and the rewriters made of them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "endpoint": ["EndpointRewriter", "from_environment"],
+        "models": ["Policy", "load_policy", "save_adapter", "save_merged", "token_logps"],
+        "rewriters": ["ModelRewriter", "RawRewriter", "as_rewriter"],
+    },
+)

@@ -1,0 +1,257 @@
+"""Load a policy (LoRA, optional 4-bit), save it, merge it, and check that the three say the same.
+
+On CUDA unsloth does the loading where it can be used (`backend.choose`); everywhere else transformers + peft do,
+with bitsandbytes for 4-bit. The rest of the kit sees a `Policy`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from recr1_lite import assets
+from recr1_lite.assets.fetch import note
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy import unsloth as unsloth_backend
+from recr1_lite.policy.backend import choose
+from recr1_lite.policy.rollouts import completion_logps
+from recr1_lite.profiles import Profile
+
+# largest difference between two forms of one model, in nats a token; 16-bit weights round more
+PARITY_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+
+disable_progress_bar()  # a bar for each weights file read or written
+logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # tells of the pad token of _ready
+
+
+@dataclass
+class Policy:
+    """A causal language model, its tokenizer (left padding, pad token that is not the end token) and the
+    backend."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    backend: str  # "transformers" or "unsloth"; `backend.choose` says why
+    name: str = ""  # the model's name in the profile
+
+
+def load_policy(
+    profile: Profile,
+    seed: int = 0,
+    adapter: str | Path | None = None,
+    trainable: bool = True,
+    backend: str | None = None,
+) -> Policy:
+    """The profile's model with a LoRA adapter: a fresh one, or the one saved in the folder `adapter`.
+
+    The model is an asset of this kit, a local folder, a GGUF file, or a name on the Hub. The seed is set before the
+    adapter is made, so that its random half is the same in every run with that seed. `trainable=False` without
+    `adapter` gives the bare model. backend: "unsloth" or "transformers", default as `backend.choose` finds; what it
+    does not grant is said in one line on stderr. Raises RecR1Error for a model or an adapter that cannot be read, and for 4-bit
+    without bitsandbytes.
+    """
+    set_seed(seed)
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise RecR1Error(f"there is no adapter in {str(adapter)!r} (adapter_config.json is missing); train one first")
+    source, chosen = _source(profile.model), choose(profile, backend)
+    profile = replace(profile, dtype=chosen.dtype)
+    for reason in chosen.reasons:
+        _say_once(reason)
+    if chosen.name == "unsloth":
+        with _readable(f"the model {profile.model!r}"):
+            model, tokenizer = unsloth_backend.load(profile, source, seed, adapter, trainable, chosen.vllm)
+        return Policy(model, _ready(tokenizer), "unsloth", profile.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {"dtype": getattr(torch, profile.dtype)}
+    if profile.load_in_4bit:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise RecR1Error("4-bit loading needs bitsandbytes; run: pip install bitsandbytes")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=options["dtype"],
+        )
+    local = assets.offline() or Path(source).is_dir()
+    with _readable(f"the model {profile.model!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            local_files_only=local,
+            device_map=device,
+            **options,
+            attn_implementation="grouped" if device == "cpu" else "sdpa",
+        )  # CUDA has kernels for the stock one
+    if device == "cpu":
+        for module in model.modules():
+            # bitsandbytes' fast path for evaluation has no gradient and, once taken, stays on in training
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    if adapter is not None:
+        with _readable(f"the adapter {str(adapter)!r} for the model {profile.model!r}"):
+            model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    elif trainable:
+        set_seed(seed)  # reading the weights may have drawn numbers
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                r=profile.lora_rank,
+                lora_alpha=2 * profile.lora_rank,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            ),
+        )
+    return Policy(model.eval(), _ready(tokenizer), "transformers", profile.model)
+
+
+def save_adapter(policy: Policy, folder: str | Path) -> Path:
+    """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all.
+
+    It names its model as the profile does, so that an adapter made here can be used and given away
+    elsewhere.
+    """
+
+    def write(work: Path) -> None:
+        policy.model.save_pretrained(work, selected_adapters=["default"], save_embedding_layers=False)
+        (work / "README.md").unlink(missing_ok=True)  # an empty form with the model's local path in it
+        config = json.loads((work / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = policy.name
+        (work / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+
+    return place_folder(folder, write)
+
+
+def save_merged(policy: Policy, folder: str | Path) -> Path:
+    """Fold the adapter into a copy of the weights and write a plain transformers model with its
+    tokenizer."""
+    if getattr(policy.model, "is_loaded_in_4bit", False):
+        raise RecR1Error("a 4-bit model cannot be merged without loss; load the policy with load_in_4bit=False first")
+
+    def write(work: Path) -> None:
+        merged = policy.model
+        if isinstance(merged, PeftModel):
+            merged = copy.deepcopy(merged).merge_and_unload(safe_merge=True)
+        merged.save_pretrained(work)
+        policy.tokenizer.save_pretrained(work)
+
+    return place_folder(folder, write)
+
+
+def place_folder(folder: str | Path, write) -> Path:
+    """Let `write` fill a temporary neighbour of `folder`, then swap it in."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    old = work.with_name(work.name + ".old")
+    try:
+        write(work)
+        os.chmod(work, 0o755)
+        if folder.exists():
+            folder.rename(old)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+    """Log-probability of every completion token after its rendered prompt, in nats; 0 at padding. Shape (B,
+    T)."""
+    prompts, ends = zip(*pairs, strict=True)
+    options = dict(return_tensors="pt", padding=True, add_special_tokens=False)
+    left = policy.tokenizer(list(prompts), padding_side="left", **options).to(policy.model.device)
+    right = policy.tokenizer(list(ends), padding_side="right", **options).to(policy.model.device)
+    with torch.no_grad():
+        values, _ = completion_logps(
+            policy.model, left.input_ids, left.attention_mask, right.input_ids, right.attention_mask
+        )
+    return values * right.attention_mask
+
+
+def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Largest difference in nats a token between the adapter and the same adapter merged, and saved and
+    reloaded.
+
+    pairs: (rendered prompt, completion). Keys `merged` and `reloaded`. Raises RecR1Error when one is above
+    the PARITY_TOLERANCE of the profile's dtype: then what was saved is not what was trained.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        adapter = save_adapter(policy, Path(work) / "adapter")
+        merged = save_merged(policy, Path(work) / "merged")
+        others = {
+            "merged": load_policy(replace(profile, model=str(merged)), trainable=False),
+            "reloaded": load_policy(profile, adapter=adapter, trainable=False),
+        }
+    here = token_logps(policy, pairs)
+    differences = {name: float((token_logps(other, pairs) - here).abs().max()) for name, other in others.items()}
+    worst = max(differences, key=differences.get)
+    allowed = PARITY_TOLERANCE[getattr(torch, profile.dtype)]
+    if not differences[worst] <= allowed:  # a NaN is a difference too
+        raise RecR1Error(
+            f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats a "
+            f"token (allowed: {allowed}); do not use it, and report this with "
+            "`python -m recr1_lite doctor`"
+        )
+    return differences
+
+
+def _source(model: str) -> str:
+    """Where to load a model from: this kit's cache, a local folder, a GGUF file turned into one, or the Hub by
+    name."""
+    policies = [name for name in assets.MODELS if name not in assets.ENCODERS]
+    if model in policies:
+        return str(assets.model_folder(model))
+    if model.endswith(".gguf"):
+        from recr1_lite.assets.fetch import folder_of
+
+        return str(folder_of(model))
+    if "/" not in model and not Path(model).is_dir():
+        raise RecR1Error(
+            f"there is no model {model!r}; name one of {', '.join(policies)}, a local "
+            "folder, a .gguf file, or a model of the Hugging Face Hub as owner/name"
+        )
+    return model
+
+
+@contextmanager
+def _readable(what: str):
+    """What the libraries say of files they cannot read, as one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RecR1Error(f"{what} cannot be loaded ({reason}); check the name, the files and the network") from error
+
+
+def _ready(tokenizer):
+    """Left padding, and a pad token that is not the end token: else the end of an answer is masked like
+    padding."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        spare = next((token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token), None)
+        if spare is None:
+            raise RecR1Error("the tokenizer has no special token to pad with but its end token; choose another model")
+        tokenizer.pad_token = spare
+    return tokenizer
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    note(reason)

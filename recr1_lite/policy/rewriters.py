@@ -1,0 +1,124 @@
+"""Everything is a rewriter: the raw request, a prompted model and a trained adapter differ in nothing
+else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy.models import Policy
+from recr1_lite.policy.rollouts import MergedCopy, generate_grouped
+from recr1_lite.profiles import Profile
+from recr1_lite.tasks.prompts import Prompt, compose
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One answer: the query as sent to the retriever, the model's own words, how they parsed, tokens
+    generated."""
+
+    query: str
+    completion: str
+    outcome: str
+    tokens: int
+
+
+class Rewriter:
+    """A name and `complete`; a subclass writes `complete`, and `rewrite` gives the queries alone."""
+
+    name = "rewriter"
+    batch_size = 64
+
+    def complete(self, requests: Sequence[str]) -> list[Rewrite]:
+        raise NotImplementedError
+
+    def rewrite(self, requests: Sequence[str]) -> list[str]:
+        return [answer.query for answer in self.complete(requests)]
+
+
+class RawRewriter(Rewriter):
+    """The request itself: the baseline that every rewriter has to beat."""
+
+    name = "raw request"
+
+    def complete(self, requests: Sequence[str]) -> list[Rewrite]:
+        return [Rewrite(request, "", "ok", 0) for request in requests]
+
+
+class ModelRewriter(Rewriter):
+    """A model asked with a prompt: greedy by default, sampled when temperature > 0.
+
+    `merged` (a MergedCopy of the policy) makes generation faster; without it one is made where the weights
+    allow.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompt: Prompt,
+        name: str,
+        max_new_tokens: int,
+        batch_size: int = 50,
+        temperature: float = 0.0,
+        max_prompt_tokens: int = 512,
+        merged: MergedCopy | None = None,
+    ):
+        self.policy, self.prompt, self.name, self.batch_size = policy, prompt, name, batch_size
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.max_prompt_tokens = max_prompt_tokens
+        self.merged = merged or MergedCopy.of(policy.model)
+
+    def complete(self, requests: Sequence[str]) -> list[Rewrite]:
+        """One Rewrite a request, in order. Raises RecR1Error when a prompt is longer than
+        `max_prompt_tokens`."""
+        if not requests:
+            return []
+        tokenizer, prompt = self.policy.tokenizer, self.prompt
+        ids, mask = encode(
+            tokenizer,
+            [prompt.render(tokenizer, request) for request in requests],
+            self.max_prompt_tokens,
+            self.policy.model.device,
+        )
+        training = self.policy.model.training
+        model = self.merged.refresh() if self.merged else self.policy.model.eval()
+        tokens = generate_grouped(
+            model, ids, mask, self.max_new_tokens, tokenizer.eos_token_id, tokenizer.pad_token_id, self.temperature
+        )
+        self.policy.model.train(training)
+        answers = []
+        for request, row in zip(requests, tokens.tolist(), strict=True):
+            length = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+            text = tokenizer.decode(row[:length], skip_special_tokens=True)
+            parsed = prompt.read(text, truncated=tokenizer.eos_token_id not in row)
+            query = compose(request, parsed.query, prompt.mode, prompt.weight)
+            answers.append(Rewrite(query, text, str(parsed.outcome), length))
+        return answers
+
+
+def encode(tokenizer, texts: Sequence[str], limit: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded ids and mask (B, L) of rendered prompts. Raises RecR1Error when one is longer than
+    `limit` tokens."""
+    batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    if batch.input_ids.size(1) > limit:
+        raise RecR1Error(
+            f"a prompt has {batch.input_ids.size(1)} tokens and the limit is {limit}; shorten "
+            "the request or the few-shot examples, or raise max_prompt_tokens in the profile"
+        )
+    return batch.input_ids.to(device), batch.attention_mask.to(device)
+
+
+def as_rewriter(policy: Policy, prompt, profile: Profile, name: str, merged=None) -> ModelRewriter:
+    """The policy as a greedy rewriter with the profile's sizes."""
+    return ModelRewriter(
+        policy,
+        prompt,
+        name,
+        profile.max_completion_tokens,
+        profile.batch_size,
+        max_prompt_tokens=profile.max_prompt_tokens,
+        merged=merged,
+    )

@@ -1,0 +1,297 @@
+"""Run each prompt once for its whole group: rollouts and log-probabilities on a shared prompt cache.
+
+A GRPO group is G completions of one prompt. Stock code runs the prompt G times to generate and G times more
+to score. Here the prompt is run once, its key-value cache is copied to the G rows, and only the completions
+run on it. Gradients flow through the cache, so the update is the same one (tests compare loss and gradients
+with stock TRL's).
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy.unsloth import generate as unsloth_generate
+from recr1_lite.policy.unsloth import is_unsloth, row_logps
+
+LARGE_LOGITS = 512 * 2**20  # bytes of float32 logits above which they are made in parts
+PART = 2**25  # logits of one part
+PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral"}  # logits are head(states), nothing after it
+
+
+def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """Grouped-query attention that copies no key or value: query heads of one key head become query rows.
+
+    Stock attention on a CPU repeats keys and values for every query head and rebuilds the mask in every
+    layer, which costs as much as the matrix products. Shapes: query (B, H, T, D), key and value (B, K, L,
+    D), out (B, T, H, D).
+    """
+    rows, heads, length, width = query.shape
+    groups = heads // key.size(1)
+    if groups == 1 or attention_mask is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    out = scaled_dot_product_attention(
+        query.reshape(rows, key.size(1), groups * length, width),
+        key,
+        value,
+        attn_mask=attention_mask.repeat(1, 1, groups, 1),
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    return out.reshape(rows, heads, length, width).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("grouped", grouped_attention)
+AttentionMaskInterface.register("grouped", eager_mask)
+
+
+def shared_prefill(
+    model, prompt_ids, prompt_mask, states: bool = False
+) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+    """Forward each distinct left-padded prompt of (B, L) once.
+
+    Returns the cache copied to all B rows, the logits (U, 1, V) after the last token of each distinct prompt, or
+    its hidden states (U, 1, H), and the row -> distinct prompt index (B,). `position_ids` come from the mask: with left padding the
+    default 0..L-1 would put every shorter prompt at the wrong positions, and nothing would fail.
+    """
+    distinct, inverse = torch.unique(prompt_ids.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
+    first = torch.zeros(len(distinct), dtype=torch.long, device=prompt_ids.device)
+    first[inverse] = torch.arange(len(prompt_ids), device=prompt_ids.device)
+    mask = prompt_mask[first]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    found, cache = _forward(
+        model,
+        states,
+        input_ids=prompt_ids[first],
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=DynamicCache(),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_select_indices(inverse)
+    return cache, found[:, -1:], inverse
+
+
+def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None) -> torch.Tensor:
+    """One token a row from softmax(logits / temperature), cut to its top_p nucleus; temperature 0: greedy.
+
+    Inverse-CDF: one uniform number a row. (`torch.multinomial` draws one exponential for each of the 49,152
+    words, a sixth of a CPU rollout.) Shapes (B, V) -> (B,).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    order = None
+    if top_p < 1:
+        probabilities, order = probabilities.sort(dim=-1, descending=True)
+        probabilities[(probabilities.cumsum(-1) - probabilities) >= top_p] = 0
+    cumulative = probabilities.cumsum(-1)
+    # above 0 and up to 1, so that no token of probability 0 is ever drawn
+    draw = 1 - torch.rand(len(logits), 1, device=logits.device, generator=generator)
+    token = torch.searchsorted(cumulative, draw * cumulative[:, -1:])
+    return (token if order is None else order.gather(-1, token)).squeeze(-1)
+
+
+@torch.no_grad()
+def generate_grouped(
+    model: PreTrainedModel,
+    prompt_ids,
+    prompt_mask,
+    max_new_tokens: int,
+    eos_id: int,
+    pad_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> torch.Tensor:
+    """Completions (B, T) of left-padded prompts (B, L), identical rows sharing one prompt pass.
+
+    After a row's end token come pad tokens; T is the longest completion's length. Raises RecR1Error where
+    the logits are no numbers.
+    """
+    if is_unsloth(model):
+        return unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, eos_id, pad_id, temperature, top_p)
+    with _autocast(model):
+        return _generate(model, prompt_ids, prompt_mask, max_new_tokens, eos_id, pad_id, temperature, top_p)
+
+
+def _generate(model, prompt_ids, prompt_mask, max_new_tokens, eos_id, pad_id, temperature, top_p) -> torch.Tensor:
+    cache, logits, inverse = shared_prefill(model, prompt_ids, prompt_mask)
+    if logits.isnan().any():
+        raise RecR1Error(
+            "the model's logits are no numbers (NaN): the training has diverged; take a lower "
+            "learning rate or a dtype with more range, and go on from an earlier checkpoint"
+        )
+    logits, position = logits[inverse][:, -1], prompt_mask.sum(1, keepdim=True)
+    finished = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)
+    mask, tokens = prompt_mask, []
+    for step in range(max_new_tokens):
+        token = sample(logits, temperature, top_p).masked_fill(finished, pad_id)
+        tokens.append(token)
+        finished = finished | (token == eos_id)
+        if finished.all() or step + 1 == max_new_tokens:
+            break
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        logits = model(
+            input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+        ).logits[:, -1]
+        position = position + 1
+    return torch.stack(tokens, dim=1)
+
+
+def completion_logps(
+    model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature: float = 1.0, entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities (B, T) of completion tokens under softmax(logits / temperature), with gradients,
+    and the entropies (B, T) of those distributions, without, if asked for. Prompts (B, L) left-padded,
+    completions right.
+
+    A model in training with gradient checkpointing runs the prompt once a row, because a layer that is computed
+    again cannot fill a shared cache twice.
+    """
+    if is_unsloth(model):
+        return row_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature), None
+    start = int(prompt_mask.any(0).int().argmax())  # columns that are padding in every row
+    prompt_ids, prompt_mask = prompt_ids[:, start:], prompt_mask[:, start:]
+    again = model.training and getattr(model, "is_gradient_checkpointing", False)
+    run = _every_prompt if again else _shared_prompts
+    large = completion_ids.numel() * model.config.vocab_size * 4 > LARGE_LOGITS
+    if large and model.config.model_type in PLAIN_HEADS:
+        states = run(model, prompt_ids, prompt_mask, completion_ids, completion_mask, states=True)
+        return _logps_in_parts(states, model.get_output_embeddings(), completion_ids, temperature, entropy)
+    logits = run(model, prompt_ids, prompt_mask, completion_ids, completion_mask)
+    return _logps(logits, completion_ids, temperature, entropy)
+
+
+def _logps(logits, ids, temperature: float, entropy: bool):
+    logits = logits / temperature
+    with torch.no_grad():
+        entropies = entropy_from_logits(logits) if entropy else None
+    return selective_log_softmax(logits, ids), entropies
+
+
+def _logps_in_parts(states, head, ids, temperature: float, entropy: bool):
+    """The same from the last hidden states (B, T, H): logits of PART tokens at a time, and again in the backward
+    pass, so that (B, T, V) never exists. Logits and softmax in float32."""
+
+    def part(some, wanted):
+        return _logps(head(some).float(), wanted, temperature, entropy)
+
+    flat, wanted = states.flatten(0, 1), ids.flatten()
+    rows = max(1, PART // head.out_features)
+    found = [
+        checkpoint(part, flat[at : at + rows], wanted[at : at + rows], use_reentrant=False)
+        for at in range(0, len(flat), rows)
+    ]
+    values, entropies = zip(*found, strict=True)
+    return torch.cat(values).view(ids.shape), torch.cat(entropies).view(ids.shape) if entropy else None
+
+
+def _shared_prompts(model, prompt_ids, prompt_mask, completion_ids, completion_mask, states: bool = False):
+    """Logits (B, T, V), or hidden states (B, T, H), that predict the completion tokens; each distinct prompt run
+    once."""
+    cache, first, inverse = shared_prefill(model, prompt_ids, prompt_mask, states)
+    found = first[inverse]
+    if completion_ids.size(1) == 1:
+        return found
+    inputs = completion_ids[:, :-1]
+    steps = torch.arange(inputs.size(1), device=inputs.device)
+    out = _forward(
+        model,
+        states,
+        input_ids=inputs,
+        attention_mask=torch.cat([prompt_mask, completion_mask[:, :-1]], dim=1),
+        position_ids=prompt_mask.sum(1, keepdim=True) + steps,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return torch.cat([found, out[0]], dim=1)
+
+
+def _every_prompt(model, prompt_ids, prompt_mask, completion_ids, completion_mask, states: bool = False):
+    """The same with whole rows and no cache."""
+    mask, keep = torch.cat([prompt_mask, completion_mask], dim=1), completion_ids.size(1)
+    out = _forward(
+        model,
+        states,
+        input_ids=torch.cat([prompt_ids, completion_ids], dim=1),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=False,
+    )
+    return out[0][:, -keep - 1 : -1]
+
+
+def _autocast(model):
+    """Of a 16-bit model, so that its float32 adapter is multiplied in 16 bits too; nothing for float32."""
+    half = isinstance(model, PeftModel) and model.dtype in (torch.float16, torch.bfloat16)
+    return torch.autocast(model.device.type, model.dtype) if half else nullcontext()
+
+
+def _forward(model, states: bool, **inputs):
+    """(logits or last hidden states, cache): of the model, or of the decoder below its head."""
+    if states:
+        inputs.pop("logits_to_keep", None)
+        with _autocast(model):  # the trainer's own is around the whole model, not around its decoder
+            out = (model.get_base_model() if isinstance(model, PeftModel) else model).model(**inputs)
+        return out.last_hidden_state, out.past_key_values
+    out = model(**inputs)
+    return out.logits, out.past_key_values
+
+
+class MergedCopy:
+    """The base model with the adapter folded into its weights, refreshed before each round of rollouts.
+
+    A merged model generates faster than base + adapter. The copy is rewritten from the untouched base each
+    time, so no rounding error builds up over steps (merging and un-merging in place would drift). Costs one
+    copy of the adapted layers' weights; everything else is shared.
+    """
+
+    def __init__(self, policy: PeftModel):
+        self.policy = policy
+        base = policy.get_base_model()
+        memo = {}
+        self.pairs = []
+        for module in base.modules():
+            if isinstance(module, LoraLinear):
+                # on the meta device: initialising real weights would draw random numbers, and a resumed run,
+                # which makes its copy at another moment, would part from the uninterrupted one
+                own = module.base_layer
+                plain = torch.nn.Linear(own.in_features, own.out_features, bias=False, device="meta")
+                plain.weight = torch.nn.Parameter(torch.empty_like(own.weight), requires_grad=False)
+                plain.bias = own.bias
+                memo[id(module)] = plain
+                self.pairs.append((module, plain))
+        memo |= {id(p): p for p in base.parameters()} | {id(b): b for b in base.buffers()}
+        self.model = copy.deepcopy(base, memo).eval()
+
+    @classmethod
+    def of(cls, model) -> MergedCopy | None:
+        """A merged copy where one can be made: a LoRA policy of transformers whose base weights are not
+        quantised; else None."""
+        if not isinstance(model, PeftModel) or getattr(model, "is_loaded_in_4bit", False) or is_unsloth(model):
+            return None
+        return cls(model)
+
+    @torch.no_grad()
+    def refresh(self) -> PreTrainedModel:
+        """The plain model with the adapter's present weights folded in; valid until the adapter changes."""
+        for lora, plain in self.pairs:
+            (name,) = lora.active_adapters
+            base, left, right = lora.base_layer.weight, lora.lora_B[name].weight, lora.lora_A[name].weight
+            torch.addmm(base, left.to(base.dtype), right.to(base.dtype), alpha=lora.scaling[name], out=plain.weight)
+        return self.model

@@ -1,0 +1,196 @@
+"""Re-ranking: the LLM puts the first few hits of the fixed retriever in order; that order's nDCG is the reward.
+
+The third task of Rec-R1's TMLR version (arXiv 2503.24289): nothing is searched again, so the model can win only what
+lies in the order of the candidates it is shown. `named` alone decides what an answer says; candidates that it does not
+name keep the retriever's order, after those it does. An answer that names none changes nothing and is paid nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy.rewriters import ModelRewriter, Rewrite
+from recr1_lite.search.base import Retriever, search_all
+from recr1_lite.tasks import Task
+from recr1_lite.tasks.prompts import Outcome, Prompt
+from recr1_lite.train.rewards import Scored, Scorer
+
+# The prefix was chosen on 12 training requests of clothing: with it SmolLM2-135M named a letter in all greedy answers
+# and in 78% of the rollouts; with "Best first:" it rather named a garment (58% and 28%).
+PROMPT = Prompt(
+    style="compact",
+    instruction="{request}\n\nWhich of these fits best? Answer with the letters, the best one first.",
+    prefix="The best one is letter",
+)
+
+
+def named(answer: str, count: int) -> list[int]:
+    """The places, 0 to count - 1, of the candidates that an answer such as "C, A" names by letter: once each, in its
+    order. A letter counts when it stands alone and is upper case."""
+    letters = string.ascii_uppercase[:count]
+    return list(dict.fromkeys(letters.index(one) for one in re.findall(r"\b[A-Z]\b", answer) if one in letters))
+
+
+def order(answer: str, count: int) -> list[int]:
+    """All places, 0 to count - 1: those that the answer names, then the others in their own order."""
+    return list(dict.fromkeys([*named(answer, count), *range(count)]))
+
+
+def with_candidates(
+    examples: pd.DataFrame, retriever: Retriever, items: pd.DataFrame, count: int = 5, words: int = 12
+) -> pd.DataFrame:
+    """`examples` with a column `candidates`, the first `count` ids that the retriever finds for the request, and with
+    the candidates' titles and first `words` words, lettered, under the request.
+
+    A row for which the retriever finds fewer than two is left out. Raises RecR1Error for a count outside 2 to 26
+    and for a hit that is not in `items`.
+    """
+    if not 2 <= count <= len(string.ascii_uppercase):
+        raise RecR1Error(f"{count} candidates cannot be put in order by letters; take 2 to 26")
+    gone = [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
+    hits = search_all(retriever, examples["request"].tolist(), count + max(map(len, gone), default=0))
+    found = [[item for item in ids if item not in own][:count] for (ids, _), own in zip(hits, gone, strict=True)]
+    wanted = {item for ids in found for item in ids}
+    rows = items[items["item_id"].isin(wanted)].itertuples()
+    shown = {row.item_id: _line(row.title, row.text, words) for row in rows}
+    if unknown := sorted(wanted - shown.keys()):
+        raise RecR1Error(f"the retriever found {unknown[0]!r}, which the catalogue lacks; build it from these items")
+    asked = [
+        _lettered(request, [shown[item] for item in ids])
+        for request, ids in zip(examples["request"], found, strict=True)
+    ]
+    return examples.assign(request=asked, candidates=found).loc[[len(ids) > 1 for ids in found]]
+
+
+def rerank_task(
+    task: Task, retriever: Retriever, count: int = 5, words: int = 12, prompt: Prompt = PROMPT, whole: bool = True
+) -> Task:
+    """The task of ordering the first `count` hits of each request of `task`.
+
+    Of the training examples those are kept that have a relevant item among the candidates: in the others every
+    order earns 0. val and the sealed test keep theirs, so that scores stay those of the retriever's whole work;
+    with `whole=False` they are cut in the same way, which loses zeros only: the score of all is then this one times
+    the share that is left. Raises RecR1Error as `with_candidates` does, and for a prompt in `expand` mode.
+    """
+    if prompt.mode != "rewrite":  # the query would hold the request's own letters
+        raise RecR1Error(f"an answer in {prompt.mode} mode is no order of candidates; give a prompt in mode 'rewrite'")
+    train, val, test = (
+        with_candidates(split, retriever, task.items, count, words)
+        for split in (task.train, task.val, task._sealed_test())
+    )
+    val, test = (val, test) if whole else (_reachable(val), _reachable(test))
+    return Task(
+        f"{task.name}-rerank",
+        task.items,
+        _reachable(train),
+        val,
+        test,
+        prompt,
+        count,
+        count,
+        (f"ndcg@{count}", "mrr", "recall@1"),
+        task.about,
+    )
+
+
+class RerankScorer(Scorer):
+    """Pays the order that a completion gives to its example's own candidates; `raw_ndcg` is the retriever's order.
+
+    An answer that names no candidate is a `no_answer`: as silence does, it earns 0, not what the retriever earned.
+    """
+
+    def __init__(self, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
+        super().__init__(None, examples.drop(columns="exclude", errors="ignore"), prompt, k, gain)
+        self.candidates = dict(zip(examples["example_id"], _candidates(examples)))
+
+    def score(
+        self, example_ids: Sequence[str], completions: Sequence[str], truncated: Sequence[bool] | None = None
+    ) -> list[Scored]:
+        rows = super().score(example_ids, completions, truncated)
+        return [
+            row._replace(outcome=_outcome(row, self.candidates[example])) for example, row in zip(example_ids, rows)
+        ]
+
+    def rank(self, example_ids: Sequence[str], queries: Sequence[str]) -> list[list[str]]:
+        asked = zip(example_ids, queries, strict=True)
+        return [
+            _ranked(self.candidates[example], "" if query == self.requests[example] else query)
+            for example, query in asked
+        ]
+
+
+class Reranker:
+    """A model, asked with the task's prompt, as a recommender: it gives the candidates in its order.
+
+    `answers`: what it said at the last call, for the result's rows.
+    """
+
+    def __init__(self, rewriter: ModelRewriter):
+        self.rewriter, self.name, self.answers = rewriter, rewriter.name, []
+
+    def recommend(self, examples: pd.DataFrame, k: int) -> list[list[str]]:
+        requests, size = examples["request"].tolist(), self.rewriter.batch_size
+        said = [one for at in range(0, len(requests), size) for one in self.rewriter.complete(requests[at : at + size])]
+        if len(said) != len(requests):
+            raise RecR1Error(f"{self.name} gave {len(said)} answers for {len(requests)} requests; return one for each")
+        pairs = list(zip(_candidates(examples), said))
+        self.answers: list[Rewrite] = [replace(one, outcome=str(_outcome(one, ids))) for ids, one in pairs]
+        return [_ranked(ids, one.query)[:k] for ids, one in pairs]
+
+
+def retriever_order(examples: pd.DataFrame, k: int) -> list[list[str]]:
+    """The baseline: the candidates as the retriever ranks them."""
+    return [ids[:k] for ids in _candidates(examples)]
+
+
+retriever_order.name = "retriever's order"
+
+
+def oracle(task: Task, split: str = "val"):
+    """The ceiling: relevant candidates first, the others in the retriever's order. For `evaluate_recommender`, val."""
+    gains = dict(zip(getattr(task, split)["example_id"], getattr(task, split)["relevant"]))
+
+    def best_first(examples: pd.DataFrame, k: int) -> list[list[str]]:
+        return [
+            sorted(ids, key=lambda item: -gains[example].get(item, 0.0))[:k]
+            for example, ids in zip(examples["example_id"], _candidates(examples), strict=True)
+        ]
+
+    best_first.name = "oracle"
+    return best_first
+
+
+def _candidates(examples: pd.DataFrame) -> list[list[str]]:
+    if "candidates" not in examples:
+        raise RecR1Error("the examples have no column 'candidates'; take those of a rerank_task")
+    return examples["candidates"].tolist()
+
+
+def _reachable(split: pd.DataFrame) -> pd.DataFrame:
+    pairs = zip(split["candidates"], split["relevant"])
+    return split.loc[[not relevant.keys().isdisjoint(ids) for ids, relevant in pairs]]
+
+
+def _outcome(answer: Scored | Rewrite, candidates: list[str]) -> str:
+    silent = answer.outcome == Outcome.ok and not named(answer.query, len(candidates))
+    return Outcome.no_answer if silent else answer.outcome
+
+
+def _ranked(candidates: list[str], answer: str) -> list[str]:
+    return [candidates[place] for place in order(answer, len(candidates))]
+
+
+def _lettered(request: str, shown: list[str]) -> str:
+    return "\n".join([request, *(f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, shown))])
+
+
+def _line(title: str, text: str, words: int) -> str:
+    """The title and the first words of the text, on one line; a title that opens the text is not said twice."""
+    head, body = title.split(), text.split()
+    return " ".join([*head, *(body[len(head) :] if body[: len(head)] == head else body)[:words]])

@@ -1,0 +1,313 @@
+"""The figures of one training run: its learning curve, what each step logs, both at once while it runs."""
+
+# MERGED: """The curves of a run, redrawn in a notebook while it trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from numbers import Real
+
+import numpy as np
+from IPython.display import display
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy.special import stdtrit
+
+from recr1_lite.evaluate.evaluation import metric_label
+from recr1_lite.report import comparisons as plots
+from recr1_lite.report.figures import (
+    BACKED,
+    BLUE,
+    GREY,
+    SKY,
+    Picture,
+    draw_baselines,
+    interval,
+    reach,
+    span,
+    styled,
+    title,
+    widen,
+)
+
+# key of a step, name, unit, where its axis must end at least (None: it follows the data, else it starts at 0)
+PANELS = [
+    ("reward", "reward", "per rollout", None),
+    ("gain", "gain over the request", "nDCG", None),
+    ("zero_advantage_share", "groups without signal", "share", 1),
+    ("distinct", "distinct rewrites", "share", 1),
+    ("entropy", "entropy", "nats a token", 0.1),
+    ("kl", "KL to the start", "nats a token", 0.01),
+    ("completion_length", "completion length", "tokens", 1),
+    ("seconds", "time", "seconds a step", 1),
+    ("outcome/ok", "parsed completions", "share", 1),
+    ("clip_ratio", "clipped", "share of tokens", 0.01),
+]
+LIVE = 8  # so many of them are in the live view, measured or not: its panels never move
+CELL = 2.25, 1.7  # inches of a panel, with its title
+FOOT = 0.66  # inches below the lowest panel: its axis and the key
+LEAST = 0.1  # least height of a reward's axis: less is no change worth a picture
+KEY = "points: steps · line: running mean, 95% band · dashes: mean of the first steps (gain: the request)"
+
+
+@styled
+def dashboard(
+    curve: Sequence[Mapping],
+    val_points: Sequence[Mapping] = (),
+    baselines: Mapping | None = None,
+    metric: str = "ndcg@100",
+    steps: int | None = None,
+) -> Figure:
+    """Validation above, what the steps log below, as it stands now: quick to draw, every panel in its place.
+
+    Arguments as in `learning_curve`. steps: of the whole run, where every time axis ends; None: at the last
+    step so far. A reward of several parts has a panel for each.
+    """
+    points = sorted(val_points, key=lambda point: point["step"])
+    baselines = {name: interval(value) for name, value in (baselines or {}).items()}
+    now = max(_last(curve), *(point["step"] for point in points[-1:]), 0)
+    panels = [PANELS[0], *_parts(curve), *PANELS[1:LIVE]]
+    rows = -(-len(panels) // 4)
+    width, height = 4 * CELL[0], 2.55 + rows * CELL[1] + FOOT
+    figure = Picture(figsize=(width, height), dpi=90)  # 810 pixels: fits the column of a notebook
+    axis = figure.add_axes((0.55 / width, 1 - 2.35 / height, 6.1 / width, 1.66 / height))
+    _validation(axis, points, baselines)
+    count = f", n = {points[-1]['n']}" if points and "n" in points[-1] else ""
+    _name(axis, f"validation {metric_label(metric)}, mean with 95% interval{count}")
+    axis.set_xlim(*span(max(steps or 0, now)))
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelspacing=0.8, fontsize=9.5)
+    axis.tick_params(labelsize=9)
+    axis.locator_params(axis="y", nbins=5)
+    _panels(figure, curve, panels, 4, max(steps or 0, now))
+    rewards = _series(curve, "reward")[1]
+    told = [f"reward {_moved(rewards)}"] if len(rewards) else []
+    if points:
+        told.append(f"val {points[0]['mean']:.3f}" + (f" → {points[-1]['mean']:.3f}" if points[1:] else ""))
+    of = f"/{steps}" if steps else ""
+    title(figure, f"Step {now}{of}: {', '.join(told) or 'nothing measured yet'}", 100)
+    return figure
+
+
+@styled
+def components(curve: Sequence[Mapping]) -> Figure:
+    """Small multiples of what a step logs: reward and its parts, groups without signal, length, entropy, KL.
+
+    Each panel: the steps as points, their running mean with its 95% band, and a dashed line at the mean of
+    the first steps, in the gain at the request's own score. What a curve does not hold is not drawn.
+    """
+    panels = [panel for panel in [PANELS[0], *_parts(curve), *PANELS[1:]] if len(_series(curve, panel[0])[0])]
+    columns = min(3, len(panels)) or 1
+    figure = Picture(figsize=(3 * CELL[0], FOOT + 0.45 + CELL[1] * max(1, -(-len(panels) // columns))))
+    moved = _panels(figure, curve, panels, columns, _last(curve))
+    told = f"In {len(curve)} steps: {', '.join(moved[:4]) or 'nothing moved beyond its noise'}"
+    title(figure, told if curve else "No step has been logged yet", 66)
+    return figure
+
+
+@styled
+def learning_curve(
+    curve: Sequence[Mapping],
+    val_points: Sequence[Mapping] = (),
+    baselines: Mapping | None = None,
+    metric: str = "ndcg@100",
+) -> Figure:
+    """Validation metric (points with 95% intervals, baselines as lines with bands) over reward a step.
+
+    curve: dicts with step and reward. val_points: dicts {step, mean, low, high, n}. baselines: name ->
+    Interval, {mean, low, high} or a number, measured on the same validation examples.
+    """
+    points = sorted(val_points, key=lambda point: point["step"])
+    steps, rewards = _series(curve, "reward")
+    baselines = {name: interval(value) for name, value in (baselines or {}).items()}
+    rows = [part for part, there in (("val", points or baselines), ("reward", len(steps))) if there]
+    height = 2.2 + 2.0 * max(1, len(rows)) + 0.1 * len(baselines)
+    figure = Picture(figsize=(6.2, height), layout="constrained")
+    axes = figure.subplots(max(1, len(rows)), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, part in zip(axes, rows):
+        if part == "val":
+            _validation(axis, points, baselines, f"policy, n = {points[-1].get('n', '?')}" if points else "")
+            axis.set_ylabel(f"val {metric_label(metric)}")
+        else:
+            axis.plot(steps, rewards, ".", color=SKY, alpha=0.7, label="reward of one step")
+            _smooth(axis, steps, rewards, "running mean, 95% band")
+            side = _side(rewards)
+            axis.axhline(rewards[:side].mean(), color=GREY, ls="--", lw=1, label=f"mean of the first {side}")
+            axis.set_ylabel("train reward")
+        axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handlelength=2.4, columnspacing=1.2)
+        widen(axis, LEAST)
+    axes[-1].set_xlabel("training step")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    axes[-1].set_xlim(*span(max([*steps, *(point["step"] for point in points)], default=0)))
+    title(figure, _curve_finding(points, steps, rewards, baselines, metric_label(metric)))
+    return figure
+
+
+def _parts(curve: Sequence[Mapping]) -> list[tuple]:
+    """A panel for each part of the reward, in the order logged; none where a single part is the reward."""
+    keys = dict.fromkeys(key for row in curve for key in row if key.startswith(("reward_", "rewards/")))
+    names = {
+        key: key.removeprefix("rewards/").removeprefix("reward_").removesuffix("/mean").replace("_", " ")
+        for key in sorted(keys)
+        if not key.endswith("std")
+    }
+    return [(key, metric_label(name), "per rollout", None) for key, name in names.items()] * (len(names) > 1)
+
+
+def _last(curve: Sequence[Mapping]) -> int:
+    return max((row.get("step", place) for place, row in enumerate(curve, start=1)), default=0)
+
+
+def _panels(figure: Figure, curve: Sequence[Mapping], panels: Sequence[tuple], columns: int, last: int) -> list[str]:
+    """Draw the panels row by row, the lowest at the figure's foot, steps 0 to last; return what moved."""
+    width, height = figure.get_size_inches()
+    rows, moved = -(-len(panels) // columns), []
+    for place, (key, name, unit, top) in enumerate(panels):
+        row, column = divmod(place, columns)
+        foot = FOOT + (rows - 1 - row) * CELL[1]
+        cell = width / columns
+        axis = figure.add_axes(
+            ((column * cell + 0.55) / width, foot / height, (cell - 0.66) / width, (CELL[1] - 0.6) / height)
+        )
+        steps, values = _series(curve, key)
+        if len(steps):
+            axis.plot(steps, values, ".", color=SKY, alpha=0.8, markersize=5)
+            _smooth(axis, steps, values)
+            base = 0 if key == "gain" else values[: _side(values)].mean()
+            axis.axhline(base, color=GREY, ls="--", lw=1)
+            moved += [f"{name} {_ends(values)[2]}"] if _ends(values)[2] and key != "seconds" else []
+        told = f"{_moved(values, False)} {unit}" if len(steps) else "not measured yet"
+        _name(axis, f"{name}\n{told}")
+        axis.set_xlim(*span(last))
+        if top is not None:
+            axis.set_ylim(0, max(top, 1.1 * values.max(initial=0)) * 1.03)
+        else:
+            widen(axis, LEAST)
+        axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axis.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
+        axis.tick_params(labelsize=8.5, labelbottom=place + columns >= len(panels))
+        if place + columns >= len(panels):
+            axis.set_xlabel("step", fontsize=9, labelpad=1)
+    figure.text(0.01, 0.06 / height, KEY, fontsize=8.5, color=GREY)
+    return moved
+
+
+def _validation(axis, points: Sequence[Mapping], baselines: Mapping, label: str = "policy") -> None:
+    """Validation points with intervals over the baselines; the first, best and last with their numbers."""
+    draw_baselines(axis, baselines)
+    if points:
+        at, means = [point["step"] for point in points], [point["mean"] for point in points]
+        axis.errorbar(
+            at, means, np.hstack([reach(point) for point in points]), color=BLUE, marker="o", capsize=3, label=label
+        )
+        for place in {0, int(np.argmax(means)), len(points) - 1}:
+            left = place == len(points) - 1 and place > 0  # there the axis ends
+            axis.annotate(
+                f"{means[place]:.3f}",
+                (at[place], means[place]),
+                (-5 if left else 5, 4),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                fontsize=9.5,
+                color=BLUE,
+                weight="bold",
+                bbox=BACKED,
+            )
+
+
+def _name(axis, text: str) -> None:
+    """What an axis shows, above it, from the left end of its tick labels."""
+    axis.annotate(text, (0, 1), (-36, 6), "axes fraction", textcoords="offset points", fontsize=9.5)
+
+
+def _series(curve: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the rows that hold a finite number under the key."""
+    pairs = [
+        (row.get("step", place), row[key])
+        for place, row in enumerate(curve, start=1)
+        if isinstance(row.get(key), Real) and np.isfinite(row[key])
+    ]
+    return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], float)
+
+
+def _smooth(axis, steps: np.ndarray, values: np.ndarray, label: str | None = None) -> None:
+    """Running mean over about a tenth of the steps, with a band of 1.96 standard errors of that mean."""
+    half = max(1 if len(values) < 15 else 2, len(values) // 20)
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    mean = np.array([window.mean() for window in windows])
+    error = np.array([1.96 * np.std(window) / max(1, len(window) - 1) ** 0.5 for window in windows])
+    axis.fill_between(steps, mean - error, mean + error, color=BLUE, alpha=0.18, lw=0)
+    axis.plot(steps, mean, color=BLUE, lw=2, label=label)
+
+
+def _side(values: np.ndarray) -> int:
+    """How many values make the start and the end of a series: a fifth, or three, but never more than half."""
+    return max(1, min(len(values) // 2, max(3, len(values) // 5)))
+
+
+def _ends(values: np.ndarray) -> tuple[float, float, str]:
+    """Mean of the start, mean of the end, and "rose", "fell" or "" (within noise, by a t interval)."""
+    side = _side(values)
+    first, last = values[:side], values[-side:]
+    gap = last.mean() - first.mean()
+    if side < 3:
+        return first.mean(), last.mean(), ""
+    noise = stdtrit(2 * side - 2, 0.975) * (first.var(ddof=1) / side + last.var(ddof=1) / side) ** 0.5
+    return first.mean(), last.mean(), "" if abs(gap) <= noise else "rose" if gap > 0 else "fell"
+
+
+def _moved(values: np.ndarray, verdict: bool = True) -> str:
+    """ "0.256 → 0.310", with as many decimals as the size asks for, and what keeps it from being a move."""
+    start, end, found = _ends(values)
+    size = max(abs(start), abs(end))
+    digits = 0 if size == 0 or size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    text = f"{end:.{digits}f}" if len(values) == 1 else f"{start:.{digits}f} → {end:.{digits}f}"
+    doubt = "" if found or not verdict or len(values) == 1 else " (within noise)"
+    return text + (" (too few steps to tell)" if doubt and _side(values) < 3 else doubt)
+
+
+def _curve_finding(points, steps, rewards, baselines, label) -> str:
+    if not points:
+        if not len(rewards):
+            return "No step has been logged yet"
+        start, end, verdict = _ends(rewards)
+        return f"Reward {verdict or 'stayed within its noise'}: {start:.3f} → {end:.3f} in {len(steps)} steps"
+    first, last = points[0], points[-1]
+    text = f"Val {label} {first['mean']:.3f} → {last['mean']:.3f} in {last['step']} steps"
+    if first is last:
+        text = f"Val {label} {last['mean']:.3f} at step {last['step']}"
+    sides = {"above": [], "around": [], "below": []}
+    for name, base in baselines.items():
+        side = "above" if last["low"] > base["mean"] else "below" if last["high"] < base["mean"] else "around"
+        sides[side].append(f"{name} ({base['mean']:.3f})")
+    highest = max(points, key=lambda point: point["mean"])
+    if highest["mean"] > last["mean"]:
+        text += f" (highest {highest['mean']:.3f} at {highest['step']})"
+    told = [f"{side} {', '.join(names)}" for side, names in sides.items() if names]
+    return text + (f"; the last interval lies {'; '.join(told)}" if told else "")
+
+
+class LiveCurves:
+    """Give it to a trainer as `watch`: one figure under the cell, drawn anew as the steps come in.
+
+    steps: of the whole run, for the axis. baselines: name -> Interval or number, measured on the validation
+    examples. every: seconds between two drawings at least (drawing costs a fraction of one); the first
+    and the last step, and each validation, are always drawn. It reads the rows only, so a resumed run draws
+    its whole past.
+    """
+
+    def __init__(self, steps: int, baselines: Mapping | None = None, metric: str = "ndcg@100", every: float = 15.0):
+        self.steps, self.baselines, self.metric, self.every = steps, dict(baselines or {}), metric, every
+        self.handle, self.drawn, self.validations = None, float("-inf"), -1
+
+    def __call__(self, curve: list[dict], val: list[dict]) -> None:
+        last = bool(curve) and curve[-1]["step"] >= self.steps
+        if time.monotonic() - self.drawn < self.every and len(val) == self.validations and not last:
+            return
+        picture = plots.dashboard(curve, val, self.baselines, self.metric, self.steps)
+        if self.handle is None:
+            self.handle = display(picture, display_id=True)
+        else:
+            self.handle.update(picture)
+        self.drawn, self.validations = time.monotonic(), len(val)

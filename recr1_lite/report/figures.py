@@ -1,0 +1,309 @@
+"""The one look of every figure: Okabe & Ito's colours, which people with any colour vision can tell apart."""
+
+# MERGED: """The loop as a picture; its stages carry the numbers that the notebooks and the comments use."""
+# MERGED: """Three plain charts in the kit's style for whatever a notebook has just measured: bars, lines, histogram.
+# MERGED:
+# MERGED: Each takes the finding as its title: say what the data say, with the numbers. `plots.py` has the figures of a
+# MERGED: run.
+# MERGED: """
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from textwrap import fill
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
+
+from recr1_lite.common import RecR1Error
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#666666"
+BACKED = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}  # so that no line crosses a number
+LINES = [(BLACK, "--"), (ORANGE, "-."), (GREEN, ":"), (PURPLE, (0, (5, 1, 1, 1, 1, 1))), (RED, (0, (1, 1)))]
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.labelsize": 11,
+    "legend.fontsize": 10,
+    "figure.dpi": 110,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.hashsalt": "recr1_lite",
+}
+BACKEND = {key for key in matplotlib.rcParamsDefault if key.startswith("backend")}
+WHOLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in BACKEND} | STYLE
+
+
+class Picture(Figure):
+    """A Figure that shows itself in a notebook even where nobody imported pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return as_bytes(self, "png", dpi=round(self.dpi))
+
+
+def styled(draw):
+    """Draw inside the style, and leave the reader's own settings and backend alone."""
+
+    @functools.wraps(draw)
+    def wrapper(*args, **kwargs) -> Figure:
+        with matplotlib.rc_context(WHOLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def as_bytes(figure: Figure, form: str = "svg", dpi: int = 150) -> bytes:
+    """The figure as a file's content: "svg" (text as outlines, so no font is needed) or "png"."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(WHOLE):
+        figure.savefig(buffer, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
+    return buffer.getvalue()
+
+
+def title(figure: Figure, finding: str, width: int = 56) -> None:
+    """The finding, in bold above the whole figure, at most `width` characters a line."""
+    figure.suptitle(fill(finding, width, break_on_hyphens=False), x=0.01, ha="left", fontsize=12.5, weight="bold")
+
+
+def span(last: float) -> tuple[float, float]:
+    """Ends of a time axis from 0 to `last`, with room for the points that stand at its ends."""
+    last = max(1, last)
+    return -0.03 * last, 1.04 * last
+
+
+def widen(axis, least: float) -> None:
+    """Give a value axis at least the height `least`, so that no trifle fills it."""
+    low, high = axis.get_ylim()
+    if high - low < least:
+        axis.set_ylim((low + high - least) / 2, (low + high + least) / 2)
+
+
+def legend_below(figure: Figure) -> None:
+    """The legend below the axes, in as many columns as its longest name leaves room for; none of no names."""
+    (axis,) = figure.axes
+    handles, labels = axis.get_legend_handles_labels()
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
+    if labels:
+        figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(3, 74 // (longest + 7))))
+
+
+def draw_baselines(axis, baselines: Mapping, vertical: bool = False) -> None:
+    line, band = (axis.axvline, axis.axvspan) if vertical else (axis.axhline, axis.axhspan)
+    for (name, base), (color, style) in zip(baselines.items(), LINES * 3):
+        band(base["low"], base["high"], color=color, alpha=0.08, lw=0)
+        line(base["mean"], color=color, ls=style, lw=1.6, label=fill(f"{name} {base['mean']:.3f}", 26))
+
+
+def reach(row: Mapping) -> np.ndarray:
+    """How far the interval reaches below and above the mean, shape (2, 1), as errorbar takes it."""
+    return np.array([[max(0.0, row["mean"] - row["low"])], [max(0.0, row["high"] - row["mean"])]])
+
+
+def interval(value) -> dict:
+    if isinstance(value, (int, float)):
+        return {"mean": value, "low": value, "high": value}
+    return dict(value) if isinstance(value, Mapping) else value._asdict()
+
+
+@styled
+def loop_picture() -> Figure:
+    """The closed loop: request, LLM, rewrite, fixed retriever, ranking, nDCG, reward, GRPO, the LLM again."""
+    figure = Picture(figsize=(8.2, 4.3), layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlim=(-0.05, 8.15), ylim=(0.1, 3.85))
+    axis.set_axis_off()
+    boxes = [
+        (0, 2.3, "1 request", "“so soft and warm,\nI wear it to work\nwith jeans …”", "#F2F2F2"),
+        (1, 2.3, "2 LLM", "the policy:\nthe only part\nthat learns", "#CFE5F4"),
+        (2, 2.3, "3 rewrite", "“sweater, wool,\nwarm, office”", "#F2F2F2"),
+        (3, 2.3, "4 retriever", "BM25: fixed,\na black box", "#DDDDDD"),
+        (3, 0.25, "5 ranking", "1. jacket\n2. sweater ★\n3. knit top", "#F2F2F2"),
+        (2, 0.25, "6 nDCG", "where is the\nrelevant item ★ ?\nhere 0.63", "#FBE9C6"),
+        (1, 0.25, "7 reward", "one number for\neach rewrite\nof the group", "#FBE9C6"),
+        (0, 0.25, "8 GRPO", "better than its\ngroup's mean?\nMore of that.", "#CFE5F4"),
+    ]
+    for column, y, name, text, color in boxes:
+        x = column * 2.1
+        axis.add_patch(FancyBboxPatch((x, y), 1.75, 1.45, "round,pad=0.04", facecolor=color, edgecolor=BLACK))
+        axis.text(x + 0.875, y + 1.2, name, ha="center", va="center", weight="bold", fontsize=12)
+        axis.text(x + 0.875, y + 0.52, text, ha="center", va="center", fontsize=10.5)
+
+    def arrow(start, end, color=BLACK):
+        axis.add_patch(
+            FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=18, lw=2, color=color, shrinkA=0, shrinkB=0)
+        )
+
+    for column in range(3):
+        arrow((column * 2.1 + 1.81, 3.02), (column * 2.1 + 2.04, 3.02))
+        arrow((column * 2.1 + 2.06, 0.97), (column * 2.1 + 1.83, 0.97))
+    arrow((7.175, 2.24), (7.175, 1.78))
+    arrow((1.3, 1.78), (2.75, 2.22), BLUE)
+    axis.text(2.95, 2.0, "gradient to the LLM's adapter", color=BLUE, va="center", fontsize=10.5)
+    title(figure, "The search engine's own metric teaches the LLM to write its queries", 80)
+    return figure
+
+
+COLORS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED]
+MARKERS = "osD^vP"
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
+
+
+@styled
+def bars(
+    values: Mapping, finding: str, axis: str, stacked: bool = False, baseline: tuple | None = None, form: str = "{:.2f}"
+) -> Figure:
+    """Horizontal bars. values: name -> number or Interval, or name -> {series -> number or Interval}.
+
+    An Interval gets its 95% whisker. stacked: series end to end, for shares of a whole. baseline: (name,
+    number), drawn as a line. axis: what is measured, with its unit. form: of the numbers at the bars.
+    """
+    rows = {name: value if isinstance(value, Mapping) else {"": value} for name, value in values.items()}
+    series = list(dict.fromkeys(key for row in rows.values() for key in row))
+    longest = max(sum(abs(_mean(cell)) for cell in row.values()) for row in rows.values())
+    height = 0.8 if stacked else 0.8 / len(series)
+    figure = Picture(
+        figsize=(6.2, 1.5 + 0.36 * len(rows) * (1 if stacked else max(1, 0.75 * len(series)))), layout="constrained"
+    )
+    plot = figure.subplots()
+    left = np.zeros(len(rows))
+    for number, key in enumerate(series):
+        color = COLORS[number % len(COLORS)]
+        cells = [row.get(key, 0.0) for row in rows.values()]
+        means = np.array([_mean(cell) for cell in cells], float)
+        places = np.arange(len(rows)) + (0 if stacked else (number - (len(series) - 1) / 2) * height)
+        reach = [(cell.mean - cell.low, cell.high - cell.mean) if hasattr(cell, "low") else (0, 0) for cell in cells]
+        plot.barh(
+            places,
+            means,
+            height * 0.92,
+            left=left if stacked else 0,
+            color=color,
+            alpha=0.85,
+            label=fill(str(key), 40),
+            xerr=np.array(reach).T if np.any(reach) else None,
+            error_kw={"ecolor": BLACK, "capsize": 3},
+        )
+        for place, start, mean, (down, up) in zip(places, left, means, reach, strict=True):
+            if stacked and abs(mean) < 0.07 * longest:
+                continue  # no room for a number
+            at, shift, side = (mean + up, 4, "left") if mean >= 0 else (mean - down, -4, "right")
+            if stacked:
+                at, shift, side = start + mean / 2, 0, "center"
+            plot.annotate(
+                form.format(mean),
+                (at, place),
+                (shift, 0),
+                textcoords="offset points",
+                ha=side,
+                va="center_baseline",
+                fontsize=9.5,
+                color="white" if stacked and color == BLUE else BLACK,
+            )
+        if stacked:
+            left = left + means
+    if baseline:
+        label = fill(f"{baseline[0]} {form.format(baseline[1])}", 40)
+        plot.axvline(baseline[1], color=BLACK, ls="--", lw=1, label=label)
+    plot.set_yticks(range(len(rows)), [fill(str(name), 26) for name in rows])
+    plot.set_ylim(len(rows) - 0.4, -0.6)
+    plot.grid(axis="y", visible=False)
+    plot.margins(x=0 if stacked else 0.14)
+    plot.set_xlabel(axis)
+    legend_below(figure)
+    title(figure, finding)
+    return figure
+
+
+@styled
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Sequence],
+    finding: str,
+    x_axis: str,
+    y_axis: str,
+    baseline: tuple | None = None,
+    log_x: bool = False,
+) -> Figure:
+    """Lines over x, each with its own marker or dashes.
+
+    series: name -> one number or Interval (drawn as a band) a point. baseline: (name,
+    number or Interval). Axes carry their units.
+    """
+    figure = Picture(figsize=(6.2, 3.6 + 0.12 * max(0, len(series) - 3)), layout="constrained")
+    plot = figure.subplots()
+    for number, (name, values) in enumerate(series.items()):
+        color = COLORS[number % len(COLORS)]
+        means = [_mean(value) for value in values]
+        few = len(means) <= 20  # else dashes tell the lines apart
+        plot.plot(
+            x,
+            means,
+            color=color,
+            marker=MARKERS[number % len(MARKERS)] if few else "",
+            ls="-" if few else DASHES[number % len(DASHES)],
+            label=fill(str(name), 40),
+        )
+        if all(hasattr(value, "low") for value in values):
+            plot.fill_between(
+                x, [value.low for value in values], [value.high for value in values], color=color, alpha=0.15, lw=0
+            )
+    if baseline:
+        name, value = baseline
+        plot.axhline(_mean(value), color=BLACK, ls="--", lw=1, label=fill(name, 40))
+        if hasattr(value, "low"):
+            plot.axhspan(value.low, value.high, color=BLACK, alpha=0.07, lw=0)
+    if log_x:
+        plot.set_xscale("log")
+        if len(x) <= 10:
+            plot.set_xticks(list(x), [f"{value:g}" for value in x])
+            plot.minorticks_off()
+    elif all(isinstance(value, Integral) for value in x):
+        plot.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
+    plot.set(xlabel=x_axis, ylabel=y_axis)
+    legend_below(figure)
+    title(figure, finding)
+    return figure
+
+
+@styled
+def histogram(groups: Mapping[str, Sequence[float]], finding: str, axis: str, bins: int = 20) -> Figure:
+    """Distributions side by side: share of each group in a bin, its mean as a line. groups: name -> values.
+
+    Raises RecR1Error for a group that is empty or holds NaN.
+    """
+    figure = Picture(figsize=(6.2, 3.3), layout="constrained")
+    plot = figure.subplots()
+    everything = np.concatenate([np.asarray(values, float) for values in groups.values()])
+    edges = np.histogram_bin_edges(everything[np.isfinite(everything)], bins)
+    for number, (name, values) in enumerate(groups.items()):
+        color, values = COLORS[number % len(COLORS)], np.asarray(values, float)
+        if not len(values) or not np.isfinite(values).all():
+            raise RecR1Error(f"the group {name!r} is empty or holds what is no number; drop that first")
+        plot.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.35)
+        plot.axvline(
+            values.mean(),
+            color=color,
+            ls=["--", "-.", ":"][number % 3],
+            lw=2,
+            label=fill(f"{name}, mean {values.mean():.2f}", 40),
+        )
+    plot.set(xlabel=axis, ylabel="share")
+    legend_below(figure)
+    title(figure, finding)
+    return figure
+
+
+def _mean(value) -> float:
+    return float(value.mean if hasattr(value, "low") else value)  # a NumPy number has a method of that name

@@ -1,0 +1,170 @@
+"""Two more fixed search engines: dense retrieval, and two engines in one by reciprocal rank fusion.
+
+A dense retriever compares meanings where BM25 compares words: it needs no word in common, it ranks the whole
+catalogue for any query, and the order of a query's words matters to it a little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from recr1_lite import assets
+from recr1_lite.common import RecR1Error, bar
+from recr1_lite.search.base import Hits, Retriever, best, checked_catalogue, checked_queries
+from recr1_lite.search.metrics import checked_cutoff
+
+MODEL = "all-minilm-l6-v2"
+RRF_K = 60  # Cormack et al. 2009
+BLOCK = 32  # queries that are multiplied at once
+Encoder = Callable[[list[str]], np.ndarray]  # n texts -> (n, dimensions)
+
+
+class DenseRetriever:
+    """Cosine of sentence embeddings, every item compared with every query (Sentence-BERT, arXiv 1908.10084)."""
+
+    def __init__(self, encode: Encoder, vectors: np.ndarray, ids: Sequence[str], backend: str = "exact"):
+        self.encode, self.vectors, self.ids = encode, vectors, list(ids)
+        self.index = _faiss_index(vectors) if backend == "faiss" else None
+
+    @classmethod
+    def build(
+        cls,
+        items: pd.DataFrame,
+        model: str | Encoder = MODEL,
+        backend: str = "exact",
+        batch_size: int = 64,
+        device: str | None = None,
+        progress: bool = True,
+    ) -> DenseRetriever:
+        """Embed the `text` column of `items`, one row a document with its `item_id`.
+
+        model: an asset of this kit, a local folder or a Hub name for sentence-transformers, which cuts a text at the
+        model's own limit (MiniLM: 256 tokens); or a function from n texts to an array (n, dimensions). backend:
+        "exact" (NumPy), or "faiss" (the same answers but for the order of ties, faster on large catalogues; needs
+        faiss-cpu). Raises RecR1Error for a catalogue as in `checked_catalogue`, an unknown backend, faiss not
+        installed, a model that cannot be loaded.
+        """
+        if backend not in ("exact", "faiss"):
+            raise RecR1Error(f"there is no backend {backend!r}; choose exact or faiss")
+        if backend == "faiss":
+            _faiss()  # before the long work
+        ids, texts = checked_catalogue(items)
+        encode = model if callable(model) else load_encoder(model, batch_size, device)
+        # each text once: in another batch its vector would differ by a rounding, and equal items must tie
+        place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        distinct = list(place)
+        starts = bar(range(0, len(distinct), batch_size), desc="embedding items", unit="batch", progress=progress)
+        vectors = np.concatenate([_embed(encode, distinct[at : at + batch_size]) for at in starts])
+        return cls(encode, vectors[[place[text] for text in texts]], ids, backend)
+
+    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
+        """The `k` items nearest to each query, best first, scores from -1 to 1; equal ones in the catalogue's order.
+
+        A blank query has no hits. Raises RecR1Error for a bad `k`, RetrieverError for a query that is not text.
+        """
+        k, queries = checked_cutoff(k), checked_queries(queries)
+        asked = [query for query in dict.fromkeys(queries) if query.strip()]
+        found = dict(zip(asked, self._nearest(asked, k))) if asked else {}
+        return [found.get(query, Hits([], [])) for query in queries]
+
+    def _nearest(self, queries: list[str], k: int) -> list[Hits]:
+        vectors = _embed(self.encode, queries)
+        if self.index is not None:
+            scores, rows = self.index.search(vectors, min(k, len(self.ids)))
+            return [self._hits(*pair) for pair in zip(rows, scores)]
+        everything = np.arange(len(self.ids))
+        products = (scores for block in _blocks(vectors) for scores in block @ self.vectors.T)
+        found = []
+        for _, scores in zip(queries, products):  # the rows that fill up the last block are left over
+            rows = best(scores, k, everything)
+            found.append(self._hits(rows, scores[rows]))
+        return found
+
+    def _hits(self, rows: np.ndarray, scores: np.ndarray) -> Hits:
+        return Hits([self.ids[row] for row in rows], [float(score) for score in scores])
+
+
+class HybridRetriever:
+    """Several engines in one by reciprocal rank fusion: an item scores the sum of 1 / (60 + its rank) over the engines.
+
+    Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion", SIGIR 2009. Scores of the engines do not matter,
+    so BM25's and a cosine need no common scale.
+    """
+
+    def __init__(self, retrievers: Sequence[Retriever], constant: int = RRF_K, depth: int = 1000):
+        if len(retrievers) < 2:
+            raise RecR1Error(f"a fusion of {len(retrievers)} retrievers fuses nothing; give two or more")
+        self.retrievers, self.constant, self.depth = list(retrievers), constant, checked_cutoff(depth)
+
+    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
+        """At most `k` hits a query, best first, of the best `depth` (or `k`) of each engine; of equal scores the one
+        that an earlier engine ranks higher comes first. Errors of the engines pass through."""
+        k, queries = checked_cutoff(k), checked_queries(queries)
+        answers = [retriever.search(queries, max(k, self.depth)) for retriever in self.retrievers]
+        return [self._fuse(lists, k) for lists in zip(*answers, strict=True)]
+
+    def _fuse(self, lists: Sequence[Hits], k: int) -> Hits:
+        scores: dict[str, float] = {}
+        for ids, _ in lists:
+            for rank, item in enumerate(ids, start=1):
+                scores[item] = scores.get(item, 0.0) + 1 / (self.constant + rank)
+        ranked = sorted(scores, key=scores.__getitem__, reverse=True)[:k]
+        return Hits(ranked, [scores[item] for item in ranked])
+
+
+def load_encoder(model: str = MODEL, batch_size: int = 64, device: str | None = None) -> Encoder:
+    """A sentence-transformers model as a function from texts to unit vectors. Raises RecR1Error if it won't load."""
+    folder = str(assets.model_folder(model)) if model in assets.MODELS else model
+    try:
+        from sentence_transformers import SentenceTransformer
+
+        encoder = SentenceTransformer(folder, device=device, local_files_only=assets.offline())
+    except ImportError as problem:
+        raise RecR1Error(f"dense retrieval needs sentence-transformers ({problem}); pip install -e .") from problem
+    except (OSError, ValueError) as problem:
+        raise RecR1Error(
+            f"the encoder {model!r} cannot be loaded ({str(problem).splitlines()[0][:200]}); name a folder, a Hub "
+            f"model of sentence-transformers, or {MODEL!r}"
+        ) from problem
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return encoder.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+
+    return encode
+
+
+def _embed(encode: Encoder, texts: list[str]) -> np.ndarray:
+    """Unit vectors of the texts, (n, dimensions), float32."""
+    vectors = np.asarray(encode(texts), dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+        raise RecR1Error(
+            f"the encoder gave an array {vectors.shape} for {len(texts)} texts, or numbers that are not "
+            "finite; it must give one finite vector a text"
+        )
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    """BLOCK rows at a time, the last filled up with zeros: BLAS rounds one row's product otherwise than many rows',
+    and then a query alone would rank near ties, and equal items, in another order than in a batch."""
+    for at in range(0, len(vectors), BLOCK):
+        block = np.zeros((BLOCK, vectors.shape[1]), vectors.dtype)
+        block[: len(vectors) - at] = vectors[at : at + BLOCK]
+        yield block
+
+
+def _faiss():
+    try:
+        import faiss
+    except ImportError as problem:
+        raise RecR1Error("the backend faiss is not installed; pip install faiss-cpu, or take exact") from problem
+    return faiss
+
+
+def _faiss_index(vectors: np.ndarray):
+    index = _faiss().IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return index

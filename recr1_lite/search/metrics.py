@@ -1,0 +1,197 @@
+"""Ranking metrics of one ranking, and intervals of their means. Pure functions on lists and dicts.
+
+A ranking is a list of item ids, best first. `relevant` maps item id to gain, a number above 0 for a relevant
+item; a plain sequence of ids means gain 1 each. An item that a ranking names twice counts at its first rank
+only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import bootstrap, t
+
+from recr1_lite.common import RecR1Error
+
+GAINS = ("linear", "exponential")
+RESAMPLES = 2000
+Relevant = Mapping[str, float] | Sequence[str]
+_NAME = re.compile(r"(ndcg|recall)@([1-9]\d*)|(mrr)(?:@([1-9]\d*))?")
+
+
+def _gains(relevant: Relevant) -> dict[str, float]:
+    if isinstance(relevant, str):
+        raise RecR1Error(f"relevant must be a dict or a list of item ids, not the string {relevant!r}")
+    gains = dict(relevant) if isinstance(relevant, Mapping) else dict.fromkeys(relevant, 1.0)
+    for item, gain in gains.items():
+        if not (isinstance(gain, (int, float, np.number)) and 0 <= gain < math.inf):
+            raise RecR1Error(f"the gain of item {item!r} is {gain!r}; give a finite number of at least 0")
+    return gains
+
+
+def checked_cutoff(k: int) -> int:
+    """`k` as an int. Raises RecR1Error unless it is a whole number of at least 1."""
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise RecR1Error(f"the cut-off k must be a whole number of at least 1, for example 100, not {k!r}")
+    return int(k)
+
+
+def without(ranking: Sequence[str], exclude: Collection[str], k: int) -> list[str]:
+    """The first `k` ids of a ranking from which those of `exclude` were taken out: the others move up.
+
+    To fill k places the ranking has to be `k + len(exclude)` deep.
+    """
+    return [item for item in ranking if item not in exclude][:k]
+
+
+def _transform(gain: str):
+    if gain not in GAINS:
+        raise RecR1Error(f"there is no gain {gain!r}; choose linear (as given) or exponential (2^gain - 1)")
+    return (lambda value: float(value)) if gain == "linear" else (lambda value: 2.0**value - 1.0)
+
+
+def _discounted(values: Sequence[float]) -> float:
+    return sum(value / math.log2(rank + 2) for rank, value in enumerate(values))
+
+
+def dcg(ranking: Sequence[str], relevant: Relevant, k: int, gain: str = "linear") -> float:
+    """Discounted cumulative gain: the sum over ranks r = 1..k of g(gain of the item at r) / log2(r + 1).
+
+    g is the gain itself (`linear`) or 2^gain - 1 (`exponential`). A later duplicate takes up its rank and
+    gains nothing. Source: Järvelin & Kekäläinen, TOIS 20(4), 2002; 2^gain - 1 and log2(r + 1) as in Burges et
+    al., 2005.
+    """
+    gains, transform, seen, values = _gains(relevant), _transform(gain), set(), []
+    for item in ranking[: checked_cutoff(k)]:
+        values.append(0.0 if item in seen else transform(gains.get(item, 0.0)))
+        seen.add(item)
+    return _discounted(values)
+
+
+def ndcg(ranking: Sequence[str], relevant: Relevant, k: int, gain: str = "linear", legacy: bool = False) -> float:
+    """DCG at k over the DCG at k of the best possible ranking, in 0..1; 0 where nothing is relevant.
+
+    `legacy=True` is the rule of Rec-R1's official code (linjc16/Rec-R1): gains are 1, and a target listed
+    twice in `relevant` counts twice in the ideal DCG, though a ranking can hold it once. It needs the list as
+    it was.
+    """
+    k, transform = checked_cutoff(k), _transform(gain)
+    if legacy:
+        if isinstance(relevant, (Mapping, str)):
+            raise RecR1Error("legacy=True needs relevant as a list of ids with its duplicates, not a dict")
+        ideal, wanted = [1.0] * len(relevant), set(relevant)
+        found = _discounted([1.0 if item in wanted else 0.0 for item in ranking[:k]])
+    else:
+        gains = _gains(relevant)
+        ideal = sorted((transform(value) for value in gains.values()), reverse=True)
+        found = dcg(ranking, gains, k, gain)
+    best = _discounted(ideal[:k])
+    return found / best if best > 0 else 0.0
+
+
+def recall(ranking: Sequence[str], relevant: Relevant, k: int) -> float:
+    """Share of the relevant items (gain above 0) that are in the first k; 0 where nothing is relevant."""
+    wanted = {item for item, value in _gains(relevant).items() if value > 0}
+    return len(wanted.intersection(ranking[: checked_cutoff(k)])) / len(wanted) if wanted else 0.0
+
+
+def reciprocal_rank(ranking: Sequence[str], relevant: Relevant, k: int | None = None) -> float:
+    """1 / rank of the first relevant item within the first k (all ranks if k is None); 0 if there is none."""
+    wanted = {item for item, value in _gains(relevant).items() if value > 0}
+    for rank, item in enumerate(ranking if k is None else ranking[: checked_cutoff(k)], start=1):
+        if item in wanted:
+            return 1.0 / rank
+    return 0.0
+
+
+def compute(name: str, ranking: Sequence[str], relevant: Relevant) -> float:
+    """A metric by its name: `ndcg@100`, `recall@10`, `mrr` or `mrr@10`. nDCG takes linear gains.
+
+    Raises RecR1Error for another name.
+    """
+    kind, k = parse_name(name)
+    if kind == "ndcg":
+        return ndcg(ranking, relevant, k)
+    return recall(ranking, relevant, k) if kind == "recall" else reciprocal_rank(ranking, relevant, k)
+
+
+def parse_name(name: str) -> tuple[str, int | None]:
+    """`"ndcg@100"` as ("ndcg", 100), `"mrr"` as ("mrr", None). Raises RecR1Error for an unknown name."""
+    match = _NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        raise RecR1Error(f"there is no metric {name!r}; write for example ndcg@100, recall@10, mrr or mrr@10")
+    kind, k = match[1] or match[3], match[2] or match[4]
+    return kind, int(k) if k else None
+
+
+class Interval(NamedTuple):
+    """A mean over n examples with its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of `values` (one an example) with a percentile bootstrap interval, 2000 resamples of the examples.
+
+    Values that are all equal, or one value alone, give low = high = mean: such data say nothing of the
+    spread. The same seed gives the same interval. Raises RecR1Error for no values, a value that is not
+    finite, a bad level. Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13;
+    computed by scipy.
+    """
+    sample = np.asarray(values, dtype=float)
+    if sample.ndim != 1 or not len(sample):
+        raise RecR1Error(f"an interval needs a list of one or more numbers, not an array of {sample.shape}")
+    if not np.isfinite(sample).all():
+        place = int(np.flatnonzero(~np.isfinite(sample))[0])
+        raise RecR1Error(f"value {place} is {sample[place]}; mend or drop the example that it came from")
+    if not 0 < level < 1:
+        raise RecR1Error(f"the confidence level must lie between 0 and 1, not {level!r}; usual is 0.95")
+    mean = float(sample.mean())
+    if np.ptp(sample) == 0:
+        return Interval(mean, mean, mean, len(sample))
+    # Batches keep a resample of 100,000 examples within some 100 MB.
+    found = bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method="percentile",
+        batch=max(1, 10_000_000 // len(sample)),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), len(sample))
+
+
+def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of a - b, example by example, with its bootstrap interval: above 0 means that `a` is better.
+
+    `a[i]` and `b[i]` must belong to the same example. Raises RecR1Error where the lengths differ.
+    """
+    if len(a) != len(b):
+        raise RecR1Error(f"paired lists of {len(a)} and {len(b)} values; compare on the same examples")
+    return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level, seed)
+
+
+def next_run_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Where the score of one more run is expected, given those of runs that differ in their seed alone.
+
+    A prediction interval for a single draw, mean +- t * s * sqrt(1 + 1/n), for scores spread normally; n is
+    the number of runs. The bootstrap over examples says nothing about another seed. Raises RecR1Error for
+    fewer than two runs. Source: Hahn & Meeker, "Statistical Intervals", 1991, section 4.7.
+    """
+    sample = np.asarray(values, dtype=float)
+    if sample.ndim != 1 or len(sample) < 2 or not np.isfinite(sample).all():
+        raise RecR1Error(f"the spread of runs needs two or more finite scores, not {list(values)}; run more seeds")
+    n, mean = len(sample), float(sample.mean())
+    reach = float(t.ppf((1 + level) / 2, n - 1) * sample.std(ddof=1) * math.sqrt(1 + 1 / n))
+    return Interval(mean, mean - reach, mean + reach, n)

@@ -1,0 +1,315 @@
+"""From a completion to a query: one parser for training and evaluation, which never raises on what a model wrote."""
+
+# MERGED: """How a request is put to the model and how its completion is read: one parser for training and evaluation.
+# MERGED:
+# MERGED: Four styles: `compact` (a line of keywords, what a small model can do), `json` (one JSON object), `think` (a
+# MERGED: thought, then keywords in answer tags) and `paper` (a thought, then JSON in answer tags, the form of Rec-R1, arXiv
+# MERGED: 2503.24289). The texts are this kit's own, and none asks for Boolean operators: a bag-of-words retriever would ignore
+# MERGED: them.
+# MERGED: """
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+from recr1_lite.common import RecR1Error
+
+STYLES = ("compact", "json", "think", "paper")
+BRACES = 32  # opening braces at which a JSON object is looked for: a completion made of braces stays quick
+WRAPPINGS = 8  # labels, bullets and quotes around one another, for the same reason
+
+_BULLET = re.compile(r"(?:[-+*•–—]+|\(?\d{1,2}[.)])(?:\s+|$)")
+_LABEL = re.compile(
+    r"(?:(?:here|are|is|the|my|some|\d+|three|five|ten|final|search|rewritten|relevant)\s+){0,6}"
+    r"(?:keywords?|answer|query|rewrite|terms?)[*_\"]*(?:\s+(?:are|is))?\s*:[*_]*\s*",
+    re.IGNORECASE,
+)
+_QUOTES = "\"'“”‘’«»`*_ \t"
+
+
+class Outcome(StrEnum):
+    """What a completion turned out to be. Only `ok` carries a query."""
+
+    ok = "ok"
+    no_answer = "no_answer"  # think, paper: no complete <answer>...</answer>; json: no opening brace
+    bad_json = "bad_json"  # no JSON object where the answer is
+    missing_query = "missing_query"  # a JSON object, its "query" absent or neither text nor list of texts
+    empty = "empty"  # the query is there and holds nothing
+    truncated = "truncated"  # no_answer or bad_json because the token limit cut the completion
+
+
+class Parsed(NamedTuple):
+    """Outcome of a completion, and its query on one line; "" unless ok."""
+
+    outcome: Outcome
+    query: str
+
+
+def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
+    """Read a completion. Never raises, whatever the text is.
+
+    `completion`: the whole answer; `Prompt.read` puts the prefix before what was generated where it belongs.
+    `truncated`: the token limit was hit with no end token. The rules:
+    - compact: the first line that is no heading, without label ("Keywords:"), bullet or quotes; a list, one
+      keyword a line, counts as one line. A truncated line is still usable, so `truncated` changes nothing.
+    - json: the first JSON object that has a "query"; code fences, text around it and raw newlines in it are
+      fine.
+    - think, paper: compact or json inside the last complete <answer>...</answer>. The thought is not checked.
+    - "query" may be a list of texts, which are joined by spaces. White space becomes single spaces.
+    Raises RecR1Error for an unknown style only.
+    """
+    if style not in STYLES:
+        raise RecR1Error(f"there is no prompt style {style!r}; choose one of {', '.join(STYLES)}")
+    text = completion if isinstance(completion, str) else ""
+    if style == "compact":
+        return _found(_keywords(text))
+    if style in ("think", "paper"):
+        text = _answer(text)
+    if text is None:
+        parsed = Parsed(Outcome.no_answer, "")
+    else:
+        parsed = _found(_keywords(text)) if style == "think" else _json_query(text, style)
+    if truncated and parsed.outcome in (Outcome.no_answer, Outcome.bad_json):
+        return Parsed(Outcome.truncated, "")
+    return parsed
+
+
+def _found(query: str) -> Parsed:
+    # A lone surrogate (JSON can spell one) fits into no UTF-8 file.
+    query = " ".join(query.encode("utf-8", "replace").decode("utf-8").split())
+    return Parsed(Outcome.ok, query) if query else Parsed(Outcome.empty, "")
+
+
+def _keywords(text: str) -> str:
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("```")]
+    kept: list[str] = []
+    listing = False
+    for line in lines:
+        bullet = bool(_BULLET.match(line))
+        if kept and not (listing and bullet):
+            break
+        content = _bare(line)
+        if content and not (content.endswith(":") and line is not lines[-1]):  # else a heading
+            kept.append(content)
+            listing = bullet
+    return " ".join(kept)
+
+
+def _bare(line: str) -> str:
+    """A line without bullets, quotes and one label, in whatever order they are wrapped."""
+    labelled = False
+    for _ in range(WRAPPINGS):
+        before = line
+        match = _BULLET.match(line) or (None if labelled else _LABEL.match(line))
+        if match:
+            labelled = labelled or match.re is _LABEL
+            line = line[match.end() :]
+        line = line.strip(_QUOTES)
+        if line == before:
+            break
+    return line
+
+
+def _answer(text: str) -> str | None:
+    """What is inside the last complete <answer>...</answer>; None without one."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    return None if start < 0 else text[start + len("<answer>") : end]
+
+
+def _json_query(text: str, style: str) -> Parsed:
+    if style == "json" and "{" not in text:
+        return Parsed(Outcome.no_answer, "")
+    objects = _objects(text)
+    if not objects:
+        return Parsed(Outcome.bad_json, "")
+    queries = [found["query"] for found in objects if "query" in found]
+    query = queries[0] if queries else None
+    if isinstance(query, list) and all(isinstance(part, str) for part in query):
+        query = " ".join(query)
+    return _found(query) if isinstance(query, str) else Parsed(Outcome.missing_query, "")
+
+
+def _objects(text: str) -> list[dict]:
+    """The JSON objects that start at one of the first braces, those inside another object left out."""
+    decoder, found, at = json.JSONDecoder(strict=False), [], -1
+    for _ in range(BRACES):
+        at = text.find("{", at + 1)
+        if at < 0:
+            break
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            continue
+        found.append(value)
+        at = end - 1
+    return found
+
+
+MODES = ("rewrite", "expand")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is told.
+
+    `instruction` is the user's turn and holds "{request}". `examples` are few-shot pairs (request, answer),
+    the answer written in full as the model should write it (see `format_answer`). `prefix` opens the
+    assistant's turn; the model goes on from there, and `read` parses what it writes. `mode`: `rewrite`
+    sends the model's query to the retriever, `expand` the request followed by it, `weight` times. Raises
+    RecR1Error for an unknown style or mode, an instruction without {request}, an example whose answer does not parse.
+    """
+
+    style: str
+    instruction: str
+    examples: tuple[tuple[str, str], ...] = ()
+    system: str | None = None
+    prefix: str = ""
+    mode: str = "rewrite"
+    weight: int = 1
+
+    def __post_init__(self) -> None:
+        if self.style not in STYLES:
+            raise RecR1Error(f"there is no prompt style {self.style!r}; choose one of {', '.join(STYLES)}")
+        if self.mode not in MODES:
+            raise RecR1Error(f"there is no prompt mode {self.mode!r}; choose one of {', '.join(MODES)}")
+        if self.weight < 1:
+            raise RecR1Error(f"a prompt's weight of {self.weight} repeats nothing; take 1 or more")
+        if "{request}" not in self.instruction:
+            raise RecR1Error('the instruction lacks "{request}", the place where the request goes; add it')
+        for number, (_, answer) in enumerate(self.examples):
+            outcome = parse(answer, self.style).outcome
+            if outcome != Outcome.ok:
+                raise RecR1Error(
+                    f"the answer of few-shot example {number} is {outcome} in style {self.style}; "
+                    "write it with format_answer(query, style)"
+                )
+
+    def messages(self, request: str) -> list[dict[str, str]]:
+        """The chat for one request: the system's turn, if any, two turns for each example, the request.
+
+        The prefix is not in it; `render` adds it.
+        """
+        # replace, not format: an instruction or a request may hold braces of its own
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        for example, answer in self.examples:
+            turns.append({"role": "user", "content": self.instruction.replace("{request}", example)})
+            turns.append({"role": "assistant", "content": answer})
+        return [*turns, {"role": "user", "content": self.instruction.replace("{request}", request)}]
+
+    def render(self, tokenizer, request: str) -> str:
+        """The text that the model continues, through its own chat template and ending in the prefix.
+
+        Special tokens spelled out in the request are broken up, so that it cannot leave the user's turn. The
+        template has put its own start token in: tokenise the text with `add_special_tokens=False`. Raises
+        RecR1Error for a tokenizer without a chat template and for a template that refuses the messages.
+        """
+        if not getattr(tokenizer, "chat_template", None):
+            raise RecR1Error("the tokenizer has no chat template; use an instruction-tuned model or set one")
+        chat = self.messages(break_special_tokens(tokenizer, request))
+        try:
+            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja2's own classes, and what a template raises by itself
+            raise RecR1Error(f"the chat template refuses this prompt (a system turn?): {error}") from error
+        return text + self.prefix
+
+    def read(self, completion: str, truncated: bool = False) -> Parsed:
+        """Parse what the model generated after this prompt, in training and in evaluation alike.
+
+        A prefix opens the JSON or the thought, so it is put back there; in `compact` it only leads the model
+        to the keywords ("The customer bought a") and is no part of them.
+        """
+        start = "" if self.style == "compact" else self.prefix
+        return parse(start + completion, self.style, truncated)
+
+
+PROMPTS = {
+    "compact": Prompt(
+        style="compact",
+        instruction="What is the person below looking for, and what are its features? "
+        "Answer with one line of keywords.\n\n{request}",
+    ),
+    "json": Prompt(
+        style="json",
+        instruction="Turn the request below into a query for a search engine that matches words. Name the "
+        "thing that is wanted, then words that its description is likely to hold. Reply with a JSON object "
+        'of the form {"query": "..."}.\n\n{request}',
+        prefix='{"query": "',
+    ),
+    "think": Prompt(
+        style="think",
+        instruction="Turn the request below into keywords for a search engine that matches words. First think "
+        "between <think> and </think>: which thing is wanted, and which words would describe it? Then give one line "
+        "of keywords between answer tags: <answer>...</answer>.\n\n{request}",
+        prefix="<think>",
+    ),
+    "paper": Prompt(
+        style="paper",
+        instruction="Turn the request below into a query for a search engine that matches words. First think "
+        "between <think> and </think>: which thing is wanted, and which words would describe it? Then give "
+        'the query as JSON between answer tags: <answer>{"query": "..."}</answer>.\n\n{request}',
+        prefix="<think>",
+    ),
+}
+
+
+def break_special_tokens(tokenizer, text: str) -> str:
+    """`text` with a space put into each special token that it spells out, so that it is read as plain
+    characters."""
+    special = {str(token) for token in tokenizer.all_special_tokens}
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special |= {token.content for token in added.values() if token.special}
+    for token in sorted(special, key=len, reverse=True):
+        text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
+    return text
+
+
+def format_answer(query: str, style: str, thought: str = "The thing wanted and its features.") -> str:
+    """`query` as a perfect completion of `style`: for few-shot examples, SFT targets and tests."""
+    if style == "compact":
+        return query
+    if style not in STYLES:
+        raise RecR1Error(f"there is no prompt style {style!r}; choose one of {', '.join(STYLES)}")
+    answer = query if style == "think" else json.dumps({"query": query}, ensure_ascii=False)
+    return answer if style == "json" else f"<think>{thought}</think>\n<answer>{answer}</answer>"
+
+
+_FORMATS = {  # what `restyled` adds to the instruction, and the prefix that opens the answer
+    "compact": ("", ""),
+    "json": (' Reply with a JSON object of the form {"query": "..."}.', '{"query": "'),
+    "think": (" First think between <think> and </think>, then answer between <answer> and </answer>.", "<think>"),
+    "paper": (
+        " First think between <think> and </think>, then give the answer as JSON between answer tags: "
+        '<answer>{"query": "..."}</answer>.',
+        "<think>",
+    ),
+}
+
+
+def restyled(prompt: Prompt, style: str) -> Prompt:
+    """The same question with its answer in another form, without examples: the variants of SFT differ in this alone.
+
+    Raises RecR1Error for an unknown style.
+    """
+    if style == prompt.style:
+        return prompt
+    if style not in STYLES:
+        raise RecR1Error(f"there is no prompt style {style!r}; choose one of {', '.join(STYLES)}")
+    form, prefix = _FORMATS[style]
+    return replace(prompt, style=style, instruction=prompt.instruction + form, prefix=prefix, examples=())
+
+
+def compose(request: str, parsed_query: str, mode: str, weight: int = 1) -> str:
+    """What is sent to the retriever: `rewrite` the query alone, `expand` the request and the query `weight` times
+    after it: for a bag of words, repeating a word weighs it (query2doc, arXiv 2303.07678, repeats the request).
+
+    With no query ("", a completion that failed to parse) that is nothing in `rewrite`, the request in
+    `expand`.
+    """
+    if mode not in MODES:
+        raise RecR1Error(f"there is no prompt mode {mode!r}; choose one of {', '.join(MODES)}")
+    return parsed_query if mode == "rewrite" else " ".join([request, *[parsed_query] * weight]).strip()

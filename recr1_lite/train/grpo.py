@@ -1,0 +1,335 @@
+"""GRPO on TRL's GRPOTrainer: what is changed, and a run from beginning to end.
+
+Against stock TRL 1.12.0 (same loss, same gradients: tests compare them on the same rollouts):
+- rollouts come from a merged copy of the policy, and each prompt is run once for its whole group;
+- the update runs each prompt once for its group too, with gradients through the shared cache;
+- prompts are rendered by this kit (chat template + assistant prefix) and passed as text;
+- the order of the prompts is drawn here for the whole run, so that a resumed run finds its place in it;
+- the share of groups without advantage is counted by group (stock counts it over the batch when that is what
+  it scales by), and the log also says how many rollouts of a group differ;
+- a checkpoint of a policy with a KL reference brings back the policy (stock loads the reference alone);
+- the KL to the untrained model is measured every few steps where the loss has no KL term;
+- no telemetry, no model card.
+
+Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights, one
+device.
+
+Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages divided by the group's
+standard deviation, each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p
+0.95. `modern`: no KL and a higher upper clip (DAPO, arXiv 2503.14476), no length bias in the loss (Dr.
+GRPO, arXiv 2503.20783), advantages divided by the batch's standard deviation (arXiv 2508.08221),
+temperature 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from transformers import set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import evaluate
+from recr1_lite.ledger import Ledger
+from recr1_lite.policy.models import Policy
+from recr1_lite.policy.rewriters import RawRewriter, as_rewriter, encode
+from recr1_lite.policy.rollouts import MergedCopy, completion_logps, generate_grouped
+from recr1_lite.profiles import Profile
+from recr1_lite.search.base import Retriever
+from recr1_lite.search.metrics import Interval
+from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.train.loop import KitTrainer, Monitor, Training, Watch, begin, draw_order, run, settings
+from recr1_lite.train.rewards import Scorer, reward_functions
+
+PRESETS = {
+    "paper": dict(loss_type="grpo", scale_rewards="group", beta=1e-3, temperature=0.6, top_p=0.95),
+    "modern": dict(loss_type="dr_grpo", scale_rewards="batch", beta=0.0, epsilon_high=0.28, temperature=1.0, top_p=1.0),
+}
+KL_EVERY = 5  # steps between two measurements of the KL to the untrained model, where the loss has no KL term
+
+# Settings of stock TRL that the grouped rollouts and scores do not have: with one of them nothing would fail.
+UNSUPPORTED = {
+    "use_vllm": False,
+    "use_transformers_continuous_batching": False,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "use_liger_kernel": False,
+    "entropy_coef": 0.0,
+    "use_adaptive_entropy": False,
+}
+
+
+class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
+    """GRPOTrainer, or what unsloth made of it, with this kit's prompts, counts by group, and resume."""
+
+    measures_kl = False  # without a KL term in the loss
+    rollout_batch: int | None = None  # rollouts written together, whole groups; None: the whole step
+
+    def _tokenize_prompts(self, prompts):
+        # the chat template has already put the start token in
+        return self.processing_class(text=list(prompts), add_special_tokens=False)["input_ids"], None, {}
+
+    def _generate_single_turn(self, prompt_ids, *others):
+        size = len(prompt_ids) if self.use_vllm else self.rollout_batch or len(prompt_ids)
+        parts = [self._write_rollouts(prompt_ids[at : at + size], *others) for at in range(0, len(prompt_ids), size)]
+        completions = [row for rows, _ in parts for row in rows]
+        self._note_distinct(completions)
+        logps = None if parts[0][1] is None else [row for _, rows in parts for row in rows]
+        return completions, logps
+
+    def _write_rollouts(self, prompt_ids, *others):
+        """Completions (lists of ids) of some prompts, and their log-probabilities or None."""
+        return super()._generate_single_turn(prompt_ids, *others)
+
+    def _calculate_rewards(self, *inputs):
+        parts = super()._calculate_rewards(*inputs)
+        groups = (parts * self.reward_weights.to(parts.device)).nansum(1).view(-1, self.num_generations)
+        self._note("zero_advantage", (groups.amax(1) - groups.amin(1) < 1e-6).float().mean().item())
+        return parts
+
+    def _note_distinct(self, completions) -> None:
+        starts = range(0, len(completions), self.num_generations)
+        groups = [{tuple(row) for row in completions[at : at + self.num_generations]} for at in starts]
+        self._note("distinct", sum(map(len, groups)) / len(completions))
+
+    def _note(self, name: str, value: float) -> None:
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def log(self, logs, *others):
+        if self.beta == 0 and not self.measures_kl:
+            self._metrics["train"].pop("kl", None)  # unsloth's 0, which nobody measured
+        super().log(logs, *others)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # beside the KL reference in its subfolder, Trainer passes over the policy's own adapter
+        (model or self.model).load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+
+
+class GroupedGRPOTrainer(PlainGRPOTrainer):
+    """PlainGRPOTrainer whose rollouts and update run each prompt once for its group."""
+
+    measures_kl = True
+
+    def __init__(self, model, args: GRPOConfig, **others):
+        for setting, only in UNSUPPORTED.items():
+            if getattr(args, setting) != only:
+                raise RecR1Error(
+                    f"{setting}={getattr(args, setting)!r} is not in the grouped trainer; leave "
+                    f"it at {only!r}, or use trl.GRPOTrainer"
+                )
+        super().__init__(model=model, args=args, **others)
+
+    def _write_rollouts(self, prompt_ids, *others):
+        tokenizer, model = self.processing_class, self.accelerator.unwrap_model(self.model)
+        batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
+        batch, merged, training = batch.to(model.device), self.merged(), model.training
+        tokens = generate_grouped(
+            merged.refresh() if merged else model.eval(),
+            batch.input_ids,
+            batch.attention_mask,
+            self.max_completion_length,
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+            self.temperature,
+            self.top_p,
+        )
+        model.train(training)
+        ended = tokens == tokenizer.eos_token_id
+        kept = ended.cumsum(1) - ended.int() == 0  # up to the first end token, and with it
+        return [row[keep].tolist() for row, keep in zip(tokens.cpu(), kept.cpu(), strict=True)], None
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **_
+    ):
+        size, values, entropies = batch_size or len(input_ids), [], []
+        for at in range(0, len(input_ids), size):
+            ids, mask = input_ids[at : at + size], attention_mask[at : at + size]
+            logps, entropy = completion_logps(
+                model,
+                ids[:, :-logits_to_keep],
+                mask[:, :-logits_to_keep],
+                ids[:, -logits_to_keep:],
+                mask[:, -logits_to_keep:],
+                self.temperature,
+                compute_entropy,
+            )
+            values.append(logps)
+            entropies.append(entropy)
+        values = torch.cat(values)
+        if compute_entropy and self.beta == 0 and self.state.global_step % KL_EVERY == 0:
+            self._note_kl(model, input_ids, attention_mask, logits_to_keep, values.detach())
+        return values, torch.cat(entropies) if compute_entropy else None, None
+
+    @torch.no_grad()
+    def _note_kl(self, model, input_ids, attention_mask, keep, values) -> None:
+        """Log how far the policy is from the untrained model (Schulman's k3 estimate), which stock does
+        with KL only."""
+        ids, mask = input_ids[:, :-keep], attention_mask[:, :-keep]
+        ends, end_mask = input_ids[:, -keep:], attention_mask[:, -keep:]
+        with self.accelerator.unwrap_model(model).disable_adapter():
+            difference = completion_logps(model, ids, mask, ends, end_mask, self.temperature)[0] - values
+        self._note("kl", (((difference.exp() - difference - 1) * end_mask).sum() / end_mask.sum()).item())
+
+
+def train(
+    policy: Policy,
+    train_examples: pd.DataFrame,
+    retriever,
+    prompt: Prompt,
+    profile: Profile,
+    folder: str | Path,
+    k: int,
+    validate: Callable[[MergedCopy | None], Interval] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+    watch: Watch | None = None,
+    trainer_class=None,
+    scorer: Scorer | None = None,
+    **overrides,
+) -> Training:
+    """Train the policy's adapter with the ranking metric as reward; keep the adapter that `validate` likes
+    best.
+
+    train_examples: DataFrame of example_id, request, relevant. k: cut-off of the reward's nDCG. validate:
+    gets the merged copy of the policy and returns an Interval; called before the first step, every
+    `profile.validate_every` steps and after the last. folder: gets `checkpoint-N`, `best`, `last` and
+    `training.json`. resume: go on from the newest whole checkpoint there, to the same adapter as an
+    uninterrupted run (CPU, float32), with the policy loaded as it was at first. progress: print a line a
+    step. watch: called with the rows of all steps and of all validations so far, before the first step and
+    after each (`live.LiveCurves` draws them). scorer: pays the completions, default a Scorer of the retriever at `k`
+    (a re-ranker brings its own). overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and keeps
+    everything. Raises RecR1Error for an unknown
+    preset, sizes that do not fit, no examples, too long a prompt, or a folder already in use;
+    RetrieverError with the query when a search fails.
+    """
+    folder, end = Path(folder), policy.tokenizer.eos_token_id
+    checkpoint = begin(folder, resume)
+    if not len(train_examples):
+        raise RecR1Error("there are no examples to train on; pass task.train")
+    set_seed(seed)
+    config = configure(profile, folder, seed, policy.backend, **overrides)
+    count = config.max_steps * profile.prompts_per_step
+    rows = train_examples.iloc[draw_order(len(train_examples), count, seed)]
+    texts = {request: prompt.render(policy.tokenizer, request) for request in rows["request"].unique()}
+    encode(policy.tokenizer, list(texts.values()), profile.max_prompt_tokens)
+    dataset = Dataset.from_dict(
+        {"prompt": [texts[request] for request in rows["request"]], "example_id": rows["example_id"].tolist()}
+    )
+    trainer = (trainer_class or (PlainGRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer))(
+        model=policy.model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=policy.tokenizer,
+        reward_funcs=reward_functions(profile.recipe, scorer or Scorer(retriever, train_examples, prompt, k), {end}),
+    )
+    trainer.rollout_batch = profile.rollout_batch
+    try:
+        return run(trainer, Monitor(trainer, policy, folder, profile, validate, progress, watch), checkpoint)
+    finally:
+        if "ref" in policy.model.peft_config:  # TRL's copy of the adapter, the reference of the KL term
+            policy.model.delete_adapter("ref")
+        policy.model.eval()
+
+
+def configure(profile: Profile, folder: Path, seed: int, backend: str = "transformers", **overrides) -> GRPOConfig:
+    """TRL's configuration of a run: the profile's sizes, its preset, then `overrides`."""
+    if profile.preset not in PRESETS:
+        raise RecR1Error(f"there is no GRPO preset {profile.preset!r}; choose one of {', '.join(PRESETS)}")
+    rollouts = profile.prompts_per_step * profile.group_size
+    micro = profile.micro_batch or rollouts
+    if profile.group_size < 2 or rollouts % micro:
+        raise RecR1Error(
+            f"a step of {profile.prompts_per_step} prompts x {profile.group_size} rollouts in "
+            f"micro-batches of {micro} is not possible; take groups of 2 or more, and a "
+            "micro_batch that divides a step"
+        )
+    if (profile.rollout_batch or rollouts) % profile.group_size:
+        raise RecR1Error(
+            f"rollout_batch={profile.rollout_batch} is no multiple of group_size={profile.group_size}, and a group is "
+            "written together; change one of them"
+        )
+    if backend == "unsloth" and micro % profile.group_size:  # it would change the size of the step by itself
+        raise RecR1Error(
+            f"unsloth takes whole groups, and a micro_batch of {micro} is no multiple of group_size="
+            f"{profile.group_size}; change one of them"
+        )
+    sizes = dict(
+        max_steps=profile.steps,
+        num_generations=profile.group_size,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=rollouts // micro,
+        max_completion_length=profile.max_completion_tokens,
+        learning_rate=profile.learning_rate,
+        top_k=0,
+        remove_unused_columns=False,
+    )
+    return GRPOConfig(**(settings(profile, folder, seed) | sizes | PRESETS[profile.preset] | overrides))
+
+
+def train_task(
+    policy: Policy,
+    task: Task,
+    retriever: Retriever,
+    profile: Profile,
+    folder: Path,
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+    ledger: Ledger | None = None,
+    run: str = "",
+    command: str = "",
+    watch=None,
+) -> Training:
+    """GRPO on the task's training requests; val picks the best adapter. A "train" row is left. progress, watch:
+    as in `grpo.train`."""
+    metric = task.metrics[0]
+
+    def validate(merged) -> Interval:
+        policy_now = as_rewriter(policy, task.prompt, profile, "policy", merged)
+        return evaluate(policy_now, task, retriever, "val", progress=False).summary[metric]
+
+    raw = evaluate(RawRewriter(), task, retriever, "val", progress=False).summary[metric]
+    done = train(
+        policy,
+        task.train,
+        retriever,
+        task.prompt,
+        profile,
+        folder,
+        task.k_train,
+        validate,
+        seed,
+        resume,
+        progress,
+        watch,
+    )
+    (ledger or Ledger()).append(
+        {
+            "kind": "train",
+            "run": run,
+            "method": "GRPO",
+            "task": task.name,
+            "config": asdict(profile),
+            "curve": done.curve,
+            "val": done.val,
+            "best_step": done.best_step,
+            "seconds": round(done.seconds, 1),
+            "stopped": done.stopped,
+            "metric": metric,
+            "baselines": {"raw request": raw._asdict()},
+            "profile": profile.name,
+            "seed": seed,
+            "command": command,
+        }
+    )
+    return done

@@ -1,0 +1,222 @@
+"""From completions to rewards: parse, search, score, then a recipe that says what each outcome pays.
+
+    completion -> parse -> compose -> retriever -> nDCG at k_train -> components -> their sum is the reward
+
+A component is a function of one `Scored`; a recipe is a few of them, and its reward is their sum. TRL gets
+each component as a reward function of its own, so each has its own curve in the log. A miss, a completion
+that fails to parse and a broken retriever are three things: a miss scores 0, a bad completion is counted by
+its outcome, a broken retriever stops the run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from recr1_lite.common import RecR1Error
+from recr1_lite.search.base import Retriever, search_all
+from recr1_lite.search.metrics import ndcg, without
+from recr1_lite.tasks.prompts import Outcome, Prompt, compose
+
+BAD_FORMAT, HIT_BONUS = -2.0, 0.1
+FREE_WORDS, WORD_LIMIT, LENGTH_COST = 16, 64, 0.1
+
+
+class Scored(NamedTuple):
+    """One completion: how it parsed, what was sent to the retriever, and what came of it.
+
+    ndcg: of the query sent (in `expand` mode a failed parse sends the request alone); raw_ndcg: of the
+    request itself; both 0 to 1 at the scorer's k. words: of the parsed rewrite, 0 unless ok.
+    """
+
+    outcome: Outcome
+    query: str
+    ndcg: float
+    raw_ndcg: float
+    words: int
+
+
+class Scorer:
+    """Scores completions with the fixed retriever, against the targets of their examples.
+
+    examples: DataFrame of example_id, request, relevant ({item_id: gain}); give it the validation rows as
+    well if the trainer evaluates. Targets are found by example_id, so two users with the same words keep
+    their own. A column `exclude` (ids) takes items out of an example's rankings before they are scored, as in
+    `evaluate`. k: cut-off of the nDCG, whose gains are `linear` or `exponential`. Raises RecR1Error for a
+    missing column, an example_id that comes twice, a bad k or gain.
+    """
+
+    def __init__(self, retriever: Retriever, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
+        for column in ("example_id", "request", "relevant"):
+            if column not in examples.columns:
+                raise RecR1Error(f"the examples have no column {column!r}; pass task.train or task.val")
+        ids = list(examples["example_id"])
+        if len(set(ids)) != len(ids):
+            twice = Counter(ids).most_common(1)[0][0]
+            raise RecR1Error(f"example_id {twice!r} comes twice, so its target is unclear; keep one of them")
+        ndcg([], {}, k, gain)  # a bad k or gain fails here, not in the first step of a run
+        self.retriever, self.prompt, self.k, self.gain = retriever, prompt, int(k), gain
+        self.requests = dict(zip(ids, examples["request"]))
+        self.relevant = dict(zip(ids, examples["relevant"]))
+        self.exclude = {example: set(gone) for example, gone in zip(ids, examples.get("exclude", ()))}
+        self.depth = self.k + max(map(len, self.exclude.values()), default=0)  # to fill k places all the same
+        self._raw: dict[str, float] = {}  # nDCG of the request itself, found once for each example
+
+    def score(
+        self, example_ids: Sequence[str], completions: Sequence[str], truncated: Sequence[bool] | None = None
+    ) -> list[Scored]:
+        """One `Scored` a completion, in order.
+
+        completions: what the model generated, without the prompt's prefix (it is put back here). truncated:
+        which of them hit the token limit; None: not known. Raises RecR1Error for an unknown example_id or
+        lists of different lengths, RetrieverError with the query when a search fails.
+        """
+        truncated = [False] * len(completions) if truncated is None else truncated
+        if not len(example_ids) == len(completions) == len(truncated):
+            raise RecR1Error(
+                f"{len(example_ids)} example ids, {len(completions)} completions, {len(truncated)} flags of "
+                "truncation; pass one of each for every completion"
+            )
+        for example in example_ids:
+            if example not in self.requests:
+                raise RecR1Error(f"example {example!r} is unknown to the scorer; give it that example's row")
+        prompt = self.prompt
+        parsed = [prompt.read(text, cut) for text, cut in zip(completions, truncated)]
+        sent = [compose(self.requests[e], p.query, prompt.mode, prompt.weight) for e, p in zip(example_ids, parsed)]
+        new = [example for example in dict.fromkeys(example_ids) if example not in self._raw]
+        rankings = self.rank([*example_ids, *new], [*sent, *(self.requests[example] for example in new)])
+        for example, ids in zip(new, rankings[len(sent) :]):
+            self._raw[example] = self._ndcg(example, ids)
+        return [
+            Scored(p.outcome, query, self._ndcg(example, ids), self._raw[example], len(p.query.split()))
+            for example, p, query, ids in zip(example_ids, parsed, sent, rankings)
+        ]
+
+    def rank(self, example_ids: Sequence[str], queries: Sequence[str]) -> list[list[str]]:
+        """One ranking, best first, for each query sent on behalf of an example."""
+        return [ids for ids, _ in search_all(self.retriever, queries, self.depth)]
+
+    def _ndcg(self, example: str, ids: list[str]) -> float:
+        left = without(ids, self.exclude.get(example, ()), self.k)
+        return ndcg(left, self.relevant[example], self.k, self.gain)
+
+
+Component = Callable[[Scored], float]
+
+
+def _ndcg(row: Scored) -> float:
+    """nDCG of an answer that parsed, else 0: silence must not earn what the request alone earns."""
+    return row.ndcg if row.outcome == Outcome.ok else 0.0
+
+
+def _format(row: Scored) -> float:
+    return 0.0 if row.outcome == Outcome.ok else BAD_FORMAT
+
+
+def _hit(row: Scored) -> float:
+    return HIT_BONUS if _ndcg(row) > 0 else 0.0
+
+
+def _minus_raw(row: Scored) -> float:
+    return -row.raw_ndcg
+
+
+def _length(row: Scored) -> float:
+    """0 up to FREE_WORDS, then falling to -LENGTH_COST at WORD_LIMIT and beyond; the full cost without an
+    answer."""
+    over = (row.words - FREE_WORDS) / (WORD_LIMIT - FREE_WORDS) if row.outcome == Outcome.ok else 1.0
+    return -LENGTH_COST * min(max(over, 0.0), 1.0)
+
+
+# `paper`: Rec-R1 (arXiv 2503.24289) as its official code pays it: -2 for a bad format, 0.1 + nDCG for a hit,
+# 0 for a miss. `gain_over_raw` subtracts what the request alone scores, a constant within a GRPO group:
+# advantages normalised by group equal those of `ndcg`; the curve crosses 0 where rewriting starts to pay.
+RECIPES: dict[str, dict[str, Component]] = {
+    "paper": {"format": _format, "hit": _hit, "ndcg": _ndcg},
+    "ndcg": {"ndcg": _ndcg},
+    "gain_over_raw": {"ndcg": _ndcg, "minus_raw": _minus_raw},
+    "length_penalised": {"ndcg": _ndcg, "length": _length},
+}
+
+
+def components(recipe: str) -> dict[str, Component]:
+    """The components of a recipe by name. Raises RecR1Error, with the known ones, for another name."""
+    if recipe not in RECIPES:
+        raise RecR1Error(f"there is no reward recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[recipe]
+
+
+def reward(recipe: str, row: Scored) -> float:
+    """What `recipe` pays for one scored completion: the sum of its components."""
+    return sum(component(row) for component in components(recipe).values())
+
+
+def reward_functions(recipe: str, scorer: Scorer, end_ids: Collection[int] = ()) -> list[Callable[..., list[float]]]:
+    """The recipe as reward functions for TRL's GRPOTrainer, one a component, weight 1 each (TRL's default).
+
+    TRL calls f(prompts, completions, completion_ids, **columns) with completions as texts or as lists of
+    messages, and logs `rewards/<component>/mean`; the dataset needs the column `example_id`. The first
+    function also logs the share of each outcome (`outcome/ok`, ...), `query_words`, `ndcg`, `raw_ndcg` and
+    `gain`, and adds the query and the outcome to TRL's table of completions. A whole batch is parsed and
+    searched once for all components. end_ids: token ids that end an answer; a completion that does not end in
+    one was cut by the token limit. Without them truncation is unknown and nothing is called truncated, which
+    changes no reward.
+    """
+    parts = components(recipe)
+    last: dict[tuple, list[Scored]] = {}
+
+    def scored(completions, completion_ids, example_id) -> list[Scored]:
+        if example_id is None:
+            raise RecR1Error("the training data have no column example_id, so no target is known; add it")
+        texts = tuple(_text(completion) for completion in completions)
+        cut = [False] * len(texts)
+        if end_ids and completion_ids is not None:
+            cut = [not len(ids) or int(ids[-1]) not in end_ids for ids in completion_ids]
+        key = (tuple(example_id), texts, tuple(cut))
+        if key not in last:
+            rows = scorer.score(list(example_id), list(texts), cut)
+            last.clear()
+            last[key] = rows
+        return last[key]
+
+    def function(name: str, component: Component, logs: bool) -> Callable[..., list[float]]:
+        def call(
+            prompts, completions, completion_ids=None, example_id=None, log_metric=None, log_extra=None, **_
+        ) -> list[float]:
+            rows = scored(completions, completion_ids, example_id)
+            if logs and log_metric is not None:
+                for metric, value in batch_summary(rows).items():
+                    log_metric(metric, value)
+            if logs and log_extra is not None:
+                log_extra("query", [row.query for row in rows])
+                log_extra("outcome", [str(row.outcome) for row in rows])
+            return [float(component(row)) for row in rows]
+
+        call.__name__ = name  # the name under which TRL logs it
+        return call
+
+    return [function(name, part, logs=not at) for at, (name, part) in enumerate(parts.items())]
+
+
+def batch_summary(rows: Sequence[Scored]) -> dict[str, float]:
+    """Means over a batch: the share of each outcome, words of the rewrite, nDCG sent, raw nDCG and the
+    gain."""
+    n = max(len(rows), 1)
+    counts = Counter(row.outcome for row in rows)
+    found, raw = sum(row.ndcg for row in rows) / n, sum(row.raw_ndcg for row in rows) / n
+    return {
+        **{f"outcome/{outcome}": counts[outcome] / n for outcome in Outcome},
+        "query_words": sum(row.words for row in rows) / n,
+        "ndcg": found,
+        "raw_ndcg": raw,
+        "gain": found - raw,
+    }
+
+
+def _text(completion: str | Sequence[dict]) -> str:
+    if isinstance(completion, str):
+        return completion
+    return "".join(message.get("content") or "" for message in completion)

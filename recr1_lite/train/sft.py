@@ -1,0 +1,190 @@
+"""SFT on TRL's SFTTrainer: the baseline that learns from somebody's rewrites instead of from the ranking metric.
+
+The four variants of the paper (arXiv 2503.24289) are one prompt in four styles (`prompts.restyled`): keywords, JSON,
+reasoning + keywords, reasoning + JSON. What differs from TRL's defaults:
+- prompt and answer are tokenised apart and joined, as the model meets them when it generates: the prompt ends in the
+  assistant prefix, the answer in the end token;
+- the loss is on the answer only; `loss_on="all"` takes the prompt in too, as the official code does;
+- full batches in an order drawn for the whole run, so that a resumed run finds its place in it;
+- validation with the ranking metric, the best adapter kept, a limit in seconds, a stop when val does not improve.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from datasets import Dataset
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
+
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy.models import Policy
+from recr1_lite.policy.rewriters import encode
+from recr1_lite.policy.rollouts import MergedCopy
+from recr1_lite.profiles import Profile
+from recr1_lite.search.metrics import Interval
+from recr1_lite.tasks.prompts import Prompt, format_answer, restyled
+from recr1_lite.train.loop import (
+    KitTrainer,
+    Monitor,
+    Training,
+    Watch,
+    begin,
+    best_step,
+    draw_order,
+    points,
+    run,
+    settings,
+    steps,
+)
+
+VARIANTS = {"SFT": "compact", "SFT + JSON": "json", "SFT + reasoning": "think", "SFT + reasoning + JSON": "paper"}
+ROOM = {"compact": 0, "json": 6, "think": 40, "paper": 46}  # tokens that a style writes beside the keywords
+PATIENCE = 4  # validations without a new best, after which a run stops
+IGNORED = -100  # the label of a token without loss
+
+
+class KitSFTTrainer(KitTrainer, SFTTrainer):
+    """SFTTrainer with the merged copy for validation."""
+
+
+class SFTMonitor(Monitor):
+    """The watch over an SFT run, which ends at `max_seconds` of training or when val has stopped improving."""
+
+    max_seconds: float | None = None
+    patience: int | None = PATIENCE
+
+    def tell(self, row: dict, state, left: float) -> None:
+        log = state.log_history[-1]
+        row |= {"loss": round(log["loss"], 4), "token_accuracy": round(log.get("mean_token_accuracy", 0.0), 4)}
+        if self.progress and (state.global_step % 5 == 0 or state.global_step == state.max_steps):
+            print(
+                f"step {row['step']:>4}/{state.max_steps}  loss {row['loss']:.3f}  "
+                f"token accuracy {row['token_accuracy']:.0%}  {row['seconds']:.1f} s  left {left / 60:.1f} min",
+                flush=True,
+            )
+
+    def on_step_end(self, args, state, control, **others):
+        spent = sum(row["seconds"] for row in steps(state)) + time.perf_counter() - self.step_start
+        if self.max_seconds is not None and spent >= self.max_seconds:
+            self.ended = control.should_training_stop = True
+        super().on_step_end(args, state, control, **others)
+
+    def on_log(self, args, state, control, **others):
+        super().on_log(args, state, control, **others)
+        worse = [point for point in points(state) if point["step"] > (best_step(state) or 0)]
+        if self.patience and len(worse) >= self.patience:
+            self.ended = control.should_training_stop = True
+
+    def due(self, state) -> bool:
+        return super().due(state) or self.ended
+
+
+def variant(prompt: Prompt, method: str) -> Prompt:
+    """The prompt of one of the VARIANTS: the same question, the answer in that method's style."""
+    if method not in VARIANTS:
+        raise RecR1Error(f"there is no SFT variant {method!r}; choose one of {', '.join(VARIANTS)}")
+    style = VARIANTS[method]
+    return prompt if style == "compact" else restyled(prompt, style)
+
+
+def with_room(profile: Profile, prompt: Prompt) -> Profile:
+    """The profile with as many more tokens to write as the prompt's style needs."""
+    return replace(profile, max_completion_tokens=profile.max_completion_tokens + ROOM[prompt.style])
+
+
+def answer_text(prompt: Prompt, rewrite: str, thought: str = "") -> str:
+    """What the model should write after the prompt's prefix for `prompt.read` to find `rewrite`."""
+    if prompt.style == "compact":
+        return rewrite if not prompt.prefix or prompt.prefix[-1].isspace() else f" {rewrite}"
+    full = format_answer(rewrite, prompt.style, thought)
+    return full.removeprefix(prompt.prefix)
+
+
+def tokenised(policy: Policy, targets: pd.DataFrame, prompt: Prompt, limit: int, loss_on: str = "answer") -> Dataset:
+    """Rows of input_ids and labels (IGNORED where there is no loss): rendered prompt, answer, end token.
+
+    targets: DataFrame of request, rewrite, perhaps thought. Raises RecR1Error for a prompt longer than `limit`
+    tokens, an unknown `loss_on`, or a rewrite that the prompt's own parser would not find in the answer.
+    """
+    if loss_on not in ("answer", "all"):
+        raise RecR1Error(f"loss_on={loss_on!r}; take `answer`, or `all` for the prompt too")
+    tokenizer, rows = policy.tokenizer, []
+    thoughts = targets["thought"] if "thought" in targets.columns else [""] * len(targets)
+    texts = [prompt.render(tokenizer, request) for request in targets["request"]]
+    encode(tokenizer, texts, limit)
+    for text, rewrite, thought in zip(texts, targets["rewrite"], thoughts, strict=True):
+        answer = answer_text(prompt, rewrite, thought)
+        if prompt.read(answer).query != " ".join(rewrite.split()):
+            raise RecR1Error(
+                f"the rewrite {rewrite!r} cannot be read back from {answer!r}; clean it, or take another style"
+            )
+        start = tokenizer(text, add_special_tokens=False)["input_ids"]
+        end = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        labels = [IGNORED] * len(start) if loss_on == "answer" else list(start)
+        rows.append({"input_ids": start + end, "labels": labels + end})
+    return Dataset.from_list(rows)
+
+
+def train(
+    policy: Policy,
+    targets: pd.DataFrame,
+    prompt: Prompt,
+    profile: Profile,
+    folder: str | Path,
+    validate: Callable[[MergedCopy | None], Interval] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+    watch: Watch | None = None,
+    loss_on: str = "answer",
+    epochs: float | None = None,
+    max_seconds: float | None = None,
+    patience: int | None = PATIENCE,
+    **overrides,
+) -> Training:
+    """Train the policy's adapter on targets; keep the adapter that `validate` likes best.
+
+    targets: DataFrame of request, rewrite, perhaps thought (for the styles with reasoning). epochs: default the
+    profile's. max_seconds: of training, validation not counted. Everything else is as in `grpo.train`; overrides are
+    fields of TRL's SFTConfig. A row of `curve` has step, loss, token_accuracy, grad_norm, seconds. Raises RecR1Error
+    for no targets, a target that cannot be written in the prompt's style, too long a prompt, or a folder in use.
+    """
+    folder = Path(folder)
+    checkpoint = begin(folder, resume)
+    if not len(targets):
+        raise RecR1Error("there are no targets to train on; make some with targets.best_of_n or targets.read_pairs")
+    set_seed(seed)
+    data = tokenised(policy, targets, prompt, profile.max_prompt_tokens, loss_on)
+    size = min(profile.sft_batch, len(data))
+    count = max(1, round((epochs or profile.sft_epochs) * len(data) / size))
+    config = configure(profile, folder, seed, size, count, **overrides)
+    trainer = KitSFTTrainer(
+        model=policy.model,
+        args=config,
+        processing_class=policy.tokenizer,
+        train_dataset=data.select(draw_order(len(data), count * size, seed)),
+    )
+    monitor = SFTMonitor(trainer, policy, folder, profile, validate, progress, watch)
+    monitor.max_seconds, monitor.patience = max_seconds, patience
+    try:
+        return run(trainer, monitor, checkpoint)
+    finally:
+        policy.model.eval()
+
+
+def configure(profile: Profile, folder: Path, seed: int, batch: int, count: int, **overrides) -> SFTConfig:
+    """TRL's configuration of an SFT run of `count` steps of `batch` targets."""
+    sizes = dict(
+        max_steps=count,
+        per_device_train_batch_size=batch,
+        train_sampling_strategy="sequential",
+        learning_rate=profile.sft_learning_rate,
+        max_length=None,
+        packing=False,
+    )
+    return SFTConfig(**(settings(profile, folder, seed) | sizes | overrides))

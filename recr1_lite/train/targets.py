@@ -1,0 +1,395 @@
+"""Where the targets of SFT come from: a model's best of n, or a file of pairs (`paid_targets.py`: a server).
+
+Each target is a row of a file of JSON lines that only grows: example_id, request, rewrite, thought, and what it
+cost. A run that was stopped or killed goes on from that file: what is in it is not asked for again.
+"""
+
+# MERGED: """Targets of SFT from any OpenAI-compatible server: resumable, inside a budget, no request sent twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+from transformers import set_seed
+
+from recr1_lite.common import RecR1Error, bar
+from recr1_lite.policy.endpoint import EndpointRewriter
+from recr1_lite.policy.rewriters import ModelRewriter, Rewrite, Rewriter
+from recr1_lite.tasks.prompts import compose
+from recr1_lite.tasks.readers import read_table
+from recr1_lite.train.rewards import Scorer
+
+CHUNK = 8  # examples whose rollouts are drawn together, from one seed
+CHOICES = ("vote", "reward")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method took: completions sampled, tokens generated and trained on, seconds, money at a stated price."""
+
+    samples: int = 0
+    tokens_generated: int = 0
+    tokens_trained: int = 0
+    seconds: float = 0.0
+    money: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, key) + getattr(other, key) for key in self.__dataclass_fields__))
+
+    @classmethod
+    def of(cls, targets: pd.DataFrame) -> Cost:
+        """The cost of the rows of a targets file."""
+        return cls(
+            int(targets["samples"].sum()),
+            int(targets["tokens"].sum()),
+            0,
+            float(targets["seconds"].sum()),
+            float(targets["money"].sum()),
+        )
+
+
+class TargetFile:
+    """A file of JSON lines, its settings first. One process at a time; a torn last line is cut off.
+
+    Raises RecR1Error where the file was made with other settings, is damaged in the middle, or is being written.
+    """
+
+    def __init__(self, path: str | os.PathLike, settings: Mapping):
+        self.path, self.settings = Path(path), json.loads(json.dumps(dict(settings)))
+        self.rows: dict[str, dict] = {}
+        self._guard, self._lock = threading.Lock(), FileLock(f"{self.path}.lock")
+
+    def __enter__(self) -> TargetFile:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RecR1Error(
+                f"{self.path} is being written by another run; wait for it, or give another file"
+            ) from None
+        try:
+            self._read()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lock.release()
+
+    def keep(self, row: Mapping) -> None:
+        """Write a row to the disk before anything else happens; an example that is there already is left alone."""
+        with self._guard:
+            if row["example_id"] in self.rows:
+                return
+            self._write(row)
+            self.rows[row["example_id"]] = dict(row)
+
+    def _write(self, row: Mapping) -> None:
+        try:
+            with self.path.open("ab") as file:
+                file.write(json.dumps(row).encode("ascii") + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as problem:
+            raise RecR1Error(
+                f"{self.path} cannot be written ({problem.strerror}); free space or mend its permissions, "
+                "and run again: what it holds is kept"
+            ) from problem
+
+    def _read(self) -> None:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):  # the row that was being written when the run was killed
+            os.truncate(self.path, len(whole))
+        lines = whole.splitlines()
+        if not lines:
+            self._write({"settings": self.settings})
+            return
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                key = row["settings"] if number == 1 else row["example_id"]
+            except (ValueError, KeyError, TypeError):
+                raise RecR1Error(
+                    f"line {number} of {self.path} is no row of a targets file; mend or remove it"
+                ) from None
+            if number > 1:
+                self.rows[key] = row
+            elif key != self.settings:
+                names = sorted(name for name in {*key, *self.settings} if key.get(name) != self.settings.get(name))
+                raise RecR1Error(
+                    f"{self.path} was made with other settings ({', '.join(names)}); give another file, "
+                    "or the settings it was made with"
+                )
+
+
+def collect(path, examples: pd.DataFrame, settings: Mapping, ask: Callable) -> pd.DataFrame:
+    """The targets of `examples`, in their order, from the file at `path`; what it lacks is asked for first.
+
+    ask(examples, file): calls file.keep(row) for what is not in file.rows. A stop loses nothing that was kept.
+    """
+    with TargetFile(path, settings) as file:
+        ask(examples, file)
+        found = [file.rows[example] for example in examples["example_id"] if example in file.rows]
+    if not found:
+        raise RecR1Error(f"no target was made for {len(examples)} examples; raise the budget")
+    return pd.DataFrame(found)
+
+
+def best_of_n(
+    rewriter: ModelRewriter,
+    examples: pd.DataFrame,
+    path,
+    n: int = 8,
+    choose: str = "vote",
+    temperature: float = 1.0,
+    scorer: Scorer | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The best of n sampled rewrites for each example, kept in the file at `path` as they are made.
+
+    choose: `vote` takes the query with the words that most of the n agree on and needs no labels, so that this is a
+    teacher like any other; `reward` takes the highest nDCG of `scorer` (rejection sampling). Columns: example_id,
+    request, rewrite, thought "", score and mean_score (nDCG of the chosen one and of all n; None without scorer),
+    raw_score, samples, tokens, seconds, money. The n rollouts of an example depend on the seed and its place alone:
+    a run that was killed ends as it would have without. Raises RecR1Error for an unknown choice and for `reward`
+    without a scorer.
+    """
+    if choose not in CHOICES or (choose == "reward" and scorer is None) or n < 1:
+        raise RecR1Error(f"choose={choose!r}, n={n}: take `vote`, or `reward` with a scorer, and n from 1 on")
+    settings = {
+        "model": rewriter.policy.name,
+        "name": rewriter.name,
+        "prompt": repr(rewriter.prompt),
+        "n": n,
+        "choose": choose,
+        "temperature": temperature,
+        "max_new_tokens": rewriter.max_new_tokens,
+        "seed": seed,
+    }
+
+    def ask(examples: pd.DataFrame, file: TargetFile) -> None:
+        greedy, rewriter.temperature = rewriter.temperature, temperature
+        chunks = [examples.iloc[at : at + CHUNK] for at in range(0, len(examples), CHUNK)]
+        try:
+            with bar(total=len(examples), desc=f"best of {n}", unit="request", progress=progress) as shown:
+                for number, chunk in enumerate(chunks):
+                    if not set(chunk["example_id"]) <= file.rows.keys():
+                        for row in _sample(rewriter, chunk, n, choose, scorer, 1000 * seed + number):
+                            file.keep(row)
+                    shown.update(len(chunk))
+        finally:
+            rewriter.temperature = greedy
+
+    return collect(path, examples, settings, ask)
+
+
+def _sample(rewriter: ModelRewriter, chunk: pd.DataFrame, n: int, choose: str, scorer, seed: int) -> list[dict]:
+    start = time.perf_counter()
+    set_seed(seed)
+    repeated = chunk.loc[chunk.index.repeat(n)]
+    answers = rewriter.complete(repeated["request"].tolist())
+    scored = scorer.score(repeated["example_id"].tolist(), [a.completion for a in answers]) if scorer else []
+    seconds, rows = (time.perf_counter() - start) / len(chunk), []
+    for place, example in enumerate(chunk.itertuples()):
+        own = slice(place * n, place * n + n)
+        scores = [row.ndcg for row in scored[own]]
+        queries = [rewriter.prompt.read(answer.completion).query for answer in answers[own]]
+        best = int(np.argmax(scores)) if choose == "reward" else vote(queries)
+        rows.append(
+            {
+                "example_id": str(example.example_id),
+                "request": example.request,
+                "rewrite": queries[best],
+                "thought": "",
+                "score": scores[best] if scores else None,
+                "mean_score": float(np.mean(scores)) if scores else None,
+                "raw_score": scored[own][0].raw_ndcg if scores else None,
+                "samples": n,
+                "tokens": sum(answer.tokens for answer in answers[own]),
+                "seconds": seconds,
+                "money": 0.0,
+            }
+        )
+    return rows
+
+
+def vote(queries: Sequence[str]) -> int:
+    """The place of the query whose words most of the queries hold, on average over its words; the first of equals.
+
+    The mode of the samples, as self-consistency (arXiv 2203.11171) takes it, for answers that are bags of words.
+    """
+    bags = [set(query.lower().replace(".", " ").replace(",", " ").split()) for query in queries]
+    count = Counter(word for bag in bags for word in bag)
+    support = [sum(count[word] for word in bag) / len(bag) if bag else 0.0 for bag in bags]
+    return int(np.argmax(support))
+
+
+class VoteRewriter(Rewriter):
+    """The teacher of `best_of_n(..., choose="vote")` as a rewriter, to be scored like every other one."""
+
+    def __init__(
+        self, rewriter: ModelRewriter, n: int = 8, temperature: float = 1.0, seed: int = 0, name: str = "teacher"
+    ):
+        self.inner, self.n, self.temperature, self.seed, self.name = rewriter, n, temperature, seed, name
+        self.batch_size = CHUNK
+
+    def complete(self, requests: Sequence[str]) -> list[Rewrite]:
+        greedy, self.inner.temperature = self.inner.temperature, self.temperature
+        set_seed(self.seed)
+        try:
+            answers = self.inner.complete([request for request in requests for _ in range(self.n)])
+        finally:
+            self.inner.temperature = greedy
+        chosen, prompt = [], self.inner.prompt
+        for place, request in enumerate(requests):
+            own = answers[place * self.n : (place + 1) * self.n]
+            best = own[vote([prompt.read(answer.completion).query for answer in own])]
+            query = compose(request, prompt.read(best.completion).query, prompt.mode, prompt.weight)
+            chosen.append(Rewrite(query, best.completion, best.outcome, sum(answer.tokens for answer in own)))
+        return chosen
+
+
+def read_pairs(path: str | os.PathLike, examples: pd.DataFrame) -> pd.DataFrame:
+    """Targets from a CSV, JSONL or Parquet file of `request` (or `example_id`), `rewrite`, and perhaps `thought`.
+
+    Only requests of `examples` are taken, so that a file cannot bring in the validation or the test. Raises
+    RecR1Error for a missing column, an empty rewrite, a request with two rewrites, or a file that fits no example.
+    """
+    pairs, path = read_table(path, "the pairs")
+    key = "example_id" if "example_id" in pairs.columns else "request"
+    for column in (key, "rewrite"):
+        if column not in pairs.columns:
+            raise RecR1Error(f"{path} has no column {column!r}; it needs request (or example_id) and rewrite")
+    if pairs[key].duplicated().any():
+        raise RecR1Error(
+            f"{path} has two rewrites for {pairs[key][pairs[key].duplicated()].iloc[0]!r}; keep one of them"
+        )
+    empty = pairs["rewrite"].fillna("").astype(str).str.strip() == ""
+    if empty.any():
+        raise RecR1Error(f"{path}: the rewrite of row {int(np.argmax(empty)) + 1} is empty; fill it in or drop the row")
+    found = examples.merge(pairs.drop(columns="request" if key == "example_id" else [], errors="ignore"), on=key)
+    if not len(found):
+        raise RecR1Error(f"no {key} of {path} is one of the {len(examples)} training examples; check that they match")
+    thought = found["thought"] if "thought" in found.columns else ""
+    return found[["example_id", "request", "rewrite"]].assign(
+        thought=thought, samples=0, tokens=0, seconds=0.0, money=0.0
+    )
+
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where to stop asking a server: money in the currency of the prices (per million tokens), or requests."""
+
+    money: float | None = None
+    requests: int | None = None
+    input_price: float = 0.0
+    output_price: float = 0.0
+
+    def price(self, prompt_tokens: int, tokens: int) -> float:
+        return (prompt_tokens * self.input_price + tokens * self.output_price) / MILLION
+
+
+def from_endpoint(
+    rewriter: EndpointRewriter, examples: pd.DataFrame, path, budget: Budget | None = None, progress: bool = True
+) -> pd.DataFrame:
+    """One answer of a server for each example, each kept when it arrives; equal requests are sent once.
+
+    Stops before the budget could be passed, with a sentence that says how far it came; Ctrl-C lets the answers that
+    are under way arrive and keeps them. A run that was killed asks again only for what was under way just then. An answer
+    that did not parse has the rewrite "": it is paid for and kept; leave it out of what is trained on.
+    """
+    budget = budget or Budget()
+    settings = {"url": rewriter.url, "prompt": repr(rewriter.prompt), **rewriter.fields}
+    worst = budget.price(
+        2 * max(len(str(rewriter.prompt.messages(r))) for r in examples["request"]) // 3 + 1,
+        rewriter.fields.get("max_tokens") or rewriter.fields.get("max_completion_tokens") or 4096,
+    )
+
+    def ask(examples: pd.DataFrame, file: TargetFile) -> None:
+        known = {row["request"]: row for row in file.rows.values()}
+        todo: dict[str, list[str]] = {}
+        for example in examples.itertuples():
+            if example.example_id not in file.rows:
+                todo.setdefault(example.request, []).append(str(example.example_id))
+        spent = sum(row["money"] for row in file.rows.values())
+        asked = sum(row["samples"] for row in file.rows.values())
+        for request in [request for request in todo if request in known]:
+            _keep_all(file, todo.pop(request), known[request], shared=True)
+        allowed = len(todo)
+        if budget.requests is not None:
+            allowed = min(allowed, max(0, budget.requests - asked))
+        queue, running = list(todo)[:allowed], {}
+        pool = ThreadPoolExecutor(rewriter.workers)
+
+        def one(request: str) -> dict:
+            start = time.perf_counter()
+            answer, parsed = rewriter.answer(request)
+            money = budget.price(answer.prompt_tokens, answer.tokens)
+            row = {
+                "request": request,
+                "rewrite": parsed.query,
+                "thought": thought_of(answer.text),
+                "score": None,
+                "mean_score": None,
+                "raw_score": None,
+                "samples": 1,
+                "tokens": answer.tokens,
+                "seconds": (time.perf_counter() - start) / rewriter.workers,
+                "money": money,
+            }
+            _keep_all(file, todo[request], row)
+            return row
+
+        try:
+            with bar(total=len(queue), desc=rewriter.name, unit="request", progress=progress) as shown:
+                while queue or running:
+                    while (
+                        queue
+                        and len(running) < rewriter.workers
+                        and (budget.money is None or spent + worst * (len(running) + 1) <= budget.money)
+                    ):
+                        request = queue.pop(0)
+                        running[pool.submit(one, request)] = request
+                    if not running:
+                        break
+                    for job in wait(running, return_when=FIRST_COMPLETED).done:
+                        del running[job]
+                        spent += job.result()["money"]
+                        shown.update()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # what was sent is paid for: its answer is kept
+        left = len(queue) + len(todo) - allowed
+        if left:
+            print(f"the budget is used up: {left} requests are not asked yet; raise it and run again to go on")
+
+    return collect(path, examples, settings, ask)
+
+
+def _keep_all(file: TargetFile, example_ids: Sequence[str], row: Mapping, shared: bool = False) -> None:
+    """Keep an answer for each example that asked this; only the first one carries what it cost."""
+    for place, example in enumerate(example_ids):
+        free = {"samples": 0, "tokens": 0, "seconds": 0.0, "money": 0.0} if place or shared else {}
+        file.keep({**row, "example_id": example, **free})
+
+
+def thought_of(text: str) -> str:
+    """What stands between <think> and </think>, on one line; "" without."""
+    start, end = text.find("<think>"), text.find("</think>")
+    return " ".join(text[max(start, -7) + 7 if start >= 0 else 0 : end].split()) if end > start else ""
