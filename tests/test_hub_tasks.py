@@ -11,7 +11,7 @@ import huggingface_hub
 import pandas as pd
 import pytest
 
-from recr1_lite.assets import fetch as hub
+from recr1_lite.assets.fetch import AMAZON_C4, AMAZON_REVIEWS, BLAIR, ESCI, REVISIONS
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.esci import CATALOGUE, SHARDS
@@ -160,8 +160,8 @@ def test_esci_from_the_hub(esci, tmp_path, a_hub):
         own = joined[joined["split"] == split].drop(columns="split")
         for number, name in enumerate(shards):
             own.iloc[number :: len(shards)].to_parquet(tmp_path / "shard.parquet")
-            a_hub(hub.ESCI, name, tmp_path / "shard.parquet")
-    a_hub(hub.BLAIR, CATALOGUE, esci.paths["catalogue"])
+            a_hub(ESCI, name, tmp_path / "shard.parquet")
+    a_hub(BLAIR, CATALOGUE, esci.paths["catalogue"])
     task = load_task("esci", category="Baby_Products", n_val=2)
     local = esci(category="Baby_Products")
     assert len(task.train) == 4 and set(task.train["request"]) | set(task.val["request"]) == {
@@ -170,7 +170,7 @@ def test_esci_from_the_hub(esci, tmp_path, a_hub):
     }
     assert relevant(task.unseal_test("here")) == relevant(local.unseal_test("here"))
     assert task.items.equals(local.items)
-    pinned, loose = f"{hub.ESCI} @ {hub.REVISIONS[hub.ESCI]}", f"{hub.BLAIR} @ {COMMIT}"
+    pinned, loose = f"{ESCI} @ {REVISIONS[ESCI]}", f"{BLAIR} @ {COMMIT}"
     assert task.about["source"].endswith(f"Hugging Face Hub, {pinned}, {loose}")
     assert len(a_hub.asked) == 16
 
@@ -221,8 +221,8 @@ def test_c4_gzipped_and_from_the_hub(c4, tmp_path, a_hub):
     zipped = tmp_path / "items.jsonl.gz"
     zipped.write_bytes(gzip.compress(c4.paths["items"].read_bytes()))
     assert c4(items=zipped, n_val=3).items.equals(c4(n_val=3).items)
-    a_hub(hub.AMAZON_C4, "test.csv", c4.paths["requests"])
-    a_hub(hub.AMAZON_C4, "sampled_item_metadata_1M.jsonl", c4.paths["items"])
+    a_hub(AMAZON_C4, "test.csv", c4.paths["requests"])
+    a_hub(AMAZON_C4, "sampled_item_metadata_1M.jsonl", c4.paths["items"])
     task = load_task("amazon_c4", n_val=3, revision="v2")
     assert task.train.equals(c4(n_val=3).train) and task.about["source"].endswith("McAuley-Lab/Amazon-C4 @ v2")
 
@@ -294,14 +294,14 @@ def test_reviews_gzipped_in_a_dict_and_from_the_hub(reviews, tmp_path, a_hub):
     zipped.mkdir()
     for path in names.values():
         (zipped / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
-        a_hub(hub.AMAZON_REVIEWS, f"benchmark/0core/last_out_w_his/{path.name}", path)
-    a_hub(hub.AMAZON_REVIEWS, "raw/meta_categories/meta_All_Beauty.jsonl", reviews.paths["items"])
+        a_hub(AMAZON_REVIEWS, f"benchmark/0core/last_out_w_his/{path.name}", path)
+    a_hub(AMAZON_REVIEWS, "raw/meta_categories/meta_All_Beauty.jsonl", reviews.paths["items"])
     wanted = reviews().train
     assert reviews(requests=zipped).train.equals(wanted) and reviews(requests=names).train.equals(wanted)
     frames = {split: pd.read_csv(path) for split, path in names.items()}  # an empty history is NaN there
     assert reviews(requests=frames).train["request"].tolist() == wanted["request"].tolist()
     task = load_task("amazon_reviews", cut="last_out")
-    assert task.train.equals(wanted) and task.about["source"].endswith(hub.REVISIONS[hub.AMAZON_REVIEWS])
+    assert task.train.equals(wanted) and task.about["source"].endswith(REVISIONS[AMAZON_REVIEWS])
 
 
 def test_reviews_whole_metadata(reviews):

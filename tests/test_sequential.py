@@ -27,7 +27,7 @@ from recr1_lite.evaluate.recommenders import (
 )
 from recr1_lite.ledger import Ledger
 from recr1_lite.search.bm25 import BM25Retriever
-from recr1_lite.tasks import Task, load_task, sequences
+from recr1_lite.tasks import Task, history_examples, load_task
 from recr1_lite.tasks.prompts import Prompt
 
 ITEMS = pd.DataFrame(
@@ -40,7 +40,7 @@ VAL, TEST = [("v1", "a", "b"), ("v2", "e", "c")], [("s1", "a", "c"), ("s2", "b",
 
 
 def split(rows) -> pd.DataFrame:
-    return sequences.table(rows, TITLES)[0]
+    return history_examples(rows, TITLES)[0]
 
 
 def task(train=TRAIN, val=VAL, test=TEST, metrics=("ndcg@3", "recall@1")) -> Task:
@@ -51,7 +51,7 @@ def task(train=TRAIN, val=VAL, test=TEST, metrics=("ndcg@3", "recall@1")) -> Tas
 
 
 def test_a_row_of_the_table():
-    frame, repeats = sequences.table([("x", list("abcab"), "d"), ("again", "ab", "b")], TITLES, last=2)
+    frame, repeats = history_examples([("x", list("abcab"), "d"), ("again", "ab", "b")], TITLES, last=2)
     assert repeats == 1
     assert frame.to_dict("records") == [
         {
@@ -67,15 +67,15 @@ def test_a_row_of_the_table():
 @pytest.mark.parametrize(
     "rows, last, words",
     [
-        ([("x", [], "a")], 10, "'x' has an empty history"),
-        ([("x", ["a", "zz"], "b")], 10, "'x' has item 'zz' in its history, which the catalogue lacks"),
+        ([("x", [], "a")], 10, "example 'x': history is empty"),
+        ([("x", ["a", "zz"], "b")], 10, "example 'x': history holds item 'zz', which the catalogue lacks"),
         ([], 0, "last=0 shows no item"),
         ([], True, "last=True shows no item"),
     ],
 )
 def test_bad_rows(rows, last, words):
     with pytest.raises(RecR1Error, match=words):
-        sequences.table(rows, TITLES, last)
+        history_examples(rows, TITLES, last)
 
 
 @given(
@@ -83,7 +83,7 @@ def test_bad_rows(rows, last, words):
     st.integers(1, 12),
 )
 def test_no_target_is_ever_excluded(rows, last):
-    frame, repeats = sequences.table([(str(at), *row) for at, row in enumerate(rows)], TITLES, last)
+    frame, repeats = history_examples([(str(at), *row) for at, row in enumerate(rows)], TITLES, last)
     assert len(frame) + repeats == len(rows)
     for own in frame.itertuples():
         assert not set(own.relevant) & set(own.exclude) and set(own.exclude) == set(own.history)

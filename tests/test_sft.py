@@ -216,5 +216,5 @@ def test_it_calls_nobody(tiny_folder, tmp_path, network):
 
 def test_the_test_split_is_sealed_while_it_trains(tiny_folder, tmp_path):
     seen = []
-    run(tiny_folder, tmp_path, validate=lambda merged: seen.append(base._trainers_running) or Interval(0.5, 0, 1, 8))
-    assert seen and set(seen) == {1} and base._trainers_running == 0
+    run(tiny_folder, tmp_path, validate=lambda merged: seen.append(len(base.TRAINERS)) or Interval(0.5, 0, 1, 8))
+    assert seen and set(seen) == {1} and not base.TRAINERS

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import threading
 
 import pandas as pd
 import pytest
@@ -65,7 +66,7 @@ def test_test_split_is_nowhere_to_be_seen(tmp_path):
     assert SECRET.encode() not in pickle.dumps(task)
     assert not hasattr(task, "test")
     with pytest.raises(AttributeError, match="sealed"):
-        task.test
+        task.test  # noqa: B018
     for other in (copy.copy(task), copy.deepcopy(task), pickle.loads(pickle.dumps(task))):
         with pytest.raises(RecR1Error, match="holds no test split"):
             other.unseal_test(ledger=Ledger(tmp_path / "ledger.jsonl"))
@@ -97,6 +98,42 @@ def test_sealed_while_a_trainer_runs(ledger):
         raise KeyError  # a trainer that fails opens the lock again
     assert ledger.rows() == []
     assert len(task.unseal_test()) == 2
+
+
+def test_threads_see_that_a_trainer_runs(ledger):
+    task, inside, over = Task(**parts()), threading.Event(), threading.Event()
+
+    def train() -> None:
+        with sealed():
+            inside.set()
+            over.wait(10)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    assert inside.wait(10)
+    for way in (task.unseal_test, lambda: task.map_splits(lambda split, frame: frame)):
+        with pytest.raises(RecR1Error, match="stays sealed while a trainer runs"):
+            way()
+    over.set()
+    thread.join()
+    assert len(task.unseal_test()) == 2
+
+
+def test_map_splits_changes_behind_the_seal(ledger):
+    task, asked = Task(**parts()), []
+
+    def louder(split: str, frame: pd.DataFrame) -> pd.DataFrame:
+        asked.append(split)
+        frame["request"] += "!"
+        return frame
+
+    loud = task.map_splits(louder, name="loud", k_eval=3)
+    assert (loud.name, loud.k_eval, loud.k_train, asked) == ("loud", 3, 100, ["train", "val", "test"])
+    assert loud.val["request"].tolist() == ["something to sit on!"] and ledger.rows() == []
+    assert loud.unseal_test()["request"][0] == SECRET + "!" and task.unseal_test()["request"][0] == SECRET
+    assert SECRET not in str(vars(loud)) and SECRET.encode() not in pickle.dumps(loud)
+    with pytest.raises(RecR1Error, match="test split is empty"):
+        task.map_splits(lambda split, frame: frame[:0] if split == "test" else frame)
 
 
 def test_subsample(ledger):

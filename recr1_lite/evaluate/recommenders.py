@@ -37,12 +37,12 @@ from transformers import (
 
 from recr1_lite.common import RecR1Error, bar
 from recr1_lite.evaluate.evaluation import EvalResult, evaluate_recommender
-from recr1_lite.tasks import Task, sequences
+from recr1_lite.tasks.base import BETWEEN, Task
 
 
 def last_title(requests: Sequence[str]) -> list[str]:
     """The latest title of each request, as a rewriter: what was bought last is the query."""
-    return [request.rsplit(sequences.BETWEEN, 1)[-1] for request in requests]
+    return [request.rsplit(BETWEEN, 1)[-1] for request in requests]
 
 
 last_title.name = "last title"

@@ -80,23 +80,13 @@ def rerank_task(
     """
     if prompt.mode != "rewrite":  # the query would hold the request's own letters
         raise RecR1Error(f"an answer in {prompt.mode} mode is no order of candidates; give a prompt in mode 'rewrite'")
-    train, val, test = (
-        with_candidates(split, retriever, task.items, count, words)
-        for split in (task.train, task.val, task._sealed_test())
-    )
-    val, test = (val, test) if whole else (_reachable(val), _reachable(test))
-    return Task(
-        f"{task.name}-rerank",
-        task.items,
-        _reachable(train),
-        val,
-        test,
-        prompt,
-        count,
-        count,
-        (f"ndcg@{count}", "mrr", "recall@1"),
-        task.about,
-    )
+
+    def change(split: str, frame: pd.DataFrame) -> pd.DataFrame:
+        asked = with_candidates(frame, retriever, task.items, count, words)
+        return asked if whole and split != "train" else _reachable(asked)
+
+    sizes = {"k_train": count, "k_eval": count, "metrics": (f"ndcg@{count}", "mrr", "recall@1")}
+    return task.map_splits(change, name=f"{task.name}-rerank", prompt=prompt, **sizes)
 
 
 class RerankScorer(Scorer):

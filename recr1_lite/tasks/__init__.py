@@ -6,12 +6,23 @@ import inspect
 from importlib import import_module
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import Task, sealed, validate
+from recr1_lite.tasks.base import Task, history_examples, sealed
 from recr1_lite.tasks.prompts import PROMPTS, Prompt, compose, format_answer, parse
 
 KNOWN = ("clothing", "movielens", "esci", "amazon_c4", "amazon_reviews", "custom")
 
-__all__ = ["KNOWN", "PROMPTS", "Prompt", "Task", "compose", "format_answer", "load_task", "parse", "sealed", "validate"]
+__all__ = [
+    "KNOWN",
+    "PROMPTS",
+    "Prompt",
+    "Task",
+    "compose",
+    "format_answer",
+    "history_examples",
+    "load_task",
+    "parse",
+    "sealed",
+]
 
 
 def load_task(task: str, /, **options) -> Task:

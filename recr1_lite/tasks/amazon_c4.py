@@ -13,7 +13,8 @@ import os
 import numpy as np
 import pandas as pd
 
-from recr1_lite.assets import fetch as hub
+from recr1_lite.assets.fetch import AMAZON_C4, named
+from recr1_lite.assets.fetch import fetch as fetch_file
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task
 from recr1_lite.tasks.prompts import Prompt
@@ -68,10 +69,10 @@ def load(
         raise RecR1Error("splits='paper' trains on other categories than it tests on; take splits='seed' with this")
     fetched = []
     if items is None:
-        fetched.append(hub.fetch(hub.AMAZON_C4, CATALOGUE, "items=", revision))
+        fetched.append(fetch_file(AMAZON_C4, CATALOGUE, "items=", revision))
         items = fetched[-1].path
     if requests is None:
-        fetched.append(hub.fetch(hub.AMAZON_C4, QUERIES, "requests=", revision))
+        fetched.append(fetch_file(AMAZON_C4, QUERIES, "requests=", revision))
         requests = fetched[-1].path
     rows, items_name = records(items, "items")
     table, empty = items_of(rows, items_name)
@@ -97,7 +98,7 @@ def load(
         k_eval=100,
         metrics=("ndcg@100", "ndcg@10", "recall@10", "mrr"),
         about={
-            "source": f"Amazon-C4; {hub.named(fetched) if fetched else 'local files'}",
+            "source": f"Amazon-C4; {named(fetched) if fetched else 'local files'}",
             "licence": "its page states none; made of Amazon Reviews 2023, for research",
             "splits made": "test: the category; train and val: the categories that the paper does not test on"
             if splits == "paper"

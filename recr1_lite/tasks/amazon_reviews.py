@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recr1_lite.assets import fetch as hub
+from recr1_lite.assets.fetch import AMAZON_REVIEWS, HubFile, named
+from recr1_lite.assets.fetch import fetch as fetch_file
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks import sequences
-from recr1_lite.tasks.base import ITEM_COLUMNS, Task, shown
+from recr1_lite.tasks.base import ITEM_COLUMNS, LAST_TITLES, Task, history_examples, shown
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.tasks.readers import checked_path, csv_rows, need, plain, records, text_of, thin
 
@@ -44,16 +44,16 @@ def file_of(
     category: str,
     cut: str,
     revision: str | None,
-    fetched: list[hub.HubFile],
+    fetched: list[HubFile],
 ) -> tuple[Path | pd.DataFrame, str]:
     """The file of a split, or a DataFrame, and its name; one of the Hub is noted in `fetched`.
 
-    Raises RecR1Error: no such file or folder, no such split in a dict, what hub.fetch raises.
+    Raises RecR1Error: no such file or folder, no such split in a dict, what fetch_file raises.
     """
     name = FILES[split]
     if requests is None:
         file = f"benchmark/0core/{cut}_w_his/{category}.{name}.csv"
-        fetched.append(hub.fetch(hub.AMAZON_REVIEWS, file, "requests=", revision))
+        fetched.append(fetch_file(AMAZON_REVIEWS, file, "requests=", revision))
         return fetched[-1].path, fetched[-1].path.name
     if isinstance(requests, Mapping):
         if name not in requests:
@@ -118,7 +118,7 @@ def read_items(source: Table, asked: set[str], whole: bool) -> tuple[pd.DataFram
             f"{name} has none of the items of the requests (its ids look like {some!r}, theirs like "
             f"{min(asked)!r}); give the metadata of the same category"
         )
-    return pd.DataFrame(kept, columns=list(ITEM_COLUMNS)), notes
+    return pd.DataFrame(kept, columns=ITEM_COLUMNS), notes
 
 
 def _part(value: object, place: str) -> str:
@@ -148,7 +148,7 @@ def load(
     catalogue: str = "examples",
     items: Table | None = None,
     requests: Mapping[str, Table] | str | os.PathLike | None = None,
-    last: int = sequences.LAST,
+    last: int = LAST_TITLES,
     n_train: int | None = None,
     n_val: int | None = None,
     n_test: int | None = None,
@@ -173,10 +173,10 @@ def load(
     for option, (value, known) in choices.items():
         if value not in known:
             raise RecR1Error(f"there is no {option}={value!r}; choose one of {', '.join(known)}")
-    fetched: list[hub.HubFile] = []
+    fetched: list[HubFile] = []
     rows = {split: read_rows(*file_of(split, requests, category, cut, revision, fetched), split) for split in FILES}
     if items is None:
-        fetched.append(hub.fetch(hub.AMAZON_REVIEWS, f"raw/meta_categories/meta_{category}.jsonl", "items=", revision))
+        fetched.append(fetch_file(AMAZON_REVIEWS, f"raw/meta_categories/meta_{category}.jsonl", "items=", revision))
         items = fetched[-1].path
     asked = {item for own in rows.values() for row in own for item in (*row[2], row[3])}
     table, notes = read_items(items, asked, whole=catalogue == "metadata")
@@ -184,7 +184,7 @@ def load(
     rows = _of_setting(rows, setting)
     titles, splits = dict(zip(table["item_id"], table["title"])), {}
     for split, n in zip(FILES, (n_train, n_val, n_test)):
-        found, repeats = sequences.table(((row[0], row[2], row[3]) for row in rows[split]), titles, last)
+        found, repeats = history_examples(((row[0], row[2], row[3]) for row in rows[split]), titles, last)
         notes["examples with an item bought again, left out"] += repeats
         splits[split] = _draw(found, n, seed)
     table, size = thin(table, _held(splits), max_items, seed)
@@ -197,7 +197,7 @@ def load(
         k_eval=50,
         metrics=("ndcg@50", "ndcg@10", "recall@50", "recall@10", "mrr"),
         about={
-            "source": f"Amazon Reviews 2023, {category}; {hub.named(fetched) if fetched else 'local files'}",
+            "source": f"Amazon Reviews 2023, {category}; {named(fetched) if fetched else 'local files'}",
             "licence": "its page states none; for research, cite arXiv 2403.03952",
             "setting": f"{setting}: val and test have users "
             + {"transductive": "with a train example", "inductive": "without a train example"}.get(setting, "of both"),

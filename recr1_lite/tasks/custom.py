@@ -18,8 +18,7 @@ import numpy as np
 import pandas as pd
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks import sequences
-from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, shown
+from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, LAST_TITLES, Task, check_last, past, shown
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.tasks.readers import read_id, read_ids, read_relevant, read_table
 
@@ -43,7 +42,7 @@ def load(
     k_eval: int = 100,
     metrics: tuple[str, ...] = ("ndcg@100", "ndcg@10", "recall@10", "mrr"),
     unreachable: str = "error",
-    last: int = sequences.LAST,
+    last: int = LAST_TITLES,
     source: str = "",
     licence: str = "",
 ) -> Task:
@@ -65,7 +64,7 @@ def load(
     table, requests_name = read_table(requests, "requests")
     about = {}
     if "history" in table.columns:
-        table, about["left out"] = _with_requests(table, catalogue, sequences.checked_last(last), requests_name)
+        table, about["left out"] = _with_requests(table, catalogue, last, requests_name)
     examples = _examples(table, requests_name)
     if unreachable == "error":
         _check_targets(examples, catalogue, requests_name, items_name)
@@ -96,6 +95,7 @@ def _catalogue(table: pd.DataFrame, where: str) -> pd.DataFrame:
 
 def _with_requests(table: pd.DataFrame, catalogue: pd.DataFrame, last: int, where: str) -> tuple[pd.DataFrame, str]:
     """`table` with the column `request` made of `history`, `exclude` added; rows bought again left out and counted."""
+    check_last(last)
     _need(table, ("history", "relevant"), where)
     titles, rows = dict(zip(catalogue["item_id"], catalogue["title"])), []
     for number, row in enumerate(table.to_dict("records"), start=1):
@@ -110,9 +110,7 @@ def _with_requests(table: pd.DataFrame, catalogue: pd.DataFrame, last: int, wher
         if not history:
             raise RecR1Error(f"{place}: history is empty; name an item at least, or leave the row out")
         if not set(relevant) & set(history):
-            request = sequences.request(history, titles, last)
-            gone = list(dict.fromkeys(history))
-            rows.append({**row, "example_id": own_id, "request": request, "exclude": gone, "history": history})
+            rows.append({**row, "example_id": own_id, **past(history, titles, last, place)})
     if not rows:
         raise RecR1Error(f"{where}: every relevant item is in its own history, so nothing is left; check the columns")
     return pd.DataFrame(rows), f"{len(table) - len(rows)} rows whose relevant item is already in their history"

@@ -27,7 +27,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recr1_lite.assets import fetch as hub
+from recr1_lite.assets.fetch import BLAIR, ESCI, HubFile, named
+from recr1_lite.assets.fetch import fetch as fetch_file
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, shown
 from recr1_lite.tasks.prompts import Prompt
@@ -231,7 +232,7 @@ def load(
     """
     if gains not in GAINS:
         raise RecR1Error(f"there is no gains={gains!r}; choose one of {', '.join(GAINS)}")
-    fetched: list[hub.HubFile] = []
+    fetched: list[HubFile] = []
     if isinstance(requests, Mapping):
         if gains != "exact":
             raise RecR1Error("the query files hold Exact products alone; take gains='exact', or ESCI's examples file")
@@ -256,8 +257,7 @@ def load(
         k_eval=100,
         metrics=("ndcg@100", "ndcg@10", "recall@10", "mrr"),
         about={
-            "source": "Shopping Queries (ESCI), small version, US; "
-            + (hub.named(fetched) if fetched else "local files"),
+            "source": "Shopping Queries (ESCI), small version, US; " + (named(fetched) if fetched else "local files"),
             "licence": "Apache-2.0 (ESCI); the items of Amazon Reviews 2023: see its page, for research",
             "gains": ", ".join(f"{label} {gain:g}" for label, gain in GAINS[gains].items()),
             "catalogue": size,
@@ -267,7 +267,7 @@ def load(
 
 
 def _examples(
-    requests: Table | None, revision: str | None, fetched: list[hub.HubFile]
+    requests: Table | None, revision: str | None, fetched: list[HubFile]
 ) -> Iterable[tuple[Path | pd.DataFrame, str, str | None]]:
     """(file, its name, its split) of each table of judgements; without a split the table has a column."""
     if isinstance(requests, pd.DataFrame):
@@ -277,15 +277,15 @@ def _examples(
         return [(path, path.name, None)]
     tables = []
     for split, name in ((split, name) for split, shards in SHARDS.items() for name in shards):
-        fetched.append(hub.fetch(hub.ESCI, name, "requests=", revision))
+        fetched.append(fetch_file(ESCI, name, "requests=", revision))
         tables.append((fetched[-1].path, name, split))
     return tables
 
 
-def _catalogue(items: Table | None, judged: set[str] | None, fetched: list[hub.HubFile]):
+def _catalogue(items: Table | None, judged: set[str] | None, fetched: list[HubFile]):
     """The items with their categories ("" where there is none), the file's name, how many had no text."""
     if items is None:
-        fetched.append(hub.fetch(hub.BLAIR, CATALOGUE, "items="))
+        fetched.append(fetch_file(BLAIR, CATALOGUE, "items="))
         items = fetched[-1].path
     if is_products(items):
         return products(items, judged)

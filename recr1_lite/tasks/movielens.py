@@ -18,8 +18,7 @@ import pandas as pd
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks import sequences
-from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.base import LAST_TITLES, Task, check_last, history_examples
 from recr1_lite.tasks.prompts import Prompt
 
 # Of three wordings the only one that was answered with genres (60 training requests; benchmarks/README.md).
@@ -38,12 +37,12 @@ FILM_COLUMNS = ("item_id:token", "movie_title:token_seq", "release_year:token", 
 _ARTICLE = re.compile(r"^(.+?), (The|An?|L[ae]s?|Il|Das|De[rt]|Die)(?= \(|$)")
 
 
-def load(last: int = sequences.LAST) -> Task:
+def load(last: int = LAST_TITLES) -> Task:
     """The MovieLens task: a request holds the titles of the last `last` films, the latest last.
 
     Raises RecR1Error: `last` not a whole number from 1 on, or the data cannot be fetched.
     """
-    sequences.checked_last(last)
+    check_last(last)
     return build(*read(assets.fetch("movielens-ratings"), assets.fetch("movielens-films")), last)
 
 
@@ -90,7 +89,7 @@ def read(ratings: Path, films: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame({"user": seen["user_id:token"], "item": seen["item_id:token"]}), items
 
 
-def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = sequences.LAST) -> Task:
+def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES) -> Task:
     """Task from what `read` gives. A user who saw fewer than four films gives no example."""
     titles = dict(zip(items["item_id"], items["title"]))
     rows: dict[str, list] = {split: [] for split in SPLITS}
@@ -98,7 +97,7 @@ def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = sequences.LAST) -
         films = films.tolist()
         for split, place in SPLITS.items() if len(films) > max(SPLITS.values()) else ():
             rows[split].append((f"user-{user}-{split}", films[:-place], films[-place]))
-    splits = {split: sequences.table(own, titles, last)[0] for split, own in rows.items()}
+    splits = {split: history_examples(own, titles, last)[0] for split, own in rows.items()}
     return Task(
         name="movielens",
         items=items,
