@@ -260,8 +260,8 @@ def write_markdown(path: Path, name: str, facts: list[tuple[str, str]], sections
         lines += [f"## {plain(section.title)}", ""] if section.title else []
         for part in section.parts:
             lines += _part_report_markdown(part, folder.name, figures)
-    for number, figure in enumerate(figures, start=1):
-        atomic_write(folder / f"{number:02}.png", plots.as_bytes(figure, "png"))
+    for at, figure in enumerate(figures, start=1):
+        atomic_write(folder / f"{at:02}.png", plots.as_bytes(figure, "png"))
     return atomic_write(path, "\n".join(lines))
 
 
