@@ -8,7 +8,7 @@ import pytest
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
-from recr1_lite.report import comparisons as plots
+from recr1_lite.report import page as report_page
 from recr1_lite.report.page import report_markdown, write_report
 
 CURVE = [
@@ -173,7 +173,7 @@ def test_markdown_has_one_row_a_method_and_the_claims(ledger):
 
 
 def test_baselines_are_drawn_only_where_they_were_measured_on_as_many_requests(ledger, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "as_bytes", lambda figure, form: b"")  # the titles tell enough
+    monkeypatch.setattr(report_page, "as_bytes", lambda figure, form: b"")  # the titles tell enough
     drawn = write_report(ledger, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "the last interval lies above raw request (0.230), zero-shot (0.250)" in drawn
     fewer = [{**point, "n": 20} for point in VAL]
@@ -222,3 +222,20 @@ def test_without_a_test_row_the_report_says_so(tmp_path):
     page = write_report(ledger, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "No method has been evaluated" in page and "Nothing here is a test result" in page
     assert "No step has been logged yet" in page
+
+
+def test_what_a_resumed_run_told_twice_counts_once(ledger, tmp_path):
+    room = {
+        "kind": "headroom",
+        "run": "r5",
+        "n": 4,
+        "rollouts": 8,
+        "mean": spot(0.2),
+        "best": spot(0.4),
+        "seconds": 5.0,
+    }
+    for _ in range(2):
+        ledger.append(eval_row("raw request", 0.23, "val", run="r5"))
+        ledger.append(room)
+    text = write_report(ledger, tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.count("## Headroom before training") == 1 and "| all together |  |  | 7.5 |" in text

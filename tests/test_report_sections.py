@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 
@@ -12,10 +13,11 @@ from recr1_lite.__main__ import main
 from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
 from recr1_lite.report import comparisons as plots
-from recr1_lite.report import page as report
+from recr1_lite.report import page
 from recr1_lite.report import rows as budget
 from recr1_lite.report import rows as published
-from recr1_lite.report.page import claims, report_markdown, sections, write_report
+from recr1_lite.report.findings import claims
+from recr1_lite.report.page import report_markdown, sections, write_report
 from recr1_lite.report.rows import select
 from recr1_lite.search.metrics import mean_interval
 
@@ -171,7 +173,7 @@ def rows():
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Rows -> (ledger, HTML, Markdown); figures are not rendered, their titles stand in the text."""
-    monkeypatch.setattr(plots, "as_bytes", lambda figure, form: b"")
+    monkeypatch.setattr(page, "as_bytes", lambda figure, form: b"")
     drawn = {}
 
     def once(ledger, rows):  # the two writers share what was drawn
@@ -180,7 +182,7 @@ def write(tmp_path, monkeypatch):
             drawn[key] = sections(ledger, rows)
         return drawn[key]
 
-    monkeypatch.setattr(report, "sections", once)
+    monkeypatch.setattr(page, "sections", once)
 
     def make(rows):
         path = tmp_path / "ledger.jsonl"
@@ -212,8 +214,8 @@ def test_html_and_markdown_say_the_same(rows, write, tmp_path):
     assert [title for title in titles(ledger) if title in COMPARISON] == COMPARISON
     assert re.findall("<h2>(.*?)</h2>", page) == re.findall("^## (.*)$", text, re.M)
     alts = re.findall('alt="(.*?)"', page)
-    assert len(alts) > 10 and [alt.replace("&#x27;", "'").replace("&lt;", "<") for alt in alts] == [
-        alt.replace("\\", "").replace("&lt;", "<") for alt in re.findall(r"^!\[(.*)\]\(", text, re.M)
+    assert len(alts) > 10 and [html.unescape(alt) for alt in alts] == [
+        html.unescape(alt.replace("\\", "")) for alt in re.findall(r"^!\[(.*)\]\(", text, re.M)
     ]
     for name in re.findall(r"\]\((out_figures/\d+\.png)\)", text):
         assert (tmp_path / name).is_file()

@@ -1,7 +1,5 @@
 """The figures of one training run: its learning curve, what each step logs, both at once while it runs."""
 
-# MERGED: """The curves of a run, redrawn in a notebook while it trains."""
-
 from __future__ import annotations
 
 import time
@@ -9,21 +7,27 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import numpy as np
+import pandas as pd
 from IPython.display import display
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.special import stdtrit
 
 from recr1_lite.evaluate.evaluation import metric_label
-from recr1_lite.report import comparisons as plots
 from recr1_lite.report.figures import (
     BACKED,
     BLUE,
+    GREEN,
     GREY,
+    RED,
     SKY,
     Picture,
+    dot,
     draw_baselines,
     interval,
+    legend_below,
+    name_rows,
+    note,
     reach,
     span,
     styled,
@@ -37,10 +41,10 @@ PANELS = [
     ("gain", "gain over the request", "nDCG", None),
     ("zero_advantage_share", "groups without signal", "share", 1),
     ("distinct", "distinct rewrites", "share", 1),
-    ("entropy", "entropy", "nats a token", 0.1),
-    ("kl", "KL to the start", "nats a token", 0.01),
+    ("entropy", "entropy", "nats per token", 0.1),
+    ("kl", "KL to the start", "nats per token", 0.01),
     ("completion_length", "completion length", "tokens", 1),
-    ("seconds", "time", "seconds a step", 1),
+    ("seconds", "time", "seconds per step", 1),
     ("outcome/ok", "parsed completions", "share", 1),
     ("clip_ratio", "clipped", "share of tokens", 0.01),
 ]
@@ -113,7 +117,7 @@ def learning_curve(
     baselines: Mapping | None = None,
     metric: str = "ndcg@100",
 ) -> Figure:
-    """Validation metric (points with 95% intervals, baselines as lines with bands) over reward a step.
+    """Validation metric (points with 95% intervals, baselines as lines with bands) over reward per step.
 
     curve: dicts with step and reward. val_points: dicts {step, mean, low, high, n}. baselines: name ->
     Interval, {mean, low, high} or a number, measured on the same validation examples.
@@ -124,7 +128,7 @@ def learning_curve(
     rows = [part for part, there in (("val", points or baselines), ("reward", len(steps))) if there]
     height = 2.2 + 2.0 * max(1, len(rows)) + 0.1 * len(baselines)
     figure = Picture(figsize=(6.2, height), layout="constrained")
-    axes = figure.subplots(max(1, len(rows)), 1, sharex=True, squeeze=False)[:, 0]
+    axes: list = list(figure.subplots(max(1, len(rows)), 1, sharex=True, squeeze=False)[:, 0])
     for axis, part in zip(axes, rows):
         if part == "val":
             _validation(axis, points, baselines, f"policy, n = {points[-1].get('n', '?')}" if points else "")
@@ -144,14 +148,64 @@ def learning_curve(
     return figure
 
 
+@styled
+def headroom(row: Mapping, baselines: Mapping | None = None, metric: str = "ndcg@100") -> Figure:
+    """What picking the best of several rollouts would win over their mean: the room that training can go for.
+
+    row: {n, rollouts, mean: {mean, low, high}, best: {mean, low, high}}. baselines as in `learning_curve`.
+    """
+    figure = Picture(figsize=(6.2, 2.5 + 0.16 * len(baselines or ())), layout="constrained")
+    axis = figure.subplots()
+    mean, best, count = interval(row["mean"]), interval(row["best"]), row.get("rollouts", "n")
+    draw_baselines(axis, {name: interval(value) for name, value in (baselines or {}).items()}, vertical=True)
+    dot(axis, mean, 0, BLUE)
+    dot(axis, best, 1, GREEN)
+    name_rows(axis, [f"mean of {count}", f"best of {count}"], 0.5, 0.7)
+    axis.set_xlabel(f"{metric_label(metric)}, n = {row.get('n', '?')} requests x {count} rollouts")
+    legend_below(figure)
+    gap = best["mean"] - mean["mean"]
+    title(figure, f"Choosing the best of {count} rollouts would win {gap:+.3f} over their mean")
+    return figure
+
+
+@styled
+def word_shift(frame: pd.DataFrame, before: str = "before", after: str = "after") -> Figure:
+    """Dumbbells: for each word the share of rewrites that hold it, before (ring) and after (dot).
+
+    frame: word, before, after, as `inspector.word_shares` gives it, drawn in its order.
+    """
+    figure = Picture(figsize=(6.2, 1.6 + 0.3 * max(1, len(frame))), layout="constrained")
+    axis = figure.subplots()
+    places, rose = range(len(frame)), (frame["after"] > frame["before"]).tolist()
+    colors = [BLUE if up else RED for up in rose]
+    axis.hlines(places, frame["before"], frame["after"], colors=colors, lw=3, alpha=0.45)
+    axis.scatter(frame["before"], places, s=42, facecolors="white", edgecolors=colors, lw=1.6, zorder=3)
+    axis.scatter(frame["after"], places, s=42, color=colors, zorder=3)
+    for place, value, up in zip(places, frame["after"], rose, strict=True):
+        note(axis, f"{value:.0%}", (value, place), (7 if up else -7, 0), ha="left" if up else "right", fontsize=9.5)
+    name_rows(axis, [word if len(word) <= 24 else f"{word[:23]}…" for word in frame["word"]], 0.4, 0.6)
+    top = frame[["before", "after"]].to_numpy(float).max(initial=0.0) or 1.0
+    axis.set_xlim(-0.14 * top, 1.14 * top)  # room for the numbers
+    axis.set_xticks([tick for tick in axis.get_xticks() if 0 <= tick <= min(1.001, 1.14 * top)])
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    count = f"{frame.attrs['n']} " if "n" in frame.attrs else ""
+    axis.set_xlabel(f"share of the {count}rewrites that hold the word")
+    axis.plot([], [], "o", color=GREY, label=before, markerfacecolor="white")
+    axis.plot([], [], "o", color=GREY, label=after)
+    legend_below(figure)
+    ends = [*frame[frame["after"] > frame["before"]].head(1).itertuples()]
+    ends += frame[frame["after"] < frame["before"]].tail(1).itertuples()
+    told = ", ".join(f"with “{row.word}”: {row.before:.0%} → {row.after:.0%}" for row in ends)
+    title(figure, f"Rewrites {told}" if told else "The rewrites use their words as before")
+    return figure
+
+
 def _parts(curve: Sequence[Mapping]) -> list[tuple]:
     """A panel for each part of the reward, in the order logged; none where a single part is the reward."""
     keys = dict.fromkeys(key for row in curve for key in row if key.startswith(("reward_", "rewards/")))
-    names = {
-        key: key.removeprefix("rewards/").removeprefix("reward_").removesuffix("/mean").replace("_", " ")
-        for key in sorted(keys)
-        if not key.endswith("std")
-    }
+    kept = [key for key in sorted(keys) if not key.endswith("std")]
+    names = {key: key.removeprefix("rewards/").removeprefix("reward_").removesuffix("/mean") for key in kept}
+    names = {key: name.replace("_", " ") for key, name in names.items()}
     return [(key, metric_label(name), "per rollout", None) for key, name in names.items()] * (len(names) > 1)
 
 
@@ -167,9 +221,8 @@ def _panels(figure: Figure, curve: Sequence[Mapping], panels: Sequence[tuple], c
         row, column = divmod(place, columns)
         foot = FOOT + (rows - 1 - row) * CELL[1]
         cell = width / columns
-        axis = figure.add_axes(
-            ((column * cell + 0.55) / width, foot / height, (cell - 0.66) / width, (CELL[1] - 0.6) / height)
-        )
+        box = (column * cell + 0.55) / width, foot / height, (cell - 0.66) / width, (CELL[1] - 0.6) / height
+        axis = figure.add_axes(box)
         steps, values = _series(curve, key)
         if len(steps):
             axis.plot(steps, values, ".", color=SKY, alpha=0.8, markersize=5)
@@ -198,22 +251,12 @@ def _validation(axis, points: Sequence[Mapping], baselines: Mapping, label: str 
     draw_baselines(axis, baselines)
     if points:
         at, means = [point["step"] for point in points], [point["mean"] for point in points]
-        axis.errorbar(
-            at, means, np.hstack([reach(point) for point in points]), color=BLUE, marker="o", capsize=3, label=label
-        )
+        reaches = np.hstack([reach(point) for point in points])
+        axis.errorbar(at, means, reaches, color=BLUE, marker="o", capsize=3, label=label)
         for place in {0, int(np.argmax(means)), len(points) - 1}:
             left = place == len(points) - 1 and place > 0  # there the axis ends
-            axis.annotate(
-                f"{means[place]:.3f}",
-                (at[place], means[place]),
-                (-5 if left else 5, 4),
-                textcoords="offset points",
-                ha="right" if left else "left",
-                fontsize=9.5,
-                color=BLUE,
-                weight="bold",
-                bbox=BACKED,
-            )
+            look: dict = dict(ha="right" if left else "left", va="baseline", fontsize=9.5, weight="bold", bbox=BACKED)
+            note(axis, f"{means[place]:.3f}", (at[place], means[place]), (-5 if left else 5, 4), color=BLUE, **look)
 
 
 def _name(axis, text: str) -> None:
@@ -223,11 +266,8 @@ def _name(axis, text: str) -> None:
 
 def _series(curve: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the rows that hold a finite number under the key."""
-    pairs = [
-        (row.get("step", place), row[key])
-        for place, row in enumerate(curve, start=1)
-        if isinstance(row.get(key), Real) and np.isfinite(row[key])
-    ]
+    rows = [(row.get("step", place), row.get(key)) for place, row in enumerate(curve, start=1)]
+    pairs = [(step, value) for step, value in rows if isinstance(value, Real) and np.isfinite(value)]
     return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], float)
 
 
@@ -277,7 +317,7 @@ def _curve_finding(points, steps, rewards, baselines, label) -> str:
     text = f"Val {label} {first['mean']:.3f} → {last['mean']:.3f} in {last['step']} steps"
     if first is last:
         text = f"Val {label} {last['mean']:.3f} at step {last['step']}"
-    sides = {"above": [], "around": [], "below": []}
+    sides: dict[str, list[str]] = {"above": [], "around": [], "below": []}
     for name, base in baselines.items():
         side = "above" if last["low"] > base["mean"] else "below" if last["high"] < base["mean"] else "around"
         sides[side].append(f"{name} ({base['mean']:.3f})")
@@ -305,7 +345,7 @@ class LiveCurves:
         last = bool(curve) and curve[-1]["step"] >= self.steps
         if time.monotonic() - self.drawn < self.every and len(val) == self.validations and not last:
             return
-        picture = plots.dashboard(curve, val, self.baselines, self.metric, self.steps)
+        picture = dashboard(curve, val, self.baselines, self.metric, self.steps)
         if self.handle is None:
             self.handle = display(picture, display_id=True)
         else:

@@ -1,11 +1,7 @@
-"""The one look of every figure: Okabe & Ito's colours, which people with any colour vision can tell apart."""
+"""The one look of every figure, and the plain ones: the loop as a picture, bars, lines, a histogram.
 
-# MERGED: """The loop as a picture; its stages carry the numbers that the notebooks and the comments use."""
-# MERGED: """Three plain charts in the kit's style for whatever a notebook has just measured: bars, lines, histogram.
-# MERGED:
-# MERGED: Each takes the finding as its title: say what the data say, with the numbers. `plots.py` has the figures of a
-# MERGED: run.
-# MERGED: """
+The colours are Okabe & Ito's, which people with any colour vision can tell apart. A figure's title is its finding.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +22,11 @@ from recr1_lite.common import RecR1Error
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#666666"
-BACKED = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}  # so that no line crosses a number
+BACKED: dict = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}  # so that no line crosses a number
 LINES = [(BLACK, "--"), (ORANGE, "-."), (GREEN, ":"), (PURPLE, (0, (5, 1, 1, 1, 1, 1))), (RED, (0, (1, 1)))]
-STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.labelsize": 11,
-    "legend.fontsize": 10,
-    "figure.dpi": 110,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "svg.hashsalt": "recr1_lite",
-}
+STYLE: dict = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10, "figure.dpi": 110}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+STYLE |= {"axes.titlelocation": "left", "legend.frameon": False, "svg.hashsalt": "recr1_lite"}
 BACKEND = {key for key in matplotlib.rcParamsDefault if key.startswith("backend")}
 WHOLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in BACKEND} | STYLE
 
@@ -99,6 +84,11 @@ def legend_below(figure: Figure) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(3, 74 // (longest + 7))))
 
 
+def note(axis, text: str, at: tuple, shift: tuple, ha="left", va="center_baseline", **look) -> None:
+    """Text beside a point of the data, `shift` points away."""
+    axis.annotate(text, at, shift, textcoords="offset points", ha=ha, va=va, **look)
+
+
 def draw_baselines(axis, baselines: Mapping, vertical: bool = False) -> None:
     line, band = (axis.axvline, axis.axvspan) if vertical else (axis.axhline, axis.axhspan)
     for (name, base), (color, style) in zip(baselines.items(), LINES * 3):
@@ -115,6 +105,20 @@ def interval(value) -> dict:
     if isinstance(value, (int, float)):
         return {"mean": value, "low": value, "high": value}
     return dict(value) if isinstance(value, Mapping) else value._asdict()
+
+
+def dot(axis, row: Mapping, place: int, color: str, marker: str = "o", ink: str = "") -> None:
+    """A mean with its number above it and its interval, on row `place`."""
+    axis.errorbar(row["mean"], place, xerr=reach(row), fmt=marker, color=color, capsize=3)
+    look: dict = dict(ha="center", va="baseline", color=ink or color, bbox=BACKED)
+    note(axis, f"{row['mean']:.3f}", (row["mean"], place), (0, 7), **look)
+
+
+def name_rows(axis, names: Sequence[str], below: float, above: float) -> None:
+    """Rows from the top down, each with its name."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(max(1, len(names)) - below, -above)
+    axis.grid(axis="y", visible=False)
 
 
 @styled
@@ -141,9 +145,8 @@ def loop_picture() -> Figure:
         axis.text(x + 0.875, y + 0.52, text, ha="center", va="center", fontsize=10.5)
 
     def arrow(start, end, color=BLACK):
-        axis.add_patch(
-            FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=18, lw=2, color=color, shrinkA=0, shrinkB=0)
-        )
+        look = dict(arrowstyle="-|>", mutation_scale=18, lw=2, color=color, shrinkA=0, shrinkB=0)
+        axis.add_patch(FancyArrowPatch(start, end, **look))
 
     for column in range(3):
         arrow((column * 2.1 + 1.81, 3.02), (column * 2.1 + 2.04, 3.02))
@@ -166,59 +169,37 @@ def bars(
 ) -> Figure:
     """Horizontal bars. values: name -> number or Interval, or name -> {series -> number or Interval}.
 
-    An Interval gets its 95% whisker. stacked: series end to end, for shares of a whole. baseline: (name,
-    number), drawn as a line. axis: what is measured, with its unit. form: of the numbers at the bars.
+    An Interval gets its 95% whisker. stacked: series end to end, for shares of a whole. baseline: (name, number), drawn
+    as a line. axis: what is measured, with its unit. form: of the numbers at the bars.
     """
     rows = {name: value if isinstance(value, Mapping) else {"": value} for name, value in values.items()}
     series = list(dict.fromkeys(key for row in rows.values() for key in row))
     longest = max(sum(abs(_mean(cell)) for cell in row.values()) for row in rows.values())
+    lanes = 1 if stacked else max(1, 0.75 * len(series))
     height = 0.8 if stacked else 0.8 / len(series)
-    figure = Picture(
-        figsize=(6.2, 1.5 + 0.36 * len(rows) * (1 if stacked else max(1, 0.75 * len(series)))), layout="constrained"
-    )
-    plot = figure.subplots()
-    left = np.zeros(len(rows))
+    figure = Picture(figsize=(6.2, 1.5 + 0.36 * len(rows) * lanes), layout="constrained")
+    plot, left = figure.subplots(), np.zeros(len(rows))
     for number, key in enumerate(series):
         color = COLORS[number % len(COLORS)]
         cells = [row.get(key, 0.0) for row in rows.values()]
         means = np.array([_mean(cell) for cell in cells], float)
-        places = np.arange(len(rows)) + (0 if stacked else (number - (len(series) - 1) / 2) * height)
-        reach = [(cell.mean - cell.low, cell.high - cell.mean) if hasattr(cell, "low") else (0, 0) for cell in cells]
-        plot.barh(
-            places,
-            means,
-            height * 0.92,
-            left=left if stacked else 0,
-            color=color,
-            alpha=0.85,
-            label=fill(str(key), 40),
-            xerr=np.array(reach).T if np.any(reach) else None,
-            error_kw={"ecolor": BLACK, "capsize": 3},
-        )
-        for place, start, mean, (down, up) in zip(places, left, means, reach, strict=True):
-            if stacked and abs(mean) < 0.07 * longest:
-                continue  # no room for a number
-            at, shift, side = (mean + up, 4, "left") if mean >= 0 else (mean - down, -4, "right")
-            if stacked:
-                at, shift, side = start + mean / 2, 0, "center"
-            plot.annotate(
-                form.format(mean),
-                (at, place),
-                (shift, 0),
-                textcoords="offset points",
-                ha=side,
-                va="center_baseline",
-                fontsize=9.5,
-                color="white" if stacked and color == BLUE else BLACK,
-            )
-        if stacked:
-            left = left + means
+        places: np.ndarray = np.arange(len(rows)) + (0 if stacked else (number - (len(series) - 1) / 2) * height)
+        ends = [(cell.mean - cell.low, cell.high - cell.mean) if hasattr(cell, "low") else (0, 0) for cell in cells]
+        look: dict = dict(left=left if stacked else 0, color=color, alpha=0.85, label=fill(str(key), 40))
+        whiskers: dict = dict(xerr=np.array(ends).T if np.any(ends) else None, error_kw={"ecolor": BLACK, "capsize": 3})
+        plot.barh(places, means, height * 0.92, **look, **whiskers)
+        for place, start, mean, (down, up) in zip(places, left, means, ends, strict=True):
+            if not stacked:
+                at, shift, side = (mean + up, 4, "left") if mean >= 0 else (mean - down, -4, "right")
+                note(plot, form.format(mean), (at, place), (shift, 0), ha=side, fontsize=9.5, color=BLACK)
+            elif abs(mean) >= 0.07 * longest:  # else there is no room for a number
+                ink = "white" if color == BLUE else BLACK
+                note(plot, form.format(mean), (start + mean / 2, place), (0, 0), ha="center", fontsize=9.5, color=ink)
+        left = left + means if stacked else left
     if baseline:
         label = fill(f"{baseline[0]} {form.format(baseline[1])}", 40)
         plot.axvline(baseline[1], color=BLACK, ls="--", lw=1, label=label)
-    plot.set_yticks(range(len(rows)), [fill(str(name), 26) for name in rows])
-    plot.set_ylim(len(rows) - 0.4, -0.6)
-    plot.grid(axis="y", visible=False)
+    name_rows(plot, [fill(str(name), 26) for name in rows], 0.4, 0.6)
     plot.margins(x=0 if stacked else 0.14)
     plot.set_xlabel(axis)
     legend_below(figure)
@@ -228,37 +209,22 @@ def bars(
 
 @styled
 def lines(
-    x: Sequence[float],
-    series: Mapping[str, Sequence],
-    finding: str,
-    x_axis: str,
-    y_axis: str,
-    baseline: tuple | None = None,
-    log_x: bool = False,
+    x: Sequence[float], series: Mapping, finding: str, x_axis: str, y_axis: str, baseline=None, log_x=False
 ) -> Figure:
     """Lines over x, each with its own marker or dashes.
 
-    series: name -> one number or Interval (drawn as a band) a point. baseline: (name,
-    number or Interval). Axes carry their units.
+    series: name -> one number or Interval (drawn as a band) per point. baseline: (name, number or Interval). Axes carry
+    their units. log_x: a logarithmic x axis.
     """
     figure = Picture(figsize=(6.2, 3.6 + 0.12 * max(0, len(series) - 3)), layout="constrained")
     plot = figure.subplots()
     for number, (name, values) in enumerate(series.items()):
-        color = COLORS[number % len(COLORS)]
-        means = [_mean(value) for value in values]
-        few = len(means) <= 20  # else dashes tell the lines apart
-        plot.plot(
-            x,
-            means,
-            color=color,
-            marker=MARKERS[number % len(MARKERS)] if few else "",
-            ls="-" if few else DASHES[number % len(DASHES)],
-            label=fill(str(name), 40),
-        )
+        color, few = COLORS[number % len(COLORS)], len(values) <= 20  # of many points dashes tell the lines apart
+        look = dict(marker=MARKERS[number % len(MARKERS)]) if few else dict(ls=DASHES[number % len(DASHES)])
+        plot.plot(x, [_mean(value) for value in values], color=color, label=fill(str(name), 40), **look)
         if all(hasattr(value, "low") for value in values):
-            plot.fill_between(
-                x, [value.low for value in values], [value.high for value in values], color=color, alpha=0.15, lw=0
-            )
+            lows, highs = [value.low for value in values], [value.high for value in values]
+            plot.fill_between(x, lows, highs, color=color, alpha=0.15, lw=0)
     if baseline:
         name, value = baseline
         plot.axhline(_mean(value), color=BLACK, ls="--", lw=1, label=fill(name, 40))
@@ -287,18 +253,13 @@ def histogram(groups: Mapping[str, Sequence[float]], finding: str, axis: str, bi
     plot = figure.subplots()
     everything = np.concatenate([np.asarray(values, float) for values in groups.values()])
     edges = np.histogram_bin_edges(everything[np.isfinite(everything)], bins)
-    for number, (name, values) in enumerate(groups.items()):
-        color, values = COLORS[number % len(COLORS)], np.asarray(values, float)
+    for number, (name, given) in enumerate(groups.items()):
+        color, values = COLORS[number % len(COLORS)], np.asarray(given, float)
         if not len(values) or not np.isfinite(values).all():
             raise RecR1Error(f"the group {name!r} is empty or holds what is no number; drop that first")
+        label, dash = fill(f"{name}, mean {values.mean():.2f}", 40), ["--", "-.", ":"][number % 3]
         plot.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.35)
-        plot.axvline(
-            values.mean(),
-            color=color,
-            ls=["--", "-.", ":"][number % 3],
-            lw=2,
-            label=fill(f"{name}, mean {values.mean():.2f}", 40),
-        )
+        plot.axvline(values.mean(), color=color, ls=dash, lw=2, label=label)
     plot.set(xlabel=axis, ylabel="share")
     legend_below(figure)
     title(figure, finding)

@@ -1,105 +1,184 @@
-"""The sections of a comparison at one budget; each is there only where the rows have what it shows."""
+"""The sections of a report, each there only where the rows of a run have what it shows."""
 
-# MERGED: """What the rows of a run do not show: each sentence follows from them, and stands only where it applies."""
+from dataclasses import dataclass
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from matplotlib.figure import Figure
 
 from recr1_lite.evaluate.evaluation import metric_label, show
 from recr1_lite.report import comparisons as plots
-from recr1_lite.report import rows as budget
+from recr1_lite.report import curves
+from recr1_lite.report import rows as book
 from recr1_lite.report.comparisons import task_name
-from recr1_lite.report.rows import (
-    FIGURES,
-    PAPER,
-    SETTING,
-    SOURCE,
-    Fold,
-    Grid,
-    Section,
-    Table,
-    headline,
-    main_table,
-    shown,
-    tables,
-    untrained,
-)
+from recr1_lite.report.inspector import Inspection
+from recr1_lite.report.rows import FIGURES, PAPER, SETTING, SOURCE, Table, main_table, shown, untrained
 
 
-def contest(rows: list[dict]) -> list[Section]:
-    """Cost, learning curves, cost against quality, bound, forgetting, continual adaptation, published figures."""
-    parts: list[Callable] = [costs, race, cost_quality, bound, forgetting, continual, published]
-    return [section for make in parts if (section := make(rows))]
+@dataclass(frozen=True)
+class Grid:
+    """A table of text."""
+
+    head: list[str]
+    body: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of sentences."""
+
+    items: list[str]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Parts that a reader opens when wanted."""
+
+    summary: str
+    parts: list
+
+
+Part = str | Grid | Bullets | Fold | Figure | Inspection
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading ("": none) with its parts in order."""
+
+    title: str
+    parts: list[Part]
+
+
+def findings(made: list[Table]) -> Section:
+    """Each paired difference of the first table in words, the last method's first; of very many, GRPO's."""
+    if not made:
+        return Section("", ["No method has been evaluated in this run."])
+    label, said = metric_label(made[0].metric), {}
+    for (a, b), row in reversed(made[0].differences.items()):
+        word = book.verdict(row) + (" from" if book.verdict(row).startswith("not") else "")
+        said[a, b] = f"{a} is {word} {b}: {show(row, sign=True)} {label}, n = {row.get('n', '?')}."
+    every = Bullets(list(said.values()))
+    if len(said) <= 12:
+        return Section("", [every])
+    first = Bullets([text for pair, text in said.items() if "GRPO" in pair])
+    return Section("", [first, Fold(f"All {len(said)} paired differences in words", [every])])
+
+
+def methods(table: Table) -> Section:
+    """Every method on one split of one task."""
+    metrics = list(dict.fromkeys(name for row in table.evals for name in row["metrics"]))
+    more = []
+    for row in table.evals:
+        counts = ", ".join(f"{kind} {count}" for kind, count in (row.get("outcomes") or {}).items())
+        more.append([row["method"], *(shown(row["metrics"].get(name)) for name in metrics), counts])
+    note = "“vs” columns: mean difference, paired on the same requests. Brackets: 95% bootstrap intervals."
+    base, spots = table.baselines[0] if table.baselines else None, table.spots()
+    picture = [plots.methods(spots, base, table.metric)] if spots else []
+    every = Grid(["method", *map(metric_label, metrics), "parse outcomes"], more)
+    fold = Fold("All metrics and parse outcomes", [every])
+    return Section(f"{table.name}: {table.task}", [Grid(table.head(), table.body()), note, *picture, fold])
+
+
+def headroom(row: dict, rows: list[dict]) -> Section:
+    """The best of several rollouts beside their mean."""
+    base = row.get("baselines") or untrained(rows, row.get("n"))
+    picture = curves.headroom(row, base, row.get("metric") or book.headline(rows))
+    return Section("Headroom before training", [picture])
+
+
+def training(row: dict, rows: list[dict]) -> Section:
+    """Learning curve, what each step logged, settings."""
+    curve, val = row.get("curve") or [], row.get("val") or []
+    base = {**(row.get("baselines") or {}), **untrained(rows, val[-1].get("n") if val else None)}
+    settings = [[str(key), str(value)] for key, value in (row.get("config") or {}).items()]
+    drawn = any(key in step for step in curve for key, *_ in curves.PANELS)
+    losses = [loss for step in curve if (loss := book.number(step.get("loss"))) is not None]
+    learned = f" Loss per token: {losses[0]:.3f} → {losses[-1]:.3f}." if losses and not drawn else ""
+    stopped = f" ({row['stopped']})" if row.get("stopped") else ""
+    points = [point for point in val if book.whole(point)]
+    parts: list[Part] = [
+        f"{len(curve)} steps in {row.get('seconds') or 0:.0f} s{stopped}.{learned}",
+        curves.learning_curve(curve, points, base, row.get("metric") or book.headline(rows)),
+    ]
+    parts += [Fold("What each step logged", [curves.components(curve)])] if drawn or not curve else []
+    name = row.get("method", "policy")
+    return Section(f"Training: {name}", [*parts, Fold("Settings", [Grid(["setting", "value"], settings)])])
+
+
+def time_and_tokens(rows: list[dict]) -> Section:
+    """What each evaluation and each training took."""
+    lines, total = [], 0.0
+    for row in rows:
+        if row["kind"] not in ("eval", "train", "headroom"):
+            continue
+        what = f"training {row.get('method', '')}" if row["kind"] == "train" else "headroom check"
+        what = f"{row['method']} on {row['split']}" if row["kind"] == "eval" else what
+        size = f"{len(row['curve'])} steps" if row.get("curve") else f"{row.get('n', '')} requests"
+        seconds, tokens = row.get("seconds"), row.get("tokens")
+        total += seconds or 0
+        tokens_text = "" if tokens is None else f"{tokens:,}"
+        lines.append([what, size, tokens_text, "" if seconds is None else f"{seconds:.1f}"])
+    lines.append(["all together", "", "", f"{total:.1f}"])
+    return Section("Time and tokens", [Grid(["what", "size", "tokens generated", "seconds"], lines)])
+
+
+def seal(ledger) -> Section:
+    """How often the test split was opened."""
+    opened, head = ledger.rows("unseal"), ["time", "task", "reason"]
+    fold = Fold("When and why", [Grid(head, [[str(row.get(key, "")) for key in head] for row in opened])])
+    times = "once" if len(opened) == 1 else f"{len(opened)} times"
+    return Section("The seal", [f"The test split was opened {times} in this ledger.", *([fold] if opened else [])])
 
 
 def costs(rows: list[dict]) -> Section | None:
     """What each training took, beside what it reached."""
-    found = budget.costs(rows)
-    if not found:
+    spent = book.costs(rows)
+    if not spent:
         return None
     table = main_table(rows)
     scores = {spot["method"]: show(spot) for spot in table.spots()} if table else {}
-    head = [
-        "method",
-        *([f"{table.split} {metric_label(table.metric)} [95%]"] if table else []),
-        *budget.COSTS.values(),
-        "stopped",
-    ]
+    head = [f"{table.split} {metric_label(table.metric)} [95%]"] if table else []
+    head = ["method", *head, *(name.replace("_", " ") for name in book.COSTS), "stopped"]
     stopped = {row.get("method"): row.get("stopped") or "" for row in rows if row["kind"] == "train"}
-    body = [
-        [
-            row["method"],
-            *([scores.get(row["method"], "not measured")] if table else []),
-            *(_amount(key, row[key]) for key in budget.COSTS),
-            str(stopped.get(row["method"], "")),
-        ]
-        for row in found
-    ]
-    note = "Of training alone: samples and tokens of a teacher count as the method's own, validation does not. " + (
-        "Money: nothing was paid."
-        if not any(row["money"] for row in found)
-        else "Money: at the prices of the run's settings."
-    )
-    return Section("What training cost", [Grid(head, body), note])
+    body = []
+    for row in spent:
+        name = row["method"]
+        score = [scores.get(name, "not measured")] if table else []
+        body.append([name, *score, *(_amount(key, row[key]) for key in book.COSTS), str(stopped.get(name, ""))])
+    paid = "at the prices of the run's settings" if any(row["money"] for row in spent) else "nothing was paid"
+    note = "Of training alone: samples and tokens of a teacher count as the method's own, validation does not."
+    return Section("What training cost", [Grid(head, body), f"{note} Money: {paid}."])
 
 
 def race(rows: list[dict]) -> Section | None:
     """Learning curves together, against seconds and against samples, with the scores at the common budget."""
-    if len(budget.curves(rows)) < 2 and len(budget.curves(rows, "samples")) < 2:
+    if len(book.curves(rows)) < 2 and len(book.curves(rows, "samples")) < 2:
         return None
-    parts: list = [
-        "Validation of every trained method within the same budget, in seconds and in samples; a method "
-        "may use less, and one that only imitates a rule samples nothing. The tables give each method's "
-        "best checkpoint within the budget, the one that is tested; unlike the test table, they pair "
-        "nothing."
+    parts: list[Part] = [
+        "Validation of every trained method within the same budget, in seconds and in samples; a method may use less, "
+        "and one that only imitates a rule samples nothing. The tables give each method's best checkpoint within the "
+        "budget, the one that is tested; unlike the test table, they pair nothing."
     ]
+    trainings = [row for row in rows if row["kind"] == "train"]
+    metric = next((row["metric"] for row in trainings if row.get("metric")), "ndcg@100")
     for by in ("seconds", "samples"):
-        curves, at = budget.curves(rows, by), budget.at_budget(rows, by)
-        if len(curves) > 1:
-            metric = _val_metric(rows)
-            count = next(iter(curves.values()))[-1].get("n")
-            parts += [
-                plots.race(rows, by, budget.baselines(rows) | untrained(rows, count), metric),
-                Grid(
-                    ["method", by, f"val {metric_label(metric)} [95%]", "n"],
-                    [[row["method"], f"{row[by]:,.0f}", show(row), str(row.get("n", ""))] for row in at],
-                ),
-            ]
-            missing = [name for name in curves if name not in {row["method"] for row in at}]
+        lines, at = book.curves(rows, by), book.at_budget(rows, by)
+        if len(lines) > 1:
+            base = book.baselines(rows) | untrained(rows, next(iter(lines.values()))[-1].get("n"))
+            body = [[row["method"], f"{row[by]:,.0f}", show(row), str(row.get("n", ""))] for row in at]
+            head = ["method", by, f"val {metric_label(metric)} [95%]", "n"]
+            parts += [plots.race(rows, by, base, metric), Grid(head, body)]
+            missing = [name for name in lines if name not in {row["method"] for row in at}]
             parts += [f"Without a checkpoint within these {by}: {', '.join(missing)}."] if missing else []
     return Section("The same budget", parts)
 
 
 def cost_quality(rows: list[dict]) -> Section | None:
     """The headline metric with its interval over the seconds and the tokens of the training."""
-    table, spent = main_table(rows), {row["method"]: row for row in budget.costs(rows)}
-    found = table.spots() if table else []
-    spots = [spot | _spent(spent[spot["method"]]) for spot in found if spot["method"] in spent]
-    if not any(spot["seconds"] or spot["tokens"] for spot in spots):
+    table, spent = main_table(rows), {row["method"]: row for row in book.costs(rows)}
+    every = table.spots() if table else []
+    spots = [spot | _spent(spent[spot["method"]]) for spot in every if spot["method"] in spent]
+    if table is None or not any(spot["seconds"] or spot["tokens"] for spot in spots):
         return None
-    base = {spot["method"]: spot for spot in found if spot["method"] not in spent}
-    base = {name: spot for name, spot in base.items() if spot.get("n") == spots[0].get("n")}
+    base = {s["method"]: s for s in every if s["method"] not in spent and s.get("n") == spots[0].get("n")}
     return Section("Cost against quality", [plots.cost_quality(spots, base, table.metric, table.split)])
 
 
@@ -107,91 +186,58 @@ def bound(rows: list[dict]) -> Section | None:
     """Teachers, SFT variants, rejection SFT and GRPO on one plot, with the differences paired with the teacher."""
     table = main_table(rows)
     spots = {spot["method"]: spot for spot in table.spots()} if table else {}
-    trained = [name for name in budget.ORDER if name in spots and name not in budget.UNTRAINED]
+    trained = [name for name in book.ORDER if name in spots and name not in book.UNTRAINED]
     teachers = [spots[name] for name in ("teacher", "LM teacher") if name in spots]
-    if not teachers or not trained:
+    if table is None or not teachers or not trained:
         return None
-    own = {name: budget.TEACHERS.get(name, "teacher") for name in trained}
-    versus = {name: table.differences[name, own[name]] for name in trained if (name, own[name]) in table.differences}
-    body = [
-        [
-            name,
-            own[name],
-            shown(versus.get(name), True),
-            budget.verdict(versus[name]) if name in versus else "not compared",
-        ]
-        for name in trained
-    ]
-    return Section(
-        "Can SFT pass its teacher?",
-        [
-            f"The paper ({PAPER}) argues that SFT on a policy's outputs is bounded by that policy. Rejection SFT "
-            "learns from the model's own outputs chosen by reward, and GRPO from the reward, so the bound does not hold "
-            "for them.",
-            plots.bound([spots[name] for name in trained], versus, teachers, table.metric),
-            Grid(["method", "held against", f"{metric_label(table.metric)}, paired difference [95%]", "verdict"], body),
-        ],
+    pairs = {name: (name, book.TEACHERS.get(name, "teacher")) for name in trained}
+    versus = {name: table.differences[pair] for name, pair in pairs.items() if pair in table.differences}
+    verdicts = {name: book.verdict(row) for name, row in versus.items()}
+    body = [[*pairs[name], shown(versus.get(name), True), verdicts.get(name, "not compared")] for name in trained]
+    text = (
+        f"The paper ({PAPER}) argues that SFT on a policy's outputs is bounded by that policy. Rejection SFT learns "
+        "from the model's own outputs chosen by reward, and GRPO from the reward, so the bound does not hold for them."
     )
+    picture = plots.bound([spots[name] for name in trained], versus, teachers, table.metric)
+    head = ["method", "held against", f"{metric_label(table.metric)}, paired difference [95%]", "verdict"]
+    return Section("Can SFT pass its teacher?", [text, picture, Grid(head, body)])
 
 
 def forgetting(rows: list[dict]) -> Section | None:
     """Capability against the untrained model, and forward KL against retention."""
-    changes, means = budget.capability_changes(rows), budget.capability_means(rows)
+    changes, means = book.capability_changes(rows), book.capability_means(rows)
     if not changes and not means:
         return None
-    parts: list = [plots.forgetting(rows)] if changes else ["No method was compared with the untrained model."]
+    parts: list[Part] = [] if changes else ["No method was compared with the untrained model."]
     if changes:
-        parts.append(
-            Grid(
-                ["method", "task", "metric", "n", "minus untrained, paired [95%]", "verdict"],
-                [
-                    [
-                        row["method"],
-                        task_name(row["task"]),
-                        row["metric"],
-                        str(row["n"] or ""),
-                        show(row["difference"], sign=True),
-                        budget.worse(row) or "not shown",
-                    ]
-                    for row in changes
-                ],
-            )
-        )
-    if budget.retention(rows):
-        parts.append(plots.kl_retention(rows))
-    scores = [
-        [
-            str(row["method"]),
-            task_name(str(row.get("task", ""))),
-            str(row.get("metric", "")),
-            str(row.get("n") or ""),
-            show(row),
-        ]
-        for row in means
-    ]
-    if scores:
-        parts.append(Fold("All capability scores", [Grid(["method", "task", "metric", "n", "mean [95%]"], scores)]))
+        body = []
+        for row in changes:
+            found = [show(row["difference"], sign=True), book.worse(row) or "not shown"]
+            body.append([row["method"], task_name(row["task"]), row["metric"], str(row["n"] or ""), *found])
+        head = ["method", "task", "metric", "n", "minus untrained, paired [95%]", "verdict"]
+        parts += [plots.forgetting(rows), Grid(head, body)]
+    parts += [plots.kl_retention(rows)] if book.retention(rows) else []
+    scores = []
+    for row in means:
+        name = [str(row["method"]), task_name(str(row.get("task", ""))), str(row.get("metric", ""))]
+        scores.append([*name, str(row.get("n") or ""), show(row)])
+    head = ["method", "task", "metric", "n", "mean [95%]"]
+    parts += [Fold("All capability scores", [Grid(head, scores)])] if scores else []
     return Section("What was forgotten", parts)
 
 
 def continual(rows: list[dict]) -> Section | None:
     """Stages x measures for each trainer."""
-    stages, names = budget.stages(rows), budget.measures(rows)
+    names, body = book.measures(rows), []
     if not names:
         return None
-    body = [
-        [
-            trainer,
-            str(row.get("name", row.get("stage", ""))),
-            *(shown(row["measures"].get(name)) for name in names),
-            f"{row['seconds']:,.0f}" if budget.number(row.get("seconds")) is not None else "",
-        ]
-        for trainer, line in stages.items()
-        for row in line
-    ]
-    return Section(
-        "One task after another", [plots.continual(rows), Grid(["trainer", "stage", *names, "seconds"], body)]
-    )
+    for trainer, line in book.stages(rows).items():
+        for row in line:
+            seconds = "" if book.number(row.get("seconds")) is None else f"{row['seconds']:,.0f}"
+            values = [shown(row["measures"].get(name)) for name in names]
+            body.append([trainer, str(row.get("name", row.get("stage", ""))), *values, seconds])
+    grid = Grid(["trainer", "stage", *names, "seconds"], body)
+    return Section("One task after another", [plots.continual(rows), grid])
 
 
 def published(rows: list[dict]) -> Section | None:
@@ -199,39 +245,25 @@ def published(rows: list[dict]) -> Section | None:
     table = main_table(rows)
     spots = {spot["method"]: spot for spot in table.spots()} if table else {}
     ours = [spots[name] for row in FIGURES for name in row["ours"] if name in spots]
-    if not budget.costs(rows) or len(ours) < 2:
+    if table is None or not book.costs(rows) or len(ours) < 2:
         return None
-    body = [
-        [
-            row["method"],
-            f"{row['mean'] / 100:.4f}",
-            f"[{row['low'] / 100:.3f}, {row['high'] / 100:.3f}]",
-            f"{row['once'] / 100:.4f}",
-            "; ".join(f"{name} {show(spots[name])}" for name in row["ours"] if name in spots),
-        ]
-        for row in FIGURES
-    ]
-    head = [
-        "published method",
-        "PUBLISHED nDCG@100",
-        "its 95%, worked out here",
-        "each target once",
-        f"here: {table.task}, {table.split}, n = {ours[0].get('n', '?')}",
-    ]
-    return Section(
-        "Published figures beside ours",
-        [
-            f"Published figures are those of {SETTING.replace(' x 100', '')}; source: {SOURCE}, divided by 100 here. "
-            "The authors' files list some targets twice, and their nDCG counts them twice; the fourth column counts each "
-            "once. Neither data, model nor retriever is ours, so no row of this table is a comparison.",
-            plots.published(ours, table.metric, f"this run, {table.task} {table.split}"),
-            Grid(head, body),
-        ],
+    body = []
+    for row in FIGURES:
+        here = "; ".join(f"{name} {show(spots[name])}" for name in row["ours"] if name in spots)
+        ends = f"[{row['low'] / 100:.3f}, {row['high'] / 100:.3f}]"
+        body.append([row["method"], f"{row['mean'] / 100:.4f}", ends, f"{row['once'] / 100:.4f}", here])
+    head = ["published method", "PUBLISHED nDCG@100", "its 95%, worked out here", "each target once"]
+    head.append(f"here: {table.task}, {table.split}, n = {ours[0].get('n', '?')}")
+    text = (
+        f"Published figures are those of {SETTING.replace(' x 100', '')}; source: {SOURCE}, divided by 100 here. The "
+        "authors' files list some targets twice, and their nDCG counts them twice; the fourth column counts each once. "
+        "Neither data, model nor retriever is ours, so no row of this table is a comparison."
     )
+    picture = plots.published(ours, table.metric, f"this run, {table.task} {table.split}")
+    return Section("Published figures beside ours", [text, picture, Grid(head, body)])
 
 
-def _val_metric(rows: list[dict]) -> str:
-    return next((row["metric"] for row in rows if row["kind"] == "train" and row.get("metric")), "ndcg@100")
+CONTEST = (costs, race, cost_quality, bound, forgetting, continual, published)
 
 
 def _spent(cost: dict) -> dict:
@@ -240,166 +272,5 @@ def _spent(cost: dict) -> dict:
 
 
 def _amount(key: str, value: float | None) -> str:
-    if value is None:
-        return "not noted"
     digits = 2 if key == "money" and value else 1 if key == "seconds" else 0
-    return f"{value:,.{digits}f}"
-
-
-MANY = 6  # so many differences that are not shown get a sentence each; more of them share one a baseline
-
-
-def claims(ledger, rows: list[dict]) -> list[str]:
-    """What these rows do not show, worked out from them."""
-    found = []
-    if not any(table.split == "test" for table in tables(rows)):
-        found.append("Nothing here is a test result: the test split was not evaluated in this run.")
-    found += [*_differences(main_table(rows)), *_seeds(rows)]
-    if any(row["kind"] == "train" for row in rows):
-        found.append("That a policy's validation figure is unbiased: validation picked its checkpoint.")
-    opened = len(ledger.rows("unseal"))
-    if opened > 1:
-        found.append(f"That the test was seen once: this ledger's runs opened it {opened} times.")
-    found += [*_budget(rows), *_teacher(rows), *_capability(rows), *_continual(rows)]
-    return [
-        *found,
-        "That these are the paper's numbers: data, model and budget are this kit's, while the "
-        "paper (arXiv 2503.24289) trains 3B models on two A100s.",
-    ]
-
-
-def _differences(table: Table | None) -> list[str]:
-    if table is None:
-        return []
-    open_pairs = {pair: row for pair, row in table.differences.items() if row["low"] <= 0 <= row["high"]}
-    found = [
-        f"That {a} differs from {b} on {table.split}: the paired interval of the difference, "
-        f"{show(row, sign=True)}, includes 0 (n = {row.get('n', '?')})."
-        for (a, b), row in open_pairs.items()
-    ]
-    if len(found) > MANY:
-        found = []
-        for base in table.baselines:
-            names = [a for a, b in open_pairs if b == base]
-            found += (
-                [
-                    f"That any of these differs from {base} on {table.split}: {', '.join(names)}. Each "
-                    "paired interval of the difference includes 0."
-                ]
-                if names
-                else []
-            )
-    count = len(table.differences)
-    if count >= 10:
-        found.append(
-            f"That each shown difference is real: of {count} intervals at 95%, about {count / 20:.0f} "
-            "would leave 0 out by chance alone, and nothing was corrected for that."
-        )
-    return found
-
-
-def _seeds(rows: list[dict]) -> list[str]:
-    seeds = sorted({row["seed"] for row in rows if row.get("seed") is not None})
-    if len(seeds) > 1:
-        return []
-    seed = seeds[0] if seeds else "not noted"
-    return [
-        f"That another seed gives the same: this run has one seed ({seed}), and the intervals "
-        "cover the choice of requests, not of seeds."
-    ]
-
-
-def _budget(rows: list[dict]) -> list[str]:
-    """Only of a comparison: of rows that say what training cost."""
-    if not budget.costs(rows):
-        return []
-    limits = [
-        f"{limit:,.0f} {unit}"
-        for by, unit in (("seconds", "seconds"), ("samples", "samples"))
-        if (limit := budget.common(rows, by))
-    ]
-    at = f" than {' or '.join(limits)}" if limits else ""
-    found = [
-        f"That the order of the methods holds at a larger budget{at}, or with other settings: each method "
-        "was run with one setting, and not all were tuned with the same care.",
-        "That seconds here are seconds elsewhere: they were measured on one machine, with this kit's "
-        "trainers; tokens and samples carry over, seconds do not.",
-    ]
-    models = sorted(
-        {str(config["model"]) for row in rows if isinstance(config := row.get("config"), dict) and config.get("model")}
-    )
-    if models:
-        small = ", a model of 135M parameters" if models == ["smollm2-135m-instruct"] else ""
-        found.append(
-            f"That a larger model would behave like this: every method here trains {', '.join(models)}"
-            f"{small}, through a LoRA adapter."
-        )
-    return found
-
-
-def _teacher(rows: list[dict]) -> list[str]:
-    teachers = {
-        row["method"]: row
-        for row in rows
-        if row["kind"] == "eval" and row["split"] == "test" and row.get("method") in ("teacher", "LM teacher")
-    }
-    if not teachers:
-        return []
-    what = " and ".join(
-        f"{name} ({'a local model' if row.get('tokens') else 'a rule without a model'})"
-        for name, row in teachers.items()
-    )
-    return [
-        f"That SFT would lose to GRPO, or beat it, with another teacher: its targets come from {what}, and "
-        "not from GPT-4o as in the paper. A better teacher lifts what SFT can reach.",
-        "That the bound on SFT is proved or refuted here: it speaks of expected reward in the limit; this "
-        f"is {metric_label(headline(rows))} on one sample of requests.",
-    ]
-
-
-def _capability(rows: list[dict]) -> list[str]:
-    changes = [row for row in budget.main_changes(rows) if not budget.is_loss(row["metric"])]
-    if not changes:
-        return []
-    blind = max((row["difference"]["high"] - row["difference"]["low"]) / 2 for row in changes)
-    counts = [row["n"] for row in changes if row.get("n")]
-    items = (
-        f"{min(counts)} to {max(counts)} items a task"
-        if counts and min(counts) < max(counts)
-        else (f"{counts[0]} items a task" if counts else "few items a task")
-    )
-    found = [
-        f"That nothing was forgotten where no loss is shown: with {items} the widest interval reaches "
-        f"{blind:.3f} to each side, so a loss smaller than that can hide.",
-        "That these tasks are general capability: they are small sets, chosen so that this model scores "
-        "between chance and the top, and the KL was taken on a few neutral prompts.",
-    ]
-    kept = [
-        name
-        for name in dict.fromkeys(row["method"] for row in changes)
-        if not any(budget.worse(row) == "lost" for row in changes if row["method"] == name)
-    ]
-    lost = [name for name in dict.fromkeys(row["method"] for row in changes) if name not in kept]
-    if kept and lost:
-        found.append(
-            f"That {', '.join(kept)} forgets less than {', '.join(lost)} because of the method alone: "
-            "the learning rates and the distance moved differ too; see the KL."
-        )
-    return found
-
-
-def _continual(rows: list[dict]) -> list[str]:
-    lines = budget.stages(rows)
-    if not lines:
-        return []
-    order = " then ".join(
-        name
-        for name in dict.fromkeys(
-            str(row.get("name", "")).removeprefix("after ") for line in lines.values() for row in line
-        )
-        if name
-    )
-    return [
-        "That adaptation goes on without forgetting, or that it does not: one order of stages was run "
-        f"({order}), with one seed and one setting."
-    ]
+    return "not noted" if value is None else f"{value:,.{digits}f}"
