@@ -24,11 +24,15 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rewriters import ModelRewriter, encode
 from recr1_lite.policy.rollouts import generate_grouped
-from recr1_lite.report.inspector import PAGE_CSS
 from recr1_lite.search.base import search_all
 from recr1_lite.search.remote import local_http
 from recr1_lite.tasks.prompts import break_special_tokens
 
+PAGE_CSS = (
+    ":root{color-scheme:light dark}body{margin:0;background:Canvas;color:CanvasText;"
+    "font:16px/1.5 system-ui,sans-serif}main{max-width:860px;margin:0 auto;padding:16px}"
+    "h1{font-size:1.4em;line-height:1.25;overflow-wrap:anywhere}"
+)
 PATH = "/v1/chat/completions"
 
 
