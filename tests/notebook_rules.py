@@ -1,50 +1,29 @@
-"""What every committed notebook keeps to, and the address of the repository in all of them."""
-
-from __future__ import annotations
+"""What every committed notebook keeps to, checked without running it: python tests/notebook_rules.py [NAME ...]"""
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from urllib.parse import unquote
 
-from recr1_lite.common import RecR1Error, atomic_write
+import nbformat
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-WIDGET = "application/vnd.jupyter.widget"
-BADGE = re.compile(rb"(colab\.research\.google\.com/github/)([^/\s]+/[^/\s]+)(/blob/)")
-REPO_LINE = re.compile(rb'("REPO = \\")([^"\\]*)(\\")')
+sys.path.insert(0, str(FOLDER))
+
+from run_notebooks import WIDGET, find, name_of  # noqa: E402
+
 LINES, LONGEST, COLUMNS = 10, 20, 76  # of a code cell: median, most, width
 OUTPUT_LINES, SIZE = 60, 1_000_000  # text of one cell, bytes of the file
 COLAB = "https://colab.research.google.com/github/"
-PLACES = (FOLDER.parent, Path(sys.prefix), Path.home())
-HERE = [re.escape(str(path)) for path in PLACES if len(path.parts) > 2]
+HERE = [re.escape(str(path)) for path in (FOLDER.parent, Path(sys.prefix), Path.home()) if len(path.parts) > 2]
 FOREIGN = [r"/(?:home|Users|root|tmp|work|private|var/folders)/", r"[A-Z]:\\+Users\\"]
 MACHINE = re.compile(rf"(?<![\w.-])(?:{'|'.join(FOREIGN + HERE)})")
-GITHUB = r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}/(?!\.{1,2}$)[A-Za-z0-9_.-]{1,100}(?<!\.git)"
-
-
-def stamp(repository: str, paths: Sequence[Path]) -> list[Path]:
-    """Put `repository` ("owner/name") into the Colab badges and the install cells; the files that changed.
-
-    Every other byte stays. Raises RecR1Error for what cannot be a repository on GitHub.
-    """
-    if not re.fullmatch(GITHUB, repository):
-        raise RecR1Error(f"{repository!r} is no repository on GitHub; write owner/name, nothing around it")
-    new, changed = rb"\g<1>%s\g<3>" % repository.encode(), []
-    for path in paths:
-        before = path.read_bytes()
-        after = BADGE.sub(new, REPO_LINE.sub(new, before) if path.suffix == ".ipynb" else before)
-        if after != before:
-            changed.append(atomic_write(path, after))
-    return changed
 
 
 def problems(path: Path) -> list[str]:
     """What `path` (.../notebooks/NAME.ipynb, or a folder deeper) does against the rules, a sentence each."""
-    import nbformat
-
     try:
         book = nbformat.read(path, 4)
         nbformat.validate(book)
@@ -87,16 +66,14 @@ def _shape(prose: list, code: list, name: str) -> Iterator[str]:
         yield f"{len(prose)} prose cells for {len(code)} code cells, fewer than 1.5 to 1"
     lengths = [len(cell.source.splitlines()) for cell in code]
     if median(lengths) > LINES or max(lengths) > LONGEST:
-        yield (
-            f"code cells of {median(lengths):g} lines in the median and at most {max(lengths)}; "
-            f"the rule is {LINES} and {LONGEST}"
-        )
+        seen = f"{median(lengths):g} lines in the median and at most {max(lengths)}"
+        yield f"code cells of {seen}; the rule is {LINES} and {LONGEST}"
     for number, cell in enumerate(code, start=1):
         for line in cell.source.splitlines():
             if len(line) > COLUMNS:
                 yield f"code cell {number} has a line of more than {COLUMNS} columns: {line.strip()[:40]}..."
-    own = [cell.source for cell in code if "google.colab" not in cell.source]
-    if (asserts := len(re.findall(r"^\s*assert\b", "\n".join(own), re.M))) < 3:
+    checked = "\n".join(cell.source for cell in code if "google.colab" not in cell.source)
+    if (asserts := len(re.findall(r"^\s*assert\b", checked, re.M))) < 3:
         yield f"{asserts} asserts check what it says; 3 are the least"
     text = "\n".join(cell.source for cell in prose)
     if not name.startswith("solutions/") and not re.search(r"^## Exercises", text, re.M):
@@ -151,3 +128,10 @@ def _texts(node) -> Iterator[str]:
     elif isinstance(node, list):
         for value in node:
             yield from _texts(value)
+
+
+if __name__ == "__main__":
+    paths = find(sys.argv[1:])
+    broken = [f"{name_of(path)}: {problem}" for path in paths for problem in problems(path)]
+    print(*broken, f"{len(broken)} problems in {len(paths)} notebooks", sep="\n")
+    sys.exit(bool(broken))
