@@ -3,28 +3,41 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+EDITABLE := $(PIP) --no-build-isolation --editable
 CPU_TORCH := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 1 --timeout 15 --extra-index-url https://download.pytorch.org/whl/cpu)
 ARGS ?=
 
-.PHONY: setup demo test lab notebooks badges clean
+.PHONY: setup demo lab notebooks check-notebooks badges test test-all lint clean
 
 demo: setup
 	$(PY) -m recr1_lite demo $(ARGS)
 
-# two processes of one thread each (tests/conftest.py says what stays together); in one process: make test ARGS="-n 0"
-test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
-
-lab: setup
+lab: $(VENV)/.servers
 	$(PY) -m jupyterlab --notebook-dir notebooks $(ARGS)
 
 # executes all of them and keeps the outputs; some: make notebooks ARGS="02 solutions/02"
-notebooks: setup
-	$(PY) -m recr1_lite.notebooks run --profile cpu $(ARGS)
+notebooks: $(VENV)/.servers
+	$(PY) notebooks/run_notebooks.py $(ARGS)
+
+check-notebooks: setup
+	$(PY) tests/notebook_rules.py $(ARGS)
 
 # for a fork, so that its Colab badges open its own copy: make badges REPO=owner/name
 badges: setup
-	$(PY) -m recr1_lite.notebooks badges "$(REPO)"
+	$(PY) notebooks/run_notebooks.py --badges="$(REPO)"
+
+# two processes of one thread each; a file's tests stay together, for the sake of their fixtures
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+# what `make test` leaves out: every notebook under the profile smoke, and the slow tests
+test-all: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist worksteal $(ARGS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
 
 setup: $(VENV)/.ready
 
@@ -37,7 +50,17 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	@echo "installing what requirements.txt names; about two minutes, once"
 	$(PIP) $(CPU_TORCH) torch==2.13.0
 	$(PIP) -r requirements.txt
-	$(PIP) --no-deps --no-build-isolation --editable .
+	$(EDITABLE) . --no-deps
+	@touch $@
+
+# notebooks 03 and 09 talk to a small server and to an API
+$(VENV)/.servers: $(VENV)/.ready
+	$(EDITABLE) ".[api,server]"
+	@touch $@
+
+# tests, ruff, mypy, and the extras that tests need
+$(VENV)/.dev: $(VENV)/.ready
+	$(EDITABLE) ".[dev]"
 	@touch $@
 
 clean:

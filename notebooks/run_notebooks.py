@@ -82,7 +82,11 @@ def run(paths: list[Path], profile: str, folder: Path = FOLDER) -> None:
     print("| notebook | minutes | peak GB |\n|---|---|---|", flush=True)
     for path in paths:
         started = time.perf_counter()
-        book, peak = execute(path, profile)
+        try:
+            book, peak = execute(path, profile)
+        except (CellExecutionError, DeadKernelError) as error:
+            words = re.sub("\x1b.*?m", "", str(error))
+            raise RecR1Error(f"{name_of(path, folder)} failed, its file is as it was: {words}") from None
         if profile == "cpu":
             atomic_write(path, nbformat.writes(book) + "\n")
         print(f"| {name_of(path, folder)} | {(time.perf_counter() - started) / 60:.1f} | {peak:.1f} |", flush=True)
@@ -115,8 +119,8 @@ def main(argv: list[str] | None = None, folder: Path = FOLDER) -> str | None:
             print(f"{len(stamp(options.badges, paths))} of {len(paths)} files changed")
         else:
             run(paths, options.profile, folder)
-    except (RecR1Error, CellExecutionError, DeadKernelError) as error:
-        return f"run_notebooks: {re.sub(chr(27) + r'.*?m', '', str(error))}"
+    except RecR1Error as error:
+        return f"run_notebooks: {error}"
     except KeyboardInterrupt:
         return "run_notebooks: stopped; the notebooks that ran whole are written"
     return None

@@ -9,14 +9,6 @@ from pathlib import Path
 import pytest
 
 
-def pytest_collection_modifyitems(items) -> None:
-    """For two processes (`--dist loadgroup`): a file's tests stay together, for their fixtures' sake; a notebook's run is
-    long and goes to whichever process is free."""
-    for item in items:
-        if item.path.name != "test_notebooks.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real data kept outside the project: RECR1_SHARED_DATA, or ../shared/data beside the checkout."""

@@ -404,7 +404,7 @@ SABOTAGE = {  # what is broken -> (notebook, what is replaced, by what, words of
     ),
     "a reward that is the same for all": (
         "05_grpo",
-        "recr1_lite.search.metrics.ndcg",
+        "recr1_lite.search.ndcg",
         lambda _: lambda ids, relevant, k: 0.5,
         "0.8 < end.reward",
     ),
@@ -460,6 +460,5 @@ def test_every_notebook_is_sabotaged():
 
 
 def test_the_package_is_there_in_any_folder(tmp_path):
-    command = [sys.executable, "-I", "-c", "import recr1_lite; print(recr1_lite.__file__)"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == str(FOLDER.parent / "recr1_lite" / "__init__.py"), "make setup, or pip install -e ."
+    command = [sys.executable, "-I", "-c", "import recr1_lite.tasks"]
+    assert subprocess.run(command, cwd=tmp_path).returncode == 0, "make setup, or pip install -e ."

@@ -1,7 +1,5 @@
 """The README's own example runs as it is printed, on files of the columns that it names."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

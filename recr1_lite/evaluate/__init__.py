@@ -5,8 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "capability": ["capability_table", "check", "compare", "forward_kl"],
-        "evaluation": ["EvalResult", "evaluate", "evaluate_recommender", "methods_table", "show"],
+        "capability": ["capability_table", "check", "forward_kl"],
+        "evaluation": ["EvalResult", "compare", "evaluate", "evaluate_recommender", "methods_table", "show"],
         "recommenders": ["ItemKNN", "MatrixFactorisation", "Popularity", "SASRec", "last_title"],
     },
 )
