@@ -13,7 +13,7 @@ from pathlib import Path
 import gpu_models
 from gpu_book import Cell, Machine
 
-TINY, REAL = gpu_models.TINY.name, gpu_models.REAL
+TINY, REAL = gpu_models.TINY, gpu_models.REAL
 BNB = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 SIZES = {
     True: dict(n=4, prompt_tokens=24, tokens=4, prompts=2, group=4),  # dry run

@@ -41,7 +41,7 @@ DRY_SIZES = dict(
 def cells(here: Machine) -> list[Cell]:
     """float32 on transformers is the run that counts; a shorter one in 16 bits shows that unsloth learns too."""
     sizes = DRY_SIZES if here.dry else REAL_SIZES | dict(micro_batch=None if here.memory > LARGE else 96)
-    model = gpu_models.TINY.name if here.dry else gpu_models.REAL
+    model = gpu_models.TINY if here.dry else gpu_models.REAL
     main = dict(kind="methods", run="loop", model=model, methods=METHODS, sizes=dict(sizes, dtype="float32"))
     short = dict(
         kind="methods",

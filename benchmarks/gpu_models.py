@@ -5,32 +5,21 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zlib
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from transformers import Qwen2Config
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import CallableRetriever
-from recr1_lite.shapes import SHAPES, Shape, config_of
 from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.train.memory import SIZES, config_of
 
 REAL = "smollm2-135m-instruct"
 SPEED_SHAPES = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
-TINY = Shape(
-    name="tiny",
-    hidden=128,
-    layers=2,
-    heads=2,
-    kv_heads=1,
-    head_dim=64,
-    intermediate=256,
-    vocab=512,
-    tied=True,
-    attention_bias=True,
-)  # of Qwen's kind, and of a width that every kernel takes
+TINY, TINY_SIZES = "tiny", (128, 256, 2, 2, 1, 512)  # of Qwen's kind, and of a width that every kernel takes
 PROMPT = Prompt(style="compact", instruction="find {request}")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = [first + second for first in "bcdfghjklmnprstvwz" for second in "aeiou"]
@@ -40,9 +29,11 @@ TEMPLATE = (
 )
 
 
-def shape(name: str) -> Shape:
-    """A published shape, or the tiny one."""
-    return TINY if name == TINY.name else SHAPES[name]
+def shape(name: str):
+    """The transformers configuration of a published shape, or of the tiny one."""
+    if name != TINY:
+        return config_of(name)
+    return Qwen2Config(**dict(zip(SIZES, TINY_SIZES)), tie_word_embeddings=True)
 
 
 def folder_name(name: str, dtype: str) -> str:
@@ -72,8 +63,8 @@ def make(name: str, dtype: str, work: Path) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    target, tokenizer = Path(model_source(name, dtype, work)), tokenizer_for(shape(name).vocab)
-    config = config_of(shape(name))
+    target, tokenizer = Path(model_source(name, dtype, work)), tokenizer_for(shape(name).vocab_size)
+    config = shape(name)
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     config.bos_token_id = None
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +82,7 @@ def make(name: str, dtype: str, work: Path) -> dict:
     return {
         "bytes": sum(file.stat().st_size for file in target.glob("*.safetensors")),
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "shape": asdict(shape(name)),
+        "shape": {size: getattr(config, size) for size in SIZES},
     }
 
 

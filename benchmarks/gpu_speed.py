@@ -25,10 +25,10 @@ def cells(here: Machine) -> list[Cell]:
     """Weights just before they are needed; then the 3B shape at group 8, its caps, its SFT, and what follows."""
     if here.dry:
         return [
-            weights_cell("speed", gpu_models.TINY.name, here.dtype, here),
-            *(step_cell(here, gpu_models.TINY.name, "grpo", side, 4) for side in SIDES),
-            *(step_cell(here, gpu_models.TINY.name, "sft", side, 4) for side in ("ours", "stock")),
-            step_cell(here, gpu_models.TINY.name, "grpo", "ours", 4, cap=CAPS[0]),
+            weights_cell("speed", gpu_models.TINY, here.dtype, here),
+            *(step_cell(here, gpu_models.TINY, "grpo", side, 4) for side in SIDES),
+            *(step_cell(here, gpu_models.TINY, "sft", side, 4) for side in ("ours", "stock")),
+            step_cell(here, gpu_models.TINY, "grpo", "ours", 4, cap=CAPS[0]),
         ]
     big, middle, small = gpu_models.SPEED_SHAPES
     found = [step_cell(here, big, "grpo", side, 8) for side in SIDES]

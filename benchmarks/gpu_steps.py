@@ -133,26 +133,18 @@ def profile_of(settings: dict, work: Path | None = None):
 
 
 def estimated(settings: dict) -> dict | None:
-    """What the kit's estimator says of the cell; None where it cannot say.
+    """What the kit's estimator says of a GRPO cell; None for SFT, which it does not count.
 
     peak: bytes that a card needs, in `phase`; tensors: those of them that max_memory_allocated counts.
     """
-    from recr1_lite import estimate
-    from recr1_lite.common import RecR1Error
+    from recr1_lite.train.memory import training_memory
 
-    backend = {"ours": "unsloth"}.get(settings["side"], settings["side"])
-    try:
-        found = estimate.memory(
-            gpu_models.shape(settings["shape"]),
-            profile_of(settings),
-            backend=backend,
-            prompt_tokens=settings["prompt_tokens"],
-            trainer=settings["trainer"],
-            completion_tokens=settings["completion_tokens"],
-        )
-    except RecR1Error:
+    if settings["trainer"] != "grpo":
         return None
-    return {"peak": int(found.peak), "tensors": int(found.tensors), "phase": found.phase}
+    backend, profile = {"ours": "unsloth"}.get(settings["side"], settings["side"]), profile_of(settings)
+    needed = training_memory(profile, backend, gpu_models.shape(settings["shape"]))
+    tensors = [sum(parts.values()) - parts["process"] - parts["fragmentation"] for parts in needed.parts.values()]
+    return {"peak": needed.peak, "tensors": max(tensors), "phase": needed.phase}
 
 
 def figures(settings: dict, clock: Clock) -> dict:

@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", help="folder of the run (default: runs/compare-<profile>-seed<seed>)")
     sub.add_argument("--methods", help="some of them, between commas (default: all)")
     sub.add_argument("--parts", default="methods,capability,continual", help="which of the three (default: all)")
-    sub = command("estimate", "will it fit, and how long will it take? memory counted, time from a short measurement")
+    sub = command("estimate", "will it fit? the memory of a GRPO step, counted, and what to shrink first")
     sub.add_argument("--profile", help="smoke, cpu, t4, gpu24 or paper (default: the one that fits)")
     sub.add_argument("--model", help="another model than the profile's: a published Qwen2.5 size, or a local folder")
     sub.add_argument(
@@ -121,12 +121,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt-tokens", type=int, help="default: the profile's limit")
     sub.add_argument("--completion-tokens", type=int, help="default: the profile's limit")
     sub.add_argument("--memory", type=float, help="GB of the card (default: the profile's card, else this machine's)")
-    sub.add_argument(
-        "--calibrate",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="measure this machine for a few seconds, for the time (default: yes)",
-    )
     sub = command(
         "export",
         "leave with your model: adapter, merged 16-bit folder and GGUF, each loaded back and checked",
@@ -334,9 +328,16 @@ def compare(arguments) -> None:
 
 
 def estimate(arguments) -> int:
-    from recr1_lite.estimate_report import run
+    from recr1_lite.profiles import get_profile
+    from recr1_lite.train.memory import print_estimate, with_group
 
-    return run(arguments)
+    profile = get_profile(arguments.profile)
+    names = {"model": "model", "max_prompt_tokens": "prompt_tokens", "max_completion_tokens": "completion_tokens"}
+    given = {name: getattr(arguments, option) for name, option in names.items()}
+    profile = replace(profile, **{name: value for name, value in given.items() if value is not None})
+    if arguments.group is not None:
+        profile = with_group(profile, arguments.group)
+    return print_estimate(profile, arguments.backend, arguments.memory)
 
 
 def export(arguments) -> None:

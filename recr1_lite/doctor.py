@@ -1,6 +1,4 @@
-"""Is this machine ready? One line a check, and what to do where it is not. Contacts no other machine."""
-
-from __future__ import annotations
+"""Is this machine ready? One line per check, and what to do where it is not. Contacts no other machine."""
 
 import importlib.metadata
 import importlib.util
@@ -13,16 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.profiles import get_profile
 
 GB = 1e9
-MIN_PYTHON, TESTED_PYTHON = (3, 11), ("3.11",)
+MIN_PYTHON, TESTED_PYTHON = (3, 11), "3.11"
 NEED_MEMORY, USUAL_MEMORY = 2 * GB, 4 * GB  # free; for the smoke and for the cpu profile
 ROOT = Path(__file__).resolve().parents[1]
 INSTALL = "run `pip install -r requirements.txt`"
 
 
 class Check(NamedTuple):
-    """One finding. ok: "ok", "warn" (works, or partly) or "fail" (nothing will run). advice: "" when ok."""
+    """What one check says. ok: "ok", "warn" (works, or partly) or "fail" (nothing will run). advice: "" when ok."""
 
     name: str
     ok: str
@@ -31,50 +30,45 @@ class Check(NamedTuple):
 
 
 def check() -> list[Check]:
-    """Every check in turn; one that breaks becomes a finding of its own, never an exception."""
-    found = []
+    """Every check in turn; one that breaks is reported as a trouble of its own, never as an exception."""
+    checks = []
     for look in (python, packages, device, bf16, memory, disk, cache, network, profile, unsloth):
         try:
-            found.append(look())
+            checks.append(look())
         except RecR1Error as error:
-            found.append(Check(look.__name__, "fail", str(error)))
+            checks.append(Check(look.__name__, "fail", str(error)))
         except ModuleNotFoundError as error:
-            found.append(Check(look.__name__, "fail", f"the package {error.name} is missing", INSTALL))
+            checks.append(Check(look.__name__, "fail", f"the package {error.name} is missing", INSTALL))
         except Exception as error:
             problem = f"the check itself failed ({type(error).__name__}: {error})"
-            found.append(Check(look.__name__, "warn", problem, "report it with this line"))
-    return found
+            checks.append(Check(look.__name__, "warn", problem, "report it with this line"))
+    return checks
 
 
 def print_doctor(write: Callable[[str], object] = print) -> int:
-    """Print one line a check and a verdict; 1 if any check failed, else 0, for use as the exit status."""
+    """Print a line per check and a verdict; 1 if any check failed, else 0, for use as the exit status."""
     checks = check()
     for item in checks:
         advice = f"; {item.advice}" if item.advice else ""
         write(f"{item.ok:<5}{item.name:<10}{' '.join((item.found + advice).split())}")
-    failed = [item.name for item in checks if item.ok == "fail"]
-    warned = [item.name for item in checks if item.ok == "warn"]
-    if failed:
-        write(f"not ready: mend {', '.join(failed)} first")
-    else:
-        write("ready" + (f", but read the advice on {', '.join(warned)}" if warned else ""))
+    failed, warned = (", ".join(item.name for item in checks if item.ok == ok) for ok in ("fail", "warn"))
+    ready = "ready" + (f", but read the advice on {warned}" if warned else "")
+    write(f"not ready: mend {failed} first" if failed else ready)
     return 1 if failed else 0
 
 
 def python() -> Check:
-    """The interpreter's version."""
     version = platform.python_version()
     if sys.version_info < MIN_PYTHON:
         return Check("python", "fail", version, "make the environment with Python 3.11 or later")
-    return Check("python", "ok", f"{version} (tested on {', '.join(TESTED_PYTHON)})")
+    return Check("python", "ok", f"{version} (tested on {TESTED_PYTHON})")
 
 
 def packages() -> Check:
     """Installed versions against the pins of requirements.txt, else the package's own requirements."""
-    wanted = requirements()
+    wanted, missing, other = requirements(), [], []
     if not wanted:
         return Check("packages", "warn", "no list of tested versions here", INSTALL)
-    missing, other = [], []
     for requirement in wanted:
         try:
             version = importlib.metadata.version(requirement.name)
@@ -82,10 +76,10 @@ def packages() -> Check:
                 other.append(f"{requirement.name} {version} (tested {requirement.specifier})")
         except importlib.metadata.PackageNotFoundError:
             missing.append(requirement.name)
-    if missing:
-        return Check("packages", "fail", f"missing: {_some(missing)}", INSTALL)
-    if other:
-        return Check("packages", "warn", f"not as tested: {_some(other)}", INSTALL)
+    if troubles := missing or other:
+        more = f" and {len(troubles) - 4} more" if len(troubles) > 4 else ""
+        ok, what = ("fail", "missing") if missing else ("warn", "not as tested")
+        return Check("packages", ok, f"{what}: {', '.join(troubles[:4])}{more}", INSTALL)
     return Check("packages", "ok", f"all {len(wanted)} as tested")
 
 
@@ -93,21 +87,20 @@ def requirements(folder: Path = ROOT) -> list:
     """The packaging Requirements that hold on this machine: of a checkout, else of the installed package."""
     from packaging.requirements import InvalidRequirement, Requirement
 
-    lines = _lines(folder / "requirements.txt")
-    if not lines:
-        try:
-            lines = importlib.metadata.requires("recr1_lite") or []
-        except importlib.metadata.PackageNotFoundError:
-            lines = []
-    found = []
+    try:
+        lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        names = {name.name for name in importlib.metadata.distributions()}
+        lines = (importlib.metadata.requires("recr1_lite") or []) if "recr1_lite" in names else []
+    wanted = []
     for line in lines:
         try:
             requirement = Requirement(line.split(" #")[0])
-        except InvalidRequirement:
+        except InvalidRequirement:  # an option of pip, a comment, a blank line
             continue
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            found.append(requirement)
-    return found
+            wanted.append(requirement)
+    return wanted
 
 
 def device() -> Check:
@@ -118,19 +111,17 @@ def device() -> Check:
         return Check("device", "fail", f"torch does not load ({type(error).__name__}: {error})", INSTALL)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory / GB
-        name = torch.cuda.get_device_name(0)
-        return Check("device", "ok", f"CUDA: {name}, {total:.0f} GB, and {cores} CPU cores")
+        card = torch.cuda.get_device_properties(0)
+        return Check("device", "ok", f"CUDA: {card.name}, {card.total_memory / GB:.0f} GB, and {cores} CPU cores")
     if torch.backends.mps.is_available():
         return Check("device", "ok", f"MPS (Apple GPU), and {cores} CPU cores")
     if shutil.which("nvidia-smi"):
-        found = f"an NVIDIA driver is here, but torch {torch.__version__} sees no GPU"
-        return Check("device", "warn", found, "install a CUDA build of torch to use it")
+        said = f"an NVIDIA driver is here, but torch {torch.__version__} sees no GPU"
+        return Check("device", "warn", said, "install a CUDA build of torch to use it")
     return Check("device", "ok", f"CPU, {cores} cores, torch {torch.__version__}")
 
 
 def bf16() -> Check:
-    """Whether bfloat16 is native here."""
     import torch
 
     if not torch.cuda.is_available():
@@ -144,13 +135,11 @@ def memory() -> Check:
     import psutil
 
     free = min(psutil.virtual_memory().available, _container_room())
-    found = f"{free / GB:.1f} GB free"
-    if free < NEED_MEMORY:
-        return Check("memory", "fail", found, f"close programs until {NEED_MEMORY / GB:.0f} GB are free")
-    if free < USUAL_MEMORY:
-        advice = f"close programs until {USUAL_MEMORY / GB:.0f} GB are free, or set RECR1_PROFILE=smoke"
-        return Check("memory", "warn", found, advice)
-    return Check("memory", "ok", found)
+    said = f"{free / GB:.1f} GB free"
+    for limit, ok, instead in ((NEED_MEMORY, "fail", ""), (USUAL_MEMORY, "warn", ", or set RECR1_PROFILE=smoke")):
+        if free < limit:
+            return Check("memory", ok, said, f"close programs until {limit / GB:.0f} GB are free{instead}")
+    return Check("memory", "ok", said)
 
 
 def disk() -> Check:
@@ -161,16 +150,15 @@ def disk() -> Check:
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     need = 0 if not _cold() else sum(a.space for a in assets.ASSETS.values()) + sum(assets.MODELS.values())
-    found = f"{free / GB:.1f} GB free at the cache {folder}"
-    move = "or set RECR1_CACHE to a folder on a larger disk"
+    said, move = f"{free / GB:.1f} GB free at the cache {folder}", "or set RECR1_CACHE to a folder on a larger disk"
     if free < need:
-        return Check("disk", "fail", found, f"free {need / GB:.1f} GB, {move}")
+        return Check("disk", "fail", said, f"free {need / GB:.1f} GB, {move}")
     if not os.access(place, os.W_OK):
         advice = "set RECR1_CACHE to a folder that can be written"
-        return Check("disk", "fail" if need else "warn", f"{found}, not writable", advice)
+        return Check("disk", "fail" if need else "warn", f"{said}, not writable", advice)
     if free < 2 * GB:
-        return Check("disk", "warn", found, f"runs keep checkpoints: free 2 GB, {move}")
-    return Check("disk", "ok", found)
+        return Check("disk", "warn", said, f"runs keep checkpoints: free 2 GB, {move}")
+    return Check("disk", "ok", said)
 
 
 def cache() -> Check:
@@ -180,34 +168,29 @@ def cache() -> Check:
     missing = _cold()
     if not missing:
         return Check("cache", "ok", "warm: model and data are here, no network needed")
-    found = f"cold: {', '.join(missing)} not fetched yet"
+    said = f"cold: {', '.join(missing)} not fetched yet"
     if assets.offline():
         advice = "unset RECR1_OFFLINE and HF_HUB_OFFLINE once, and run `python -m recr1_lite prepare`"
-        return Check("cache", "fail", f"{found}, and offline is set", advice)
-    return Check("cache", "warn", found, "run `python -m recr1_lite prepare` (or let the demo do it)")
+        return Check("cache", "fail", f"{said}, and offline is set", advice)
+    return Check("cache", "warn", said, "run `python -m recr1_lite prepare` (or let the demo do it)")
 
 
 def network() -> Check:
     """The settings that decide about the network; nothing is contacted."""
-    set_here = [name for name in ("RECR1_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(name)]
-    # names only: an index address can hold a password
+    forbidden = " and ".join(name for name in ("RECR1_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(name))
     known = ("PIP_INDEX_URL", "HTTPS_PROXY", "https_proxy", "HF_ENDPOINT")
-    routes = [name for name in known if os.environ.get(name)]
-    found = f"{' and '.join(set_here)} set" if set_here else "allowed"
-    found += f", through {', '.join(routes)}" if routes else ""
+    routes = ", ".join(name for name in known if os.environ.get(name))  # names only: an address can hold a password
+    said = (f"{forbidden} set" if forbidden else "allowed") + (f", through {routes}" if routes else "")
     if importlib.util.find_spec("pip") is None:
         advice = "run `python -m ensurepip`: assets come as wheels"
-        return Check("network", "fail" if _cold() else "warn", f"{found}, but pip is missing", advice)
-    return Check("network", "ok", f"{found}; not tried")
+        return Check("network", "fail" if _cold() else "warn", f"{said}, but pip is missing", advice)
+    return Check("network", "ok", f"{said}; not tried")
 
 
 def profile() -> Check:
     """The profile that a run without further words takes."""
-    from recr1_lite import profiles
-
-    chosen = profiles.get_profile()
     why = "RECR1_PROFILE" if os.environ.get("RECR1_PROFILE") else "detected"
-    return Check("profile", "ok", f"{chosen.name} ({why})")
+    return Check("profile", "ok", f"{get_profile().name} ({why})")
 
 
 def unsloth() -> Check:
@@ -221,10 +204,8 @@ def unsloth() -> Check:
         advice = "run `pip uninstall unsloth torchvision`: here it stops, and can break transformers"
         return Check("unsloth", "warn", "present without an accelerator", advice)
     if cuda and (why := backend.unsloth_missing()):
-        advice = (
-            "mend that for faster training" if here else "run `pip install -r requirements-gpu.txt` for faster training"
-        )
-        return Check("unsloth", "warn", f"transformers and peft are used: {why}", advice)
+        what = "mend that" if here else "run `pip install -r requirements-gpu.txt`"
+        return Check("unsloth", "warn", f"transformers and peft are used: {why}", f"{what} for faster training")
     return Check("unsloth", "ok", "used" if here else "absent, not needed without CUDA")
 
 
@@ -232,10 +213,12 @@ def _cold() -> list[str]:
     """Names of the assets that are not whole in the cache."""
     from recr1_lite import assets
 
+    folder = assets.cache_folder()
+
     def whole(name: str) -> bool:
         if name in assets.MODELS:
-            return (assets.cache_folder() / "models" / name / "files.json").is_file()
-        path = assets.cache_folder() / "files" / assets.ASSETS[name].file_name
+            return (folder / "models" / name / "files.json").is_file()
+        path = folder / "files" / assets.ASSETS[name].file_name
         return path.is_file() and path.stat().st_size == assets.ASSETS[name].size
 
     return [name for name in {**assets.ASSETS, **assets.MODELS} if not whole(name)]
@@ -248,19 +231,3 @@ def _container_room() -> float:
         return float(limit) - float(used)
     except (OSError, ValueError):  # no container, or the word "max": no limit
         return float("inf")
-
-
-def _lines(path: Path) -> list[str]:
-    """Requirement lines of a file and of the files that it names with -r."""
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        option, _, value = line.strip().partition(" ")
-        lines += _lines(path.parent / value.strip()) if option == "-r" else [line.strip()]
-    return lines
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

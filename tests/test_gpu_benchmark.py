@@ -250,7 +250,7 @@ def test_prompts_have_their_length(tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gpu_models.model_source("tiny", "float32", tmp_path))
-    assert len(tokenizer) == gpu_models.TINY.vocab
+    assert len(tokenizer) == gpu_models.TINY_SIZES[-1]
     for request in gpu_models.requests(tokenizer, 3, 40):
         text = gpu_models.PROMPT.render(tokenizer, request)
         assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 40

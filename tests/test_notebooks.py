@@ -428,7 +428,7 @@ SABOTAGE = {  # what is broken -> (notebook, what is replaced, by what, words of
     ),
     "the scales of 4-bit blocks cost nothing": (
         "09_take_it_with_you",
-        "recr1_lite.memory_counts.nf4",
+        "recr1_lite.train.memory.nf4",
         lambda _: lambda count: count // 2,
         "abs(by_hand - four)",
     ),
