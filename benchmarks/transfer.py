@@ -17,10 +17,11 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import compare, evaluate, show
 from recr1_lite.ledger import Ledger
 from recr1_lite.policy.models import load_policy
-from recr1_lite.policy.rewriters import RawRewriter, Rewrite, Rewriter, as_rewriter
+from recr1_lite.policy.rewriters import RawRewriter, Rewriter, as_rewriter
 from recr1_lite.profiles import get_profile
 from recr1_lite.search import RETRIEVERS, build_retriever
 from recr1_lite.tasks import load_task
+from recr1_lite.tasks.prompts import Rewrite
 
 
 class Replay(Rewriter):
@@ -57,13 +58,12 @@ def main() -> None:
     print(f"| searched by | {' | '.join(method.name for method in methods)} |\n|{'---|' * (len(methods) + 1)}")
     for engine in RETRIEVERS:
         retriever, run = build_retriever(engine, task.items), f"transfer-{engine}-{profile.name}"
-        results = [
-            evaluate(method, task, retriever, options.split, ledger, profile.name, run=run) for method in methods
-        ]
+        book = ledger.bind(run=run, profile=profile.name)
+        results = [evaluate(method, task, retriever, options.split, book) for method in methods]
         metric, raw = task.metrics[0], results[0]
         cells = [show(raw.summary[metric])]
         cells += [
-            f"{show(result.summary[metric])} ({show(compare(result, raw, metric, ledger, run), sign=True)})"
+            f"{show(result.summary[metric])} ({show(compare(result, raw, metric, book), sign=True)})"
             for result in results[1:]
         ]
         print(f"| {engine} | {' | '.join(cells)} |", flush=True)

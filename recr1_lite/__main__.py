@@ -210,6 +210,7 @@ def demo(arguments) -> None:
 
 
 def train(arguments) -> None:
+    from recr1_lite.ledger import Ledger
     from recr1_lite.policy.models import load_policy
     from recr1_lite.train.grpo import train_task
 
@@ -223,8 +224,7 @@ def train(arguments) -> None:
         out,
         arguments.seed,
         arguments.resume,
-        run=out.name,
-        command=_command(),
+        ledger=Ledger().bind(run=out.name, command=_command()),
     )
     print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
 
@@ -241,9 +241,8 @@ def evaluate(arguments) -> None:
     if not arguments.raw:
         policy = load_policy(profile, arguments.seed, arguments.adapter, trainable=False)
         method = as_rewriter(policy, task.prompt, profile, arguments.adapter or "zero-shot")
-    result = evaluation.evaluate(
-        method, task, _engine(arguments, task), arguments.split, Ledger(), profile.name, arguments.seed
-    )
+    ledger = Ledger().bind(profile=profile.name, command=_command())
+    result = evaluation.evaluate(method, task, _engine(arguments, task), arguments.split, ledger, arguments.seed)
     print(result.table().to_string(index=False))
 
 
@@ -270,8 +269,9 @@ def capability(arguments) -> None:
     from recr1_lite.ledger import Ledger
     from recr1_lite.policy.models import load_policy
 
-    profile, ledger, results = _profile(arguments), Ledger(), []
+    profile, results = _profile(arguments), []
     run = f"capability-{profile.name}-seed{arguments.seed}"
+    ledger = Ledger().bind(run=run, profile=profile.name, command=_command())
     for name, adapter in [("untrained", None)] + [(arguments.name, arguments.adapter)] * bool(arguments.adapter):
         results.append(
             check(
@@ -281,17 +281,15 @@ def capability(arguments) -> None:
                 name,
                 arguments.seed,
                 ledger,
-                run,
-                profile.name,
-                arguments.data_dir,
                 batch_size=profile.batch_size,
+                data_dir=arguments.data_dir,
                 max_gen_toks=arguments.max_tokens,
                 execute_code=arguments.execute_code,
             )
         )
     print(results[0].table().to_string(index=False))
     if len(results) > 1:
-        print("\n" + capability_table(results, ledger, run).to_string(index=False))
+        print("\n" + capability_table(results, ledger).to_string(index=False))
     print(*(f"note: {note}" for note in results[-1].notes), sep="\n")
 
 

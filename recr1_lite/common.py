@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -61,3 +62,8 @@ def bar(*args, progress: bool = True, **options) -> tqdm:
     """A tqdm bar on a terminal and under a notebook's cell, that is wiped at the end; nothing in a log file."""
     watched = sys.stderr is not None and sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(*args, leave=False, delay=1, disable=not (progress and watched), **options)
+
+
+def slug(name: str) -> str:
+    """A name as the name of a folder: small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -26,11 +27,16 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bm25s")
 class Ledger:
     """A file of JSON lines. `path`: default `ledger.jsonl` in `files.runs_folder()`."""
 
-    def __init__(self, path: str | os.PathLike | None = None) -> None:
+    def __init__(self, path: str | os.PathLike | None = None, marks: Mapping | None = None) -> None:
         self.path = Path(path if path else runs_folder() / "ledger.jsonl").expanduser()
+        self.marks = dict(marks or {})
 
     def __repr__(self) -> str:
         return f"Ledger({str(self.path)!r})"
+
+    def bind(self, **marks) -> Ledger:
+        """The same file, whose new rows carry `marks` (run, profile, seed, command) where they lack them."""
+        return Ledger(self.path, self.marks | marks)
 
     def append(self, row: Mapping) -> dict:
         """Add `row` with time (UTC), versions, commit and device, where it lacks them; return what was written.
@@ -41,6 +47,7 @@ class Ledger:
         if not row.get("kind"):
             raise RecR1Error("a ledger row needs a kind; add one such as 'eval' or 'train'")
         full = _plain({"time": datetime.now(UTC).isoformat(timespec="seconds"), **row})
+        full = full | {key: value for key, value in _plain(self.marks).items() if key not in full}
         for key, value in (("versions", versions), ("commit", commit), ("device", device)):
             full.setdefault(key, value())
         line = json.dumps(full, allow_nan=False).encode("ascii") + b"\n"
@@ -103,7 +110,7 @@ def _parse(lines: list[bytes], path: Path) -> Iterator[dict]:
             warnings.warn(f"line {number} of {path} is no ledger row and was left out", stacklevel=3)
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """`value` as JSON has it: NumPy values, named tuples, paths and sets turned, NaN and infinity to None."""
     if value is None or isinstance(value, (str, bool, int)):
         return str(value) if isinstance(value, str) else value

@@ -161,9 +161,9 @@ def test_the_same_seed_draws_the_same_items_and_another_seed_others(policy, chec
 
 def test_before_and_after_go_to_the_ledger_with_paired_differences(policy, checked, tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    after = check(policy, limit=4, name="GRPO", ledger=ledger, run="r", profile="smoke")
+    after = check(policy, limit=4, name="GRPO", ledger=ledger.bind(run="r", profile="smoke"))
     after.scores["value"] = after.scores["value"].where(after.scores["task"] != "recr1_reading", 1.0)
-    table = capability_table([checked, after], ledger, "r")
+    table = capability_table([checked, after], ledger.bind(run="r", profile="smoke"))
     assert list(capability_table([checked, after, check(policy, limit=4, name="SFT")])["task"])[-1] == "kl"
     assert list(table.columns) == ["task", "metric", "n", "tiny", "GRPO", "GRPO - tiny"] and len(table) == 7
     rows = ledger.rows("capability")

@@ -142,7 +142,7 @@ def test_the_teacher_is_a_rewriter_like_the_others(run):
     teacher = next(result for result in results if result.name == TEACHER)
     assert teacher.outcomes == {"ok": 4, "empty": 4}
     row = teacher.rows.iloc[3]  # four words: the teacher is silent, and the request is sent as it is
-    assert row["query"] == ("" if PROMPT.mode == "rewrite" else row["request"])
+    assert row["query"] == row["request"] and PROMPT.mode == "rewrite"
 
 
 @pytest.mark.parametrize("methods", [("SFT",), (GRPO, "DPO")])

@@ -20,9 +20,9 @@ from tiny import PROMPT, requests, tiny_policy
 from recr1_lite.common import RecR1Error
 from recr1_lite.deploy.serve import local_server
 from recr1_lite.policy.endpoint import Answer, EndpointRewriter, from_environment
-from recr1_lite.policy.rewriters import ModelRewriter, Rewrite
+from recr1_lite.policy.rewriters import ModelRewriter
 from recr1_lite.search import remote as web
-from recr1_lite.tasks.prompts import PROMPTS
+from recr1_lite.tasks.prompts import PROMPTS, Rewrite
 
 KEY = "sk-very-secret-0123456789"
 CHAT = [{"role": "user", "content": "hello"}]

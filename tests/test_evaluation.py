@@ -69,11 +69,17 @@ class FakeRewriter:
 
 
 class ListLedger:
+    """A ledger in memory."""
+
     def __init__(self):
-        self.kept = []
+        self.kept, self.marks = [], {}
+
+    def bind(self, **marks):
+        self.marks = marks
+        return self
 
     def append(self, row):
-        self.kept.append(row)
+        self.kept.append(self.marks | row)
 
 
 class FakeTask:
@@ -132,7 +138,7 @@ def test_search_goes_as_deep_as_the_deepest_metric(task):
 
 def test_the_ledger_gets_an_eval_row_and_the_unsealing_comes_first(task):
     ledger = ListLedger()
-    evaluate(FakeRewriter({}), task, WordOverlap(), "test", ledger=ledger, profile="smoke", seed=3, run="r1")
+    evaluate(FakeRewriter({}), task, WordOverlap(), "test", ledger=ledger.bind(profile="smoke", run="r1"), seed=3)
     unseal, row = ledger.kept
     assert unseal["kind"] == "unseal" and "fake" in unseal["reason"]
     assert (row["kind"], row["split"], row["run"], row["profile"]) == ("eval", "test", "r1", "smoke")
@@ -146,7 +152,7 @@ def test_compare_pairs_by_example_id_whatever_the_order(task):
     task.val = task.val.iloc[::-1]
     better = evaluate(FakeRewriter({"dress": "blue"}), task, WordOverlap())
     gap = 1 - 1 / math.log2(3)
-    found = compare(better, raw, ledger=ledger, run="r1")
+    found = compare(better, raw, ledger=ledger.bind(run="r1"))
     assert found.mean == pytest.approx(gap / 4) and found.n == 4
     assert compare(raw, better).mean == pytest.approx(-gap / 4)
     # shuffling would leave the mean as it is but widen the interval: three differences are exactly 0
@@ -201,7 +207,7 @@ def test_a_rewriter_or_retriever_that_loses_an_answer_is_named(task):
     short.complete = lambda requests: []
     with pytest.raises(RecR1Error, match="fake on val: 0 answers for 3 asked"):
         evaluate(short, task, WordOverlap())
-    with pytest.raises(RecR1Error, match="SimpleNamespace: 0 answers for 4 asked"):
+    with pytest.raises(RecR1Error, match="the retriever gave 0 lists for 4 queries"):
         evaluate(FakeRewriter({}), task, SimpleNamespace(search=lambda queries, k: []))
 
 

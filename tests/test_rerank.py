@@ -19,7 +19,6 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import evaluate_recommender
 from recr1_lite.ledger import Ledger
 from recr1_lite.policy.models import load_policy
-from recr1_lite.policy.rewriters import Rewrite
 from recr1_lite.recipes.rerank import (
     PROMPT,
     Reranker,
@@ -35,7 +34,7 @@ from recr1_lite.search.base import CallableRetriever
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.metrics import Interval, dcg, ndcg
 from recr1_lite.tasks import Task
-from recr1_lite.tasks.prompts import Outcome, Prompt
+from recr1_lite.tasks.prompts import Outcome, Prompt, Rewrite
 from recr1_lite.train.grpo import train
 from recr1_lite.train.rewards import reward
 

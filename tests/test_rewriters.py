@@ -10,9 +10,9 @@ from tiny import PROMPT, requests, tiny_policy, tiny_profile
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.models import load_policy
-from recr1_lite.policy.rewriters import ModelRewriter, RawRewriter, Rewrite, Rewriter, encode
+from recr1_lite.policy.rewriters import ModelRewriter, RawRewriter, Rewriter, encode
 from recr1_lite.policy.rollouts import MergedCopy
-from recr1_lite.tasks.prompts import Outcome, Prompt
+from recr1_lite.tasks.prompts import Outcome, Prompt, Rewrite
 
 
 @pytest.fixture

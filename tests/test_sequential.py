@@ -218,9 +218,8 @@ def test_sasrec_learns_an_order(tmp_path, monkeypatch):
     circle = "abcdef" * 3
     rows = [(f"t{at}", circle[at % 6 : at % 6 + 4], circle[at % 6 + 4]) for at in range(60)]
     val = split([("v1", "abc", "d"), ("v2", "def", "a")])
-    model = SASRec(
-        split(rows), ITEMS, val, dimensions=16, dropout=0.0, length=3, epochs=30, learning_rate=1e-2, progress=False
-    )
+    plain = dict(n_embd=16, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model = SASRec(split(rows), ITEMS, val, length=3, epochs=30, learning_rate=1e-2, progress=False, **plain)
     assert [own[0] for own in model.recommend(val, 6)] == ["d", "a"] and not list(tmp_path.iterdir())
     longer = split([("long", "defab", "c")])
     assert model.recommend(longer, 1) == [["c"]]  # reads the last three
@@ -246,7 +245,7 @@ def test_collate_masks_padding_and_places_before_the_first():
 
 def test_a_recommender_is_scored_like_a_rewriter(tmp_path):
     ledger, own = Ledger(tmp_path / "ledger.jsonl"), task()
-    result = evaluate_recommender(Popularity(own.train, ITEMS), own, "val", ledger, "smoke", 3, "r")
+    result = evaluate_recommender(Popularity(own.train, ITEMS), own, "val", ledger.bind(profile="smoke", run="r"), 3)
     # v1 leaves out a: b is first. v2 leaves out e: c is third after b and a, 1/log2(4) = 0.5
     assert result.rows["ndcg@3"].tolist() == [1.0, 0.5] and result.rows["recall@1"].tolist() == [1.0, 0.0]
     assert result.rows["ranks"].tolist() == [{"b": 1}, {"c": 3}]

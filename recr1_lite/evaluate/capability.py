@@ -1,16 +1,13 @@
-"""What training on one task did to everything else: four small sets, perplexity, KL to the base, and real benchmarks.
+"""What training on one task did to everything else: four small sets, perplexity, KL to the base, real benchmarks.
 
 lm-evaluation-harness asks and scores (`harness.py`); here are the intervals, the paired differences before and
 after, and forward KL, the measure that arXiv 2509.04259 ("RL's Razor") found forgetting to follow.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -29,7 +26,7 @@ KL_TOKENS = 32  # of each continuation of the base
 
 @dataclass
 class CapabilityResult:
-    """Scores of one model. scores: one row an item (task, metric, item, value); samples: what the harness logged."""
+    """Scores of one model. scores: one row per item (task, metric, item, value); samples: what the harness logged."""
 
     name: str
     suite: str
@@ -37,7 +34,7 @@ class CapabilityResult:
     samples: dict[str, list[dict]]
     seconds: dict[str, float]
     seed: int = 0
-    profile: str = ""
+    limit: int | None = None
     notes: list[str] = field(default_factory=list)
 
     def values(self, task: str, metric: str) -> pd.Series:
@@ -60,20 +57,24 @@ class CapabilityResult:
         return {pair: mean_interval(self.values(*pair), seed=self.seed) for pair in self.measures}
 
     def table(self) -> pd.DataFrame:
-        """One row a measure: task, metric, n, mean with its 95% interval, chance where there is one, seconds."""
-        return pd.DataFrame(
-            [
-                {
-                    "task": task,
-                    "metric": metric,
-                    "n": found.n,
-                    "mean [95%]": show(found),
-                    "chance": CHANCE.get(task.split("_")[0] if self.suite == "mmlu" else task, ""),
-                    "seconds": round(self.seconds.get(task, sum(self.seconds.values())), 1),
-                }
-                for (task, metric), found in self.summary.items()
-            ]
-        )
+        """One row per measure: task, metric, n, mean with its 95% interval, chance where there is one, seconds."""
+        lines = []
+        for (task, metric), mean in self.summary.items():
+            chance = CHANCE.get(task.split("_")[0] if self.suite == "mmlu" else task, "")
+            seconds = round(self.seconds.get(task, sum(self.seconds.values())), 1)
+            line = {"task": task, "metric": metric, "n": mean.n, "mean [95%]": show(mean)}
+            lines.append(line | {"chance": chance, "seconds": seconds})
+        return pd.DataFrame(lines)
+
+    def ledger_rows(self) -> list[dict]:
+        """The "capability" rows; "all" has none, for it is the mean of the items that the others have."""
+        about, rows = {"kind": "capability", "method": self.name, "suite": self.suite}, []
+        for (task, metric), mean in self.summary.items():
+            if task != "all":
+                seconds = self.seconds.get(task, sum(self.seconds.values()))
+                row = about | {"task": task, "metric": metric, **mean._asdict(), "seconds": seconds}
+                rows.append(row | {"seed": self.seed, "limit": self.limit})
+        return rows
 
 
 def check(
@@ -83,114 +84,85 @@ def check(
     name: str = "untrained",
     seed: int = 0,
     ledger=None,
-    run: str = "",
-    profile: str = "",
-    data_dir: str | Path | None = None,
     base=None,
     batch_size: int = 50,
-    max_gen_toks: int | None = None,
-    execute_code: bool = False,
+    **of_suite,
 ) -> CapabilityResult:
     """Ask a model everything in a suite: `offline`, `ifeval`, `gsm8k`, `mmlu` or `humaneval`.
 
-    policy: a Policy with or without an adapter. limit: items a task (mmlu: a subject), drawn with `seed`, the same
-    ones for every model. data_dir: the benchmarks' original files, instead of the Hub. base: the untrained model
-    for the KL, where the policy is no adapter on it. Generated code is only counted unless `execute_code`.
-    Appends a "capability" row a measure to the ledger. Raises RecR1Error: see `harness.load_tasks`.
+    policy: a Policy with or without an adapter. limit: items per task (mmlu: per subject), drawn with `seed`, the same
+    ones for every model. base: the untrained model for the KL, where the policy is no adapter on it. of_suite:
+    data_dir, max_gen_toks, execute_code of `harness.load_tasks`. Appends a "capability" row per measure to the ledger.
+    Raises RecR1Error: see `harness.load_tasks`.
     """
     if limit is not None and limit < 1:
         raise RecR1Error(f"a limit of {limit} items is no check; give 1 or more, or None for all")
     merged = MergedCopy.of(policy.model)
     model = merged.refresh() if merged else policy.model
-    samples, rows, seconds, notes = {}, [], {}, []
-    for task in harness.load_tasks(suite, data_dir, max_gen_toks, execute_code):
+    samples: dict[str, list[dict]] = {}
+    seconds: dict[str, float] = {}
+    rows, notes = [], []
+    for task in harness.load_tasks(suite, **of_suite):
         start = time.perf_counter()
         samples |= harness.run_tasks(model, policy.tokenizer, [task], limit, seed, batch_size)
         rows += _scores(task.task_name, samples[task.task_name])
         seconds[task.task_name] = time.perf_counter() - start
-    if suite == "humaneval" and not execute_code:
+    if suite == "humaneval" and not of_suite.get("execute_code"):
         notes.append("the generated programs were not executed; ask for it by name (execute_code=True, --execute-code)")
     if suite == "offline" and (base is not None or merged or hasattr(policy.model, "disable_adapter")):
         start = time.perf_counter()
         values = forward_kl(policy, neutral_prompts(policy.tokenizer)[:limit], base, seed)
         rows += [{"task": "kl", "metric": "nats", "item": f"prompt-{n:02}", "value": v} for n, v in enumerate(values)]
         seconds["kl"] = time.perf_counter() - start
-    result = CapabilityResult(name, suite, pd.DataFrame(rows), samples, seconds, seed, profile, notes)
-    if ledger is not None:
-        for (task, metric), found in result.summary.items():
-            if task == "all":  # it is the mean of the items that the other rows have
-                continue
-            ledger.append(
-                {
-                    "kind": "capability",
-                    "run": run,
-                    "method": name,
-                    "suite": suite,
-                    "task": task,
-                    "metric": metric,
-                    **found._asdict(),
-                    "seconds": seconds.get(task, sum(seconds.values())),
-                    "seed": seed,
-                    "profile": profile,
-                    "limit": limit,
-                }
-            )
+    result = CapabilityResult(name, suite, pd.DataFrame(rows), samples, seconds, seed, limit, notes)
+    for row in result.ledger_rows() if ledger is not None else ():
+        ledger.append(row)
     return result
 
 
-def compare(
-    after: CapabilityResult, before: CapabilityResult, ledger=None, run: str = ""
-) -> dict[tuple[str, str], Interval]:
+def compare(after: CapabilityResult, before: CapabilityResult, ledger=None) -> dict[tuple[str, str], Interval]:
     """(task, metric) -> mean of after minus before on the same items, with its paired 95% interval.
 
-    KL has no before and is left out. Appends a "capability_compare" row each to the ledger. Raises RecR1Error where
-    the two were not asked the same items.
+    KL has no before and is left out. Appends a "capability_compare" row each to the ledger. Raises RecR1Error where the
+    two were not asked the same items.
     """
-    found = {}
+    differences = {}
     for task, metric in after.measures:
         if task == "kl":
             continue
         a, b = after.values(task, metric), before.values(task, metric)
         if len(a) != len(b) or set(a.index) != set(b.index):
-            raise RecR1Error(
-                f"{after.name} and {before.name} were not asked the same items of {task} ({len(a)} and "
-                f"{len(b)}); check both with one limit and one seed"
-            )
-        found[task, metric] = paired_interval(a, b[a.index], seed=after.seed)
+            who = f"{after.name} and {before.name} were not asked the same items of {task} ({len(a)} and {len(b)})"
+            raise RecR1Error(f"{who}; check both with one limit and one seed")
+        differences[task, metric] = paired_interval(a, b[a.index], seed=after.seed)
         if ledger is not None and task != "all":
-            ledger.append(
-                {
-                    "kind": "capability_compare",
-                    "run": run,
-                    "a": after.name,
-                    "b": before.name,
-                    "suite": after.suite,
-                    "task": task,
-                    "metric": metric,
-                    "n": len(a),
-                    "difference": found[task, metric]._asdict(),
-                    "seed": after.seed,
-                    "profile": after.profile,
-                }
-            )
-    return found
+            row: dict = {
+                "kind": "capability_compare",
+                "a": after.name,
+                "b": before.name,
+                "suite": after.suite,
+                "task": task,
+            }
+            row |= {"metric": metric, "n": len(a), "difference": differences[task, metric]._asdict()}
+            ledger.append(row | {"seed": after.seed})
+    return differences
 
 
-def capability_table(results: Sequence[CapabilityResult], ledger=None, run: str = "") -> pd.DataFrame:
-    """One row a measure; a column a model, and the paired difference of each to the first."""
+def capability_table(results: Sequence[CapabilityResult], ledger=None) -> pd.DataFrame:
+    """One row per measure, one column per model, and the paired difference of each to the first."""
     first, *others = results
-    rows = {
-        pair: {"task": pair[0].removeprefix("recr1_"), "metric": pair[1], "n": found.n, first.name: show(found)}
-        for pair, found in first.summary.items()
-        if pair[0] != "kl"
-    }
-    drift = {"task": "kl", "metric": "nats"}  # a distance from the untrained model, which has none
+    rows: dict[tuple[str, str], dict] = {}
+    for (task, metric), mean in first.summary.items():
+        if task != "kl":
+            name = task.removeprefix("recr1_")
+            rows[task, metric] = {"task": name, "metric": metric, "n": mean.n, first.name: show(mean)}
+    drift: dict = {"task": "kl", "metric": "nats"}  # a distance from the untrained model, which has none
     for other in others:
-        summary, differences = other.summary, compare(other, first, ledger, run)
+        summary, differences = other.summary, compare(other, first, ledger)
         for pair, row in rows.items():
             row |= {other.name: show(summary[pair]), f"{other.name} - {first.name}": show(differences[pair], sign=True)}
-        if found := summary.get(("kl", "nats")):
-            drift |= {"n": found.n, other.name: show(found)}
+        if kl := summary.get(("kl", "nats")):
+            drift |= {"n": kl.n, other.name: show(kl)}
     if "n" in drift:
         rows["kl", "nats"] = drift
     return pd.DataFrame(list(rows.values())).fillna("")
@@ -199,17 +171,15 @@ def capability_table(results: Sequence[CapabilityResult], ledger=None, run: str 
 def neutral_prompts(tokenizer) -> list[str]:
     """Forty everyday prompts of this kit, through the model's chat template."""
     lines = (harness.kit_folder() / "prompts.txt").read_text(encoding="utf-8").splitlines()
-    return [
-        tokenizer.apply_chat_template([{"role": "user", "content": line}], tokenize=False, add_generation_prompt=True)
-        for line in lines
-    ]
+    chats = [[{"role": "user", "content": line}] for line in lines]
+    return [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
 
 
 @torch.no_grad()
 def forward_kl(
     policy: Policy, prompts: Sequence[str], base=None, seed: int = 0, tokens: int = KL_TOKENS, batch_size: int = 10
 ) -> list[float]:
-    """KL(base || policy) in nats a token, one value a rendered prompt; 0 for the base itself.
+    """KL(base || policy) in nats per token, one value per rendered prompt; 0 for the base itself.
 
     The base continues each prompt (sampled at temperature 1, `tokens` long), and at each token of that the two
     whole next-token distributions are compared: the forward KL of arXiv 2509.04259, which takes it on the new
@@ -240,13 +210,9 @@ def forward_kl(
 def _next_tokens(model, ids, mask, ends, kept) -> torch.Tensor:
     """Log-probabilities (B, T, V) of the next token at each place of the continuations."""
     mask = torch.cat([mask, kept.long()], dim=1)
-    out = model(
-        input_ids=torch.cat([ids, ends], dim=1),
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=ends.size(1) + 1,
-        use_cache=False,
-    )
+    inputs: dict = dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    keep = ends.size(1) + 1
+    out = model(input_ids=torch.cat([ids, ends], dim=1), logits_to_keep=keep, use_cache=False, **inputs)
     return out.logits[:, :-1].float().log_softmax(-1)
 
 

@@ -1,21 +1,15 @@
-"""Benchmarks from local files in their original formats, as settings of lm-evaluation-harness's own tasks."""
+"""The bridge to lm-evaluation-harness: its tasks, with this kit's items or a benchmark's own files, run on a model.
 
-# MERGED: """Run a program that a model wrote, in a subprocess with limits: time, memory, no files, no processes, no network.
-# MERGED:
-# MERGED: For programs that are wrong, not for ones that are out to get you: a container is the place for those.
-# MERGED: """
-# MERGED: """The bridge to lm-evaluation-harness: its tasks, with this kit's items or a benchmark's own files, run on a model.
-# MERGED:
-# MERGED: Prompts, filters and scores are the harness's (arXiv 2405.14782). Added here: data from local files, NLTK's
-# MERGED: punkt_tab from the kit's cache (the harness would download it at import), and a shared prompt pass.
-# MERGED: """
-
-from __future__ import annotations
+Prompts, filters and scores are the harness's (arXiv 2405.14782). Added here: data from local files, NLTK's punkt_tab
+from the kit's cache (the harness would download it at import), a shared prompt pass, and limits for generated programs.
+Those limits are for programs that are wrong, not for ones that are out to get you: a container is the place for those.
+"""
 
 import contextlib
 import csv
 import gzip
 import importlib
+import io
 import json
 import logging
 import os
@@ -73,10 +67,10 @@ def gsm8k(folder: Path) -> dict:
 
 def mmlu_subjects(folder: Path) -> list[str]:
     """Subjects with a file mmlu/SUBJECT_test.csv. Raises RecR1Error where there is none."""
-    found = [path.name.removesuffix("_test.csv") for path in sorted((folder / "mmlu").glob("*_test.csv"))]
-    if not found:
+    subjects = [path.name.removesuffix("_test.csv") for path in sorted((folder / "mmlu").glob("*_test.csv"))]
+    if not subjects:
         raise RecR1Error(f"mmlu/ in the data folder has no SUBJECT_test.csv; {PUT}")
-    return found
+    return subjects
 
 
 def mmlu(folder: Path, subject: str) -> dict:
@@ -108,8 +102,8 @@ def _guard(event, details):
         mode, flags = str(details[1] or ""), int(details[2] or 0)
         if any(letter in mode for letter in "wax+") or flags & 3:
             raise PermissionError("a generated program may not write files")
-    elif event in _REFUSED or event.partition(".")[0] in {"subprocess", "socket", "shutil", "ctypes", "_posixsubprocess"}:
-        raise PermissionError("a generated program may not use " + event)
+    elif event in _REFUSED or event.partition(".")[0] in {"subprocess", "socket", "shutil", "ctypes",
+    "_posixsubprocess"}:     raise PermissionError("a generated program may not use " + event)
 _REFUSED = {"os." + name for name in ("remove rename rmdir mkdir system exec fork forkpty posix_spawn spawn kill killpg "
             "chmod chown link symlink truncate putenv chdir utime setxattr removexattr").split()}
 _sys.addaudithook(_guard)
@@ -124,34 +118,24 @@ def run_program(source: str, seconds: float = 5.0, memory: int = 1_000_000_000) 
     RecR1Error on a system without these limits (Windows).
     """
     if os.name != "posix":
-        raise RecR1Error(
-            "generated code is executed only under Linux or macOS, where its process can be limited; run "
-            "without execute_code there"
-        )
+        where = "generated code is executed only under Linux or macOS, where its process can be limited"
+        raise RecR1Error(f"{where}; run without execute_code there")
     verdict = 64 + secrets.randbelow(50)  # a program that leaves early cannot know it
     program = f"{GUARD}\n{source}\nimport os as _os\n_os._exit({verdict})\n"
     with tempfile.TemporaryDirectory(prefix="recr1-code-") as folder:
         path = Path(folder) / "program.py"
         path.write_text(program, encoding="utf-8")
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(path)],
-            cwd=folder,
-            env={},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=lambda: _limit(seconds, memory),
-        )
+        silent: dict = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        alone: dict = dict(cwd=folder, env={}, start_new_session=True)
+        command = [sys.executable, "-I", "-S", "-B", str(path)]
+        process = subprocess.Popen(command, preexec_fn=lambda: _limit(seconds, memory), **alone, **silent)
         try:
             code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             return "stopped"
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
             process.wait()
     return "passed" if code == verdict else "failed"
 
@@ -162,10 +146,8 @@ def _limit(seconds: float, memory: int) -> None:
 
     wanted = {"CPU": int(seconds) + 1, "AS": memory, "FSIZE": 0, "CORE": 0, "NPROC": 0, "NOFILE": 32}
     for name, value in wanted.items():
-        try:
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # a system that lacks one has the others
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-        except (AttributeError, ValueError, OSError):  # a system that lacks one has the others
-            pass
 
 
 OFFLINE = ("instructions", "arithmetic", "knowledge", "reading", "perplexity")
@@ -177,10 +159,8 @@ def kit_folder() -> Path:
     """data/capability of the checkout. Raises RecR1Error where it is missing."""
     folder = Path(__file__).resolve().parents[2] / "data" / "capability"
     if not (folder / "utils.py").is_file():
-        raise RecR1Error(
-            "data/capability is missing beside the package; run from a checkout of the repository "
-            "(`pip install -e .`), or put the folder back with git"
-        )
+        advice = "run from a checkout of the repository (`pip install -e .`), or put the folder back with git"
+        raise RecR1Error(f"data/capability is missing beside the package; {advice}")
     return folder
 
 
@@ -209,10 +189,8 @@ def _unpack(archive: Path, home: Path) -> None:
                 (Path(work) / "nltk").rename(home)
     except OSError as error:
         if not home.is_dir():
-            raise RecR1Error(
-                f"the cache {home.parent} cannot be written ({error.strerror}); mend its permissions, or "
-                "set RECR1_CACHE to a folder that can be written"
-            ) from error
+            advice = "mend its permissions, or set RECR1_CACHE to a folder that can be written"
+            raise RecR1Error(f"the cache {home.parent} cannot be written ({error.strerror}); {advice}") from error
 
 
 def load_tasks(
@@ -222,8 +200,8 @@ def load_tasks(
 
     A benchmark comes from the Hub by name, or, with `data_dir`, from files in their original formats:
     ifeval.jsonl, gsm8k_test.jsonl (and gsm8k_train.jsonl for the five worked examples; without it the questions
-    are asked with none), HumanEval.jsonl.gz, mmlu/SUBJECT_test.csv and _dev.csv. Raises RecR1Error: unknown suite, missing file,
-    the Hub out of reach or forbidden.
+    are asked with none), HumanEval.jsonl.gz, mmlu/SUBJECT_test.csv and _dev.csv. Raises RecR1Error: unknown suite,
+    missing file, the Hub out of reach or forbidden.
     """
     if suite not in ("offline", *BENCHMARKS):
         raise RecR1Error(f"there is no suite {suite!r}; choose offline, {', '.join(BENCHMARKS)}")
@@ -233,26 +211,20 @@ def load_tasks(
         folder = kit_folder()
         return [_task(folder / f"recr1_{name}.yaml", {}, max_gen_toks) for name in OFFLINE]
     if data_dir is None and assets.offline():
-        raise RecR1Error(
-            f"{suite} comes from the Hugging Face Hub and RECR1_OFFLINE or HF_HUB_OFFLINE forbids the "
-            "network; unset it, or name a folder that holds its files with data_dir (--data-dir)"
-        )
+        why = f"{suite} comes from the Hugging Face Hub and RECR1_OFFLINE or HF_HUB_OFFLINE forbids the network"
+        raise RecR1Error(f"{why}; unset it, or name a folder that holds its files with data_dir (--data-dir)")
     files = Path(data_dir) if data_dir is not None else None
     if suite == "mmlu":
         subjects = mmlu_subjects(files) if files else None
-        yamls = {
-            path.stem.removeprefix("mmlu_"): path for path in (_builtin() / "mmlu" / "default").glob("mmlu_*.yaml")
-        }
-        wanted = [name for name in sorted(yamls) if files is None or name in subjects]
+        there = (_builtin() / "mmlu" / "default").glob("mmlu_*.yaml")
+        yamls = {path.stem.removeprefix("mmlu_"): path for path in there}
+        wanted = [name for name in sorted(yamls) if subjects is None or name in subjects]
         return [_task(yamls[name], mmlu(files, name) if files else {}) for name in wanted]
     changes = {} if files is None else LOCAL[suite](files)
     if suite == "humaneval":  # its own scorer downloads code_eval and executes in this process tree: replaced
-        changes |= {
-            "unsafe_code": False,
-            "filter_list": None,
-            "metric_list": [PASSED] if execute_code else [MADE],
-            "process_results": executed if execute_code else generated,
-        }
+        name, scorer = ("pass@1", executed) if execute_code else ("answered", generated)
+        metric = {"metric": name, "aggregation": "mean", "higher_is_better": True}
+        changes |= {"unsafe_code": False, "filter_list": None, "metric_list": [metric], "process_results": scorer}
     name = "humaneval_instruct" if suite == "humaneval" else suite
     return [_task(_builtin() / suite / f"{name}.yaml", changes, max_gen_toks, resolve=suite != "humaneval")]
 
@@ -278,18 +250,14 @@ def run_tasks(
     side, pad, training = tokenizer.padding_side, tokenizer.pad_token, model.training
     try:
         with quiet():
-            found = evaluate(
-                language_model(model, tokenizer, batch_size),
-                samples=samples,
-                bootstrap_iters=0,
-                task_dict={"tasks": {task.task_name: task for task in tasks}, "groups": {}},
-                apply_chat_template=True,
-                fewshot_as_multiturn=True,
-            )
+            named = {"tasks": {task.task_name: task for task in tasks}, "groups": {}}
+            chat: dict = dict(apply_chat_template=True, fewshot_as_multiturn=True)
+            lm = language_model(model, tokenizer, batch_size)
+            logged = evaluate(lm, samples=samples, bootstrap_iters=0, task_dict=named, **chat)
     finally:
         tokenizer.padding_side, tokenizer.pad_token = side, pad
         model.train(training)
-    return found["samples"]
+    return logged["samples"]
 
 
 def language_model(model, tokenizer, batch_size: int = 50):
@@ -329,34 +297,23 @@ def generated(doc: dict, results: list[str]) -> dict[str, float]:
     return {"answered": float(bool(results[0].strip()))}
 
 
-PASSED, MADE = ({"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("pass@1", "answered"))
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No bars, no notes of the harness, which would fill a notebook."""
-    places = [
-        importlib.import_module(name)
-        for name in ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
-    ]
-    bars = [place.tqdm for place in places]
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
     levels = [logger.level for logger in loggers]
-    for place, shown in zip(places, bars, strict=True):
-        place.tqdm = lambda *rows, _bar=shown, **options: _bar(*rows, **options | {"disable": True})
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
-        for place, shown in zip(places, bars, strict=True):
-            place.tqdm = shown
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
 def _builtin() -> Path:
-    return Path(importlib.import_module("lm_eval.tasks").__file__).parent
+    return Path(str(importlib.import_module("lm_eval.tasks").__file__)).parent
 
 
 def _task(path: Path, changes: dict, max_gen_toks: int | None = None, resolve: bool = True):
@@ -374,9 +331,9 @@ def _task(path: Path, changes: dict, max_gen_toks: int | None = None, resolve: b
         except RecR1Error:
             raise
         except (OSError, ValueError, ConnectionError) as error:
+            advice = "mend the network, or name a folder that holds its files with data_dir (--data-dir)"
             raise RecR1Error(
-                f"{path.stem} could not be loaded ({' '.join(str(error).split())[:200]}); mend the "
-                "network, or name a folder that holds its files with data_dir (--data-dir)"
+                f"{path.stem} could not be loaded ({' '.join(str(error).split())[:200]}); {advice}"
             ) from error
 
 

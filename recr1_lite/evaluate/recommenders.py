@@ -2,23 +2,15 @@
 
 Each learns from `task.train` alone, and ranks for an example by its `history`. A strong baseline is worth more than a
 weak rival (Ferrari Dacrema et al., arXiv 1907.06902), so `choose` takes the best of a few settings on val.
-`evaluation.evaluate_recommender` scores them; SASRec is in `sasrec.py`.
+`evaluation.evaluate_recommender` scores them.
 """
-
-# MERGED: """SASRec: a small causal transformer over item ids, as a baseline of sequential recommendation.
-# MERGED:
-# MERGED: Kang and McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018), from parts of transformers: GPT-2 with the
-# MERGED: items as its vocabulary, trained by Trainer. The loss is the cross-entropy over all items instead of one sampled
-# MERGED: negative, which makes it the strong form of this baseline (Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602).
-# MERGED: """
-
-from __future__ import annotations
 
 import copy
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -39,37 +31,43 @@ from recr1_lite.common import RecR1Error, bar
 from recr1_lite.evaluate.evaluation import EvalResult, evaluate_recommender
 from recr1_lite.tasks.base import BETWEEN, Task
 
+PAD, IGNORED, PATIENCE = (
+    0,
+    -100,
+    5,
+)  # SASRec's token of no item; its label of a place without loss; epochs without a better one
+
 
 def last_title(requests: Sequence[str]) -> list[str]:
     """The latest title of each request, as a rewriter: what was bought last is the query."""
     return [request.rsplit(BETWEEN, 1)[-1] for request in requests]
 
 
-last_title.name = "last title"
+last_title.name = "last title"  # type: ignore[attr-defined]  # as tables show it
 
 
 def train_sequences(train: pd.DataFrame) -> list[list[str]]:
-    """What each row of a train split saw, its target at the end. Raises RecR1Error without a column `history`."""
+    """What each row of a train split saw, its targets at the end. Raises RecR1Error without a column `history`."""
     if "history" not in train:
         raise RecR1Error("these examples have no column 'history'; take a sequential task, such as movielens")
     return [[*history, *relevant] for history, relevant in zip(train["history"], train["relevant"], strict=True)]
 
 
 class Recommender:
-    """Ranks the catalogue for each history. A subclass writes `_scores`; what it knows nothing of (score 0) comes last,
-    by popularity, and equally popular items in the catalogue's order."""
+    """Ranks the catalogue for each history. A subclass writes `_fit` and `_scores`; what it knows nothing of (score 0)
+    comes last, by popularity, and equally popular items in the catalogue's order."""
 
     name = "recommender"
 
     def __init__(self, train: pd.DataFrame, items: pd.DataFrame):
-        seen = train_sequences(train)
+        sequences = train_sequences(train)
         self.ids = items["item_id"].tolist()
         self.rows = {item: row for row, item in enumerate(self.ids)}
-        counts = Counter(item for sequence in seen for item in set(sequence))
+        counts = Counter(item for sequence in sequences for item in set(sequence))
         self.popularity = np.array([counts[item] for item in self.ids], dtype=float)
-        self._fit(seen)
+        self._fit(sequences)
 
-    def _fit(self, seen: list[list[str]]) -> None:
+    def _fit(self, sequences: list[list[str]]) -> None:
         pass
 
     def _scores(self, histories: list[list[str]]) -> np.ndarray:
@@ -79,13 +77,13 @@ class Recommender:
     def recommend(self, examples: pd.DataFrame, k: int) -> list[list[str]]:
         """The `k` best item ids for the `history` of each row, best first."""
         scores = self._scores(examples["history"].tolist())
-        ranked = [np.lexsort((-self.popularity, -own))[:k] for own in scores]  # stable: then the catalogue's order
+        ranked = [np.lexsort((-self.popularity, -row))[:k] for row in scores]  # stable: then the catalogue's order
         return [[self.ids[row] for row in rows] for rows in ranked]
 
-    def matrix(self, histories: Iterable[Sequence[str]]) -> csr_matrix:
+    def matrix(self, histories: Sequence[Sequence[str]]) -> csr_matrix:
         """Users by items, 1 where the item is in the history; items outside the catalogue are passed over."""
-        pairs = {(user, self.rows[item]) for user, own in enumerate(histories) for item in own if item in self.rows}
-        users, columns = zip(*sorted(pairs)) if pairs else ((), ())
+        pairs = {(user, self.rows[item]) for user, had in enumerate(histories) for item in had if item in self.rows}
+        users, columns = zip(*sorted(pairs), strict=True) if pairs else ((), ())
         shape = (len(histories), len(self.ids))
         return csr_matrix((np.ones(len(users), dtype=np.float32), (users, columns)), shape=shape)
 
@@ -106,13 +104,13 @@ class ItemKNN(Recommender):
         self.neighbours, self.recent = neighbours, recent
         super().__init__(train, items)
 
-    def _fit(self, seen: list[list[str]]) -> None:
+    def _fit(self, sequences: list[list[str]]) -> None:
         from implicit.nearest_neighbours import CosineRecommender
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the form that it turns its own matrix into
             model = CosineRecommender(K=self.neighbours + 1, num_threads=1)  # an item is its own nearest neighbour
-            model.fit(self.matrix(seen), show_progress=False)
+            model.fit(self.matrix(sequences), show_progress=False)
         self.similarity = model.similarity
 
     def _scores(self, histories: list[list[str]]) -> np.ndarray:
@@ -126,38 +124,129 @@ class MatrixFactorisation(Recommender):
 
     name = "matrix factorisation"
 
-    def __init__(
-        self,
-        train: pd.DataFrame,
-        items: pd.DataFrame,
-        factors: int = 32,
-        alpha: float = 1.0,
-        regularisation: float = 0.05,
-        iterations: int = 15,
-        seed: int = 0,
-    ):
-        self.settings = dict(
-            factors=factors, alpha=alpha, regularization=regularisation, iterations=iterations, random_state=seed
-        )
+    def __init__(self, train: pd.DataFrame, items: pd.DataFrame, factors: int = 32, alpha: float = 1.0):
+        self.settings = dict(factors=factors, alpha=alpha, regularization=0.05, iterations=15, random_state=0)
         super().__init__(train, items)
 
-    def _fit(self, seen: list[list[str]]) -> None:
+    def _fit(self, sequences: list[list[str]]) -> None:
         from implicit.als import AlternatingLeastSquares
 
         with threadpool_limits(1, "blas"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of BLAS threads, which are one here
             self.model = AlternatingLeastSquares(num_threads=1, **self.settings)
-            self.model.fit(self.matrix(seen), show_progress=False)
+            self.model.fit(self.matrix(sequences), show_progress=False)
 
     def _scores(self, histories: list[list[str]]) -> np.ndarray:
-        seen = self.matrix(histories)
         with threadpool_limits(1, "blas"):
-            users = self.model.recalculate_user(np.arange(len(histories)), seen)
+            users = self.model.recalculate_user(np.arange(len(histories)), self.matrix(histories))
         return users @ self.model.item_factors.T
 
 
+class SASRec(Recommender):
+    """A small causal transformer over item ids that ranks by the probability of the next item.
+
+    Kang and McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018), from parts of transformers: GPT-2 with the
+    items as its vocabulary, trained by Trainer. The loss is the cross-entropy over all items instead of one sampled
+    negative, which makes it the strong form of this baseline (Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602).
+    val: its examples stop the training when their loss has not fallen for PATIENCE epochs. length: items of a history
+    that are read; a longer training sequence is cut into pieces. epochs: at most so many. sizes: of GPT2Config.
+    """
+
+    name = "SASRec"
+
+    def __init__(
+        self, train, items, val: pd.DataFrame, epochs=100, length=50, learning_rate=2e-3, progress=True, **sizes
+    ):
+        self.val, self.epochs, self.length, self.learning_rate, self.progress = (
+            val,
+            epochs,
+            length,
+            learning_rate,
+            progress,
+        )
+        dropout: dict = dict(resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3)
+        self.sizes: dict = dict(n_embd=64, n_layer=2, n_head=2, n_positions=length + 1) | dropout | sizes
+        super().__init__(train, items)
+
+    def _fit(self, sequences: list[list[str]]) -> None:
+        set_seed(0)
+        vocabulary: dict = dict(vocab_size=len(self.ids) + 1, bos_token_id=PAD, eos_token_id=PAD)
+        self.model = GPT2LMHeadModel(GPT2Config(use_cache=False, **vocabulary, **self.sizes))
+        self.model.loss_type = "ForCausalLM"  # GPT-2 names none, and transformers warns before it takes this one
+        pieces = [piece for had in sequences for piece in _pieces(self._tokens(had), self.length)]
+        ahead = [self._tokens(had)[-self.length - 1 :] for had in train_sequences(self.val)]
+        data: dict = dict(
+            train_dataset=[(piece, 1) for piece in pieces], eval_dataset=[(had, len(had) - 1) for had in ahead]
+        )
+        shown = bar(total=self.epochs, desc="SASRec", unit="epoch", progress=self.progress)
+        best = _Best(self.model, shown)
+        with tempfile.TemporaryDirectory() as folder, shown:  # Trainer makes its folder though nothing is saved
+            silent: dict = dict(save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True)
+            sizes: dict = dict(
+                per_device_train_batch_size=64, per_device_eval_batch_size=256, num_train_epochs=self.epochs
+            )
+            rate: dict = dict(learning_rate=self.learning_rate, weight_decay=0.01, seed=0, eval_strategy="epoch")
+            arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), **silent, **sizes, **rate)
+            trainer = Trainer(self.model, arguments, data_collator=_collate, callbacks=[best], **data)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        self.model.load_state_dict(best.weights)
+        self.model.eval()
+
+    def _tokens(self, items: list[str]) -> list[int]:
+        return [self.rows[item] + 1 for item in items if item in self.rows]
+
+    @torch.no_grad()
+    def _scores(self, histories: list[list[str]]) -> np.ndarray:
+        known, scores = [self._tokens(had)[-self.length :] or [PAD] for had in histories], []
+        for at in range(0, len(known), 256):
+            batch, device = known[at : at + 256], self.model.device
+            ids, mask = _padded(batch)
+            logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+            ends = torch.tensor([len(tokens) - 1 for tokens in batch])
+            scores.append(logits[torch.arange(len(batch)), ends, 1:].softmax(-1).float().cpu().numpy())
+        return np.concatenate(scores)
+
+
+class _Best(TrainerCallback):
+    """Keeps the weights with the lowest loss on val, and stops after PATIENCE epochs without a lower one."""
+
+    def __init__(self, model, shown):
+        self.model, self.shown = model, shown
+        self.losses: list[float] = []
+        self.weights: dict = {}
+
+    def on_evaluate(self, args, state, control, metrics, **others):
+        self.losses.append(metrics["eval_loss"])
+        lowest = int(np.argmin(self.losses))
+        if lowest == len(self.losses) - 1:
+            self.weights = copy.deepcopy(self.model.state_dict())
+        if len(self.losses) - 1 - lowest >= PATIENCE:
+            control.should_training_stop = True
+        self.shown.update()
+
+
+def _pieces(tokens: list[int], length: int) -> list[list[int]]:
+    """Pieces of at most length + 1 tokens, from the end; each begins with the token that the one before it ends in."""
+    return [tokens[max(0, end - length - 1) : end] for end in range(len(tokens), 1, -length)]
+
+
+def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded ids and mask (n, longest)."""
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
+    return ids, (ids != PAD).long()
+
+
+def _collate(batch: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:
+    """A batch of (tokens, first place that counts): the model predicts each token from those before it."""
+    ids, mask = _padded([tokens for tokens, _ in batch])
+    first = torch.tensor([[place] for _, place in batch])
+    counts = (torch.arange(ids.size(1)) >= first) & mask.bool()
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~counts, IGNORED)}
+
+
 def choose(
-    candidates: Iterable[Callable[[], Recommender]], task: Task, ledger=None, progress: bool = True
+    candidates: Iterable[Callable[[], Recommender]], task: Task, progress: bool = True
 ) -> tuple[Recommender, EvalResult]:
     """The candidate with the highest first metric on val, and its result; the first one of equals."""
     best: tuple[Recommender, EvalResult] | None = None
@@ -171,157 +260,14 @@ def choose(
     return best
 
 
-PAD, IGNORED = 0, -100  # the token of no item; the label of a place without loss
-
-
-class SASRec(Recommender):
-    """Ranks by the probability of the next item. val: its examples stop the training when their loss no longer falls.
-
-    length: items of a history that are read; a longer training sequence is cut into pieces. epochs: at most so many.
-    """
-
-    name = "SASRec"
-
-    def __init__(
-        self,
-        train: pd.DataFrame,
-        items: pd.DataFrame,
-        val: pd.DataFrame,
-        dimensions: int = 64,
-        layers: int = 2,
-        heads: int = 2,
-        dropout: float = 0.3,
-        length: int = 50,
-        epochs: int = 100,
-        patience: int = 5,
-        learning_rate: float = 2e-3,
-        batch_size: int = 64,
-        seed: int = 0,
-        progress: bool = True,
-    ):
-        self.val, self.length, self.batch_size, self.progress = val, length, batch_size, progress
-        self.shape = dict(
-            n_embd=dimensions,
-            n_layer=layers,
-            n_head=heads,
-            resid_pdrop=dropout,
-            embd_pdrop=dropout,
-            attn_pdrop=dropout,
-            n_positions=length + 1,
-        )
-        self.epochs, self.patience, self.learning_rate, self.seed = epochs, patience, learning_rate, seed
-        super().__init__(train, items)
-
-    def _fit(self, seen: list[list[str]]) -> None:
-        set_seed(self.seed)
-        config = GPT2Config(
-            vocab_size=len(self.ids) + 1, bos_token_id=PAD, eos_token_id=PAD, use_cache=False, **self.shape
-        )
-        self.model = GPT2LMHeadModel(config)
-        self.model.loss_type = "ForCausalLM"  # GPT-2 names none, and transformers warns before it takes this one
-        pieces = [piece for own in seen for piece in _pieces(self._tokens(own), self.length)]
-        ahead = [self._tokens(own)[-self.length - 1 :] for own in train_sequences(self.val)]
-        self.best = _Best(self.model, self.patience)
-        # Trainer makes its folder though nothing is saved
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            bar(total=self.epochs, desc="SASRec", unit="epoch", progress=self.progress) as self.best.shown,
-        ):
-            arguments = TrainingArguments(
-                folder,
-                num_train_epochs=self.epochs,
-                learning_rate=self.learning_rate,
-                weight_decay=0.01,
-                per_device_train_batch_size=self.batch_size,
-                per_device_eval_batch_size=256,
-                seed=self.seed,
-                eval_strategy="epoch",
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                use_cpu=not torch.cuda.is_available(),
-            )
-            trainer = Trainer(
-                self.model,
-                arguments,
-                data_collator=_collate,
-                train_dataset=[(own, 1) for own in pieces],
-                eval_dataset=[(own, len(own) - 1) for own in ahead],
-                callbacks=[self.best],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        self.model.load_state_dict(self.best.weights)
-        self.model.eval()
-
-    def _tokens(self, items: list[str]) -> list[int]:
-        return [self.rows[item] + 1 for item in items if item in self.rows]
-
-    @torch.no_grad()
-    def _scores(self, histories: list[list[str]]) -> np.ndarray:
-        known, scores = [self._tokens(own)[-self.length :] or [PAD] for own in histories], []
-        for at in range(0, len(known), 256):
-            batch = known[at : at + 256]
-            ids, mask = _padded(batch)
-            logits = self.model(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device)).logits
-            ends = torch.tensor([len(own) - 1 for own in batch])
-            scores.append(logits[torch.arange(len(batch)), ends, 1:].softmax(-1).float().cpu().numpy())
-        return np.concatenate(scores)
-
-
-class _Best(TrainerCallback):
-    """Keeps the weights with the lowest loss on val, and stops after `patience` epochs without a lower one."""
-
-    def __init__(self, model, patience: int):
-        self.model, self.patience, self.losses, self.weights, self.shown = model, patience, [], {}, None
-
-    def on_evaluate(self, args, state, control, metrics, **others):
-        self.losses.append(metrics["eval_loss"])
-        lowest = int(np.argmin(self.losses))
-        if lowest == len(self.losses) - 1:
-            self.weights = copy.deepcopy(self.model.state_dict())
-        if len(self.losses) - 1 - lowest >= self.patience:
-            control.should_training_stop = True
-        self.shown.update()
-
-
-def _pieces(tokens: list[int], length: int) -> list[list[int]]:
-    """Pieces of at most length + 1 tokens, from the end; each begins with the token that the one before it ends in."""
-    ends = range(len(tokens), 1, -length)
-    return [tokens[max(0, end - length - 1) : end] for end in ends]
-
-
-def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids and mask (n, longest)."""
-    rows = [torch.tensor(row) for row in rows]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
-    return ids, (ids != PAD).long()
-
-
-def _collate(batch: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:
-    """A batch of (tokens, first place that counts): the model predicts each token from those before it."""
-    ids, mask = _padded([tokens for tokens, _ in batch])
-    first = torch.tensor([[place] for _, place in batch])
-    counts = (torch.arange(ids.size(1)) >= first) & mask.bool()
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~counts, IGNORED)}
-
-
 def baselines(task: Task, progress: bool = True) -> list[Recommender]:
     """Popularity, item-kNN, matrix factorisation and SASRec on a sequential task, each in its best setting on val."""
-    train, items = task.train, task.items
-    families = [
-        [lambda: Popularity(train, items)],
-        [
-            lambda n=n, recent=recent: ItemKNN(train, items, n, recent)
-            for recent in (None, 10, 3)
-            for n in (20, 100, 500)
-        ],
-        [
-            lambda factors=factors, alpha=alpha: MatrixFactorisation(train, items, factors, alpha)
-            for factors in (16, 32, 64)
-            for alpha in (1.0, 10.0)
-        ],
-        [lambda: SASRec(train, items, task.val)],
+    data, kinds = (task.train, task.items), [(n, recent) for recent in (None, 10, 3) for n in (20, 100, 500)]
+    sizes = [(factors, alpha) for factors in (16, 32, 64) for alpha in (1.0, 10.0)]
+    families: list[list[Callable[[], Recommender]]] = [
+        [partial(Popularity, *data)],
+        [partial(ItemKNN, *data, *kind) for kind in kinds],
+        [partial(MatrixFactorisation, *data, *size) for size in sizes],
+        [partial(SASRec, *data, task.val)],
     ]
     return [choose(family, task, progress=progress)[0] for family in families]

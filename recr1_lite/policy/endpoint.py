@@ -18,9 +18,9 @@ from typing import NamedTuple
 import httpx
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.policy.rewriters import Rewrite, Rewriter
+from recr1_lite.policy.rewriters import Rewriter
 from recr1_lite.search.remote import Server, address_of, same_server
-from recr1_lite.tasks.prompts import Parsed, Prompt, compose
+from recr1_lite.tasks.prompts import Parsed, Prompt, Rewrite, compose
 
 _TAG = re.compile(r"<(?=[|/\w])")  # how a chat template's special tokens open
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -45,8 +46,8 @@ class Policy:
     """A causal language model, its tokenizer (left padding, pad token that is not the end token) and the
     backend."""
 
-    model: torch.nn.Module
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     backend: str  # "transformers" or "unsloth"; `backend.choose` says why
     name: str = ""  # the model's name in the profile
 

@@ -4,7 +4,6 @@ else."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -12,18 +11,7 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rollouts import MergedCopy, generate_grouped
 from recr1_lite.profiles import Profile
-from recr1_lite.tasks.prompts import Prompt, compose
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """One answer: the query as sent to the retriever, the model's own words, how they parsed, tokens
-    generated."""
-
-    query: str
-    completion: str
-    outcome: str
-    tokens: int
+from recr1_lite.tasks.prompts import Prompt, Rewrite, compose
 
 
 class Rewriter:
@@ -111,14 +99,14 @@ def encode(tokenizer, texts: Sequence[str], limit: int, device="cpu") -> tuple[t
     return batch.input_ids.to(device), batch.attention_mask.to(device)
 
 
-def as_rewriter(policy: Policy, prompt, profile: Profile, name: str, merged=None) -> ModelRewriter:
-    """The policy as a greedy rewriter with the profile's sizes."""
-    return ModelRewriter(
-        policy,
-        prompt,
-        name,
-        profile.max_completion_tokens,
-        profile.batch_size,
-        max_prompt_tokens=profile.max_prompt_tokens,
-        merged=merged,
-    )
+def as_rewriter(
+    policy: Policy,
+    prompt: Prompt,
+    profile: Profile,
+    name: str,
+    merged: MergedCopy | None = None,
+    temperature: float = 0.0,
+) -> ModelRewriter:
+    """The policy as a rewriter with the profile's sizes; greedy at temperature 0."""
+    sizes = profile.max_completion_tokens, profile.batch_size
+    return ModelRewriter(policy, prompt, name, *sizes, temperature, profile.max_prompt_tokens, merged)

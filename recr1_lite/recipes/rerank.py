@@ -5,8 +5,6 @@ lies in the order of the candidates it is shown. `named` alone decides what an a
 name keep the retriever's order, after those it does. An answer that names none changes nothing and is paid nothing.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Sequence
@@ -15,10 +13,10 @@ from dataclasses import replace
 import pandas as pd
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.policy.rewriters import ModelRewriter, Rewrite
+from recr1_lite.policy.rewriters import ModelRewriter
 from recr1_lite.search.base import Retriever, search_all
 from recr1_lite.tasks import Task
-from recr1_lite.tasks.prompts import Outcome, Prompt
+from recr1_lite.tasks.prompts import Outcome, Prompt, Rewrite
 from recr1_lite.train.rewards import Scored, Scorer
 
 # The prefix was chosen on 12 training requests of clothing: with it SmolLM2-135M named a letter in all greedy answers
@@ -107,12 +105,9 @@ class RerankScorer(Scorer):
             row._replace(outcome=_outcome(row, self.candidates[example])) for example, row in zip(example_ids, rows)
         ]
 
-    def rank(self, example_ids: Sequence[str], queries: Sequence[str]) -> list[list[str]]:
+    def rank(self, example_ids: Sequence[str], queries: Sequence[str | None]) -> list[list[str]]:
         asked = zip(example_ids, queries, strict=True)
-        return [
-            _ranked(self.candidates[example], "" if query == self.requests[example] else query)
-            for example, query in asked
-        ]
+        return [_ranked(self.candidates[example], answer or "") for example, answer in asked]
 
 
 class Reranker:
@@ -122,7 +117,8 @@ class Reranker:
     """
 
     def __init__(self, rewriter: ModelRewriter):
-        self.rewriter, self.name, self.answers = rewriter, rewriter.name, []
+        self.rewriter, self.name = rewriter, rewriter.name
+        self.answers: list[Rewrite] = []
 
     def recommend(self, examples: pd.DataFrame, k: int) -> list[list[str]]:
         requests, size = examples["request"].tolist(), self.rewriter.batch_size
@@ -130,7 +126,7 @@ class Reranker:
         if len(said) != len(requests):
             raise RecR1Error(f"{self.name} gave {len(said)} answers for {len(requests)} requests; return one for each")
         pairs = list(zip(_candidates(examples), said))
-        self.answers: list[Rewrite] = [replace(one, outcome=str(_outcome(one, ids))) for ids, one in pairs]
+        self.answers = [replace(one, outcome=str(_outcome(one, ids))) for ids, one in pairs]
         return [_ranked(ids, one.query)[:k] for ids, one in pairs]
 
 
@@ -139,12 +135,12 @@ def retriever_order(examples: pd.DataFrame, k: int) -> list[list[str]]:
     return [ids[:k] for ids in _candidates(examples)]
 
 
-retriever_order.name = "retriever's order"
+retriever_order.name = "retriever's order"  # type: ignore[attr-defined]  # as tables show it
 
 
 def oracle(task: Task, split: str = "val"):
     """The ceiling: relevant candidates first, the others in the retriever's order. For `evaluate_recommender`, val."""
-    gains = dict(zip(getattr(task, split)["example_id"], getattr(task, split)["relevant"]))
+    gains: dict = dict(zip(getattr(task, split)["example_id"], getattr(task, split)["relevant"]))
 
     def best_first(examples: pd.DataFrame, k: int) -> list[list[str]]:
         return [
@@ -152,7 +148,7 @@ def oracle(task: Task, split: str = "val"):
             for example, ids in zip(examples["example_id"], _candidates(examples), strict=True)
         ]
 
-    best_first.name = "oracle"
+    best_first.name = "oracle"  # type: ignore[attr-defined]
     return best_first
 
 
@@ -167,9 +163,9 @@ def _reachable(split: pd.DataFrame) -> pd.DataFrame:
     return split.loc[[not relevant.keys().isdisjoint(ids) for ids, relevant in pairs]]
 
 
-def _outcome(answer: Scored | Rewrite, candidates: list[str]) -> str:
+def _outcome(answer: Scored | Rewrite, candidates: list[str]) -> Outcome:
     silent = answer.outcome == Outcome.ok and not named(answer.query, len(candidates))
-    return Outcome.no_answer if silent else answer.outcome
+    return Outcome.no_answer if silent else Outcome(answer.outcome)
 
 
 def _ranked(candidates: list[str], answer: str) -> list[str]:

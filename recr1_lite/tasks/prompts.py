@@ -303,6 +303,16 @@ def restyled(prompt: Prompt, style: str) -> Prompt:
     return replace(prompt, style=style, instruction=prompt.instruction + form, prefix=prefix, examples=())
 
 
+@dataclass(frozen=True)
+class Rewrite:
+    """One answer: the query as sent to the retriever, the model's own words, how they parsed, tokens generated."""
+
+    query: str
+    completion: str
+    outcome: str
+    tokens: int
+
+
 def compose(request: str, parsed_query: str, mode: str, weight: int = 1) -> str:
     """What is sent to the retriever: `rewrite` the query alone, `expand` the request and the query `weight` times
     after it: for a bag of words, repeating a word weighs it (query2doc, arXiv 2303.07678, repeats the request).

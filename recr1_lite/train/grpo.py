@@ -281,55 +281,29 @@ def train_task(
     task: Task,
     retriever: Retriever,
     profile: Profile,
-    folder: Path,
+    folder: str | Path,
     seed: int = 0,
     resume: bool = False,
     progress: bool = True,
     ledger: Ledger | None = None,
-    run: str = "",
-    command: str = "",
-    watch=None,
+    watch: Watch | None = None,
 ) -> Training:
-    """GRPO on the task's training requests; val picks the best adapter. A "train" row is left. progress, watch:
-    as in `grpo.train`."""
-    metric = task.metrics[0]
+    """GRPO on the task's training requests; val picks the best adapter. A "train" row goes to the ledger.
 
-    def validate(merged) -> Interval:
-        policy_now = as_rewriter(policy, task.prompt, profile, "policy", merged)
-        return evaluate(policy_now, task, retriever, "val", progress=False).summary[metric]
+    The other arguments are those of `train`.
+    """
 
-    raw = evaluate(RawRewriter(), task, retriever, "val", progress=False).summary[metric]
-    done = train(
-        policy,
-        task.train,
-        retriever,
-        task.prompt,
-        profile,
-        folder,
-        task.k_train,
-        validate,
-        seed,
-        resume,
-        progress,
-        watch,
-    )
-    (ledger or Ledger()).append(
-        {
-            "kind": "train",
-            "run": run,
-            "method": "GRPO",
-            "task": task.name,
-            "config": asdict(profile),
-            "curve": done.curve,
-            "val": done.val,
-            "best_step": done.best_step,
-            "seconds": round(done.seconds, 1),
-            "stopped": done.stopped,
-            "metric": metric,
-            "baselines": {"raw request": raw._asdict()},
-            "profile": profile.name,
-            "seed": seed,
-            "command": command,
-        }
-    )
+    def on_val(rewriter) -> Interval:
+        result = evaluate(rewriter, task, retriever, "val", progress=False)
+        return result.summary[result.metric]
+
+    def validate(merged: MergedCopy | None) -> Interval:
+        return on_val(as_rewriter(policy, task.prompt, profile, "policy", merged))
+
+    raw, place = on_val(RawRewriter()), (Path(folder), task.k_train, validate)
+    done = train(policy, task.train, retriever, task.prompt, profile, *place, seed, resume, progress, watch)
+    row = {"kind": "train", "method": "GRPO", "task": task.name, "config": asdict(profile), "curve": done.curve}
+    row |= {"val": done.val, "best_step": done.best_step, "seconds": round(done.seconds, 1), "stopped": done.stopped}
+    row |= {"metric": task.metrics[0], "baselines": {RawRewriter.name: raw._asdict()}}
+    (ledger or Ledger()).append(row | {"profile": profile.name, "seed": seed})
     return done

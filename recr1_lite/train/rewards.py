@@ -49,7 +49,9 @@ class Scorer:
     missing column, an example_id that comes twice, a bad k or gain.
     """
 
-    def __init__(self, retriever: Retriever, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
+    def __init__(
+        self, retriever: Retriever | None, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"
+    ):
         for column in ("example_id", "request", "relevant"):
             if column not in examples.columns:
                 raise RecR1Error(f"the examples have no column {column!r}; pass task.train or task.val")
@@ -87,7 +89,7 @@ class Scorer:
         parsed = [prompt.read(text, cut) for text, cut in zip(completions, truncated)]
         sent = [compose(self.requests[e], p.query, prompt.mode, prompt.weight) for e, p in zip(example_ids, parsed)]
         new = [example for example in dict.fromkeys(example_ids) if example not in self._raw]
-        rankings = self.rank([*example_ids, *new], [*sent, *(self.requests[example] for example in new)])
+        rankings = self.rank([*example_ids, *new], [*sent, *[None] * len(new)])
         for example, ids in zip(new, rankings[len(sent) :]):
             self._raw[example] = self._ndcg(example, ids)
         return [
@@ -95,9 +97,11 @@ class Scorer:
             for example, p, query, ids in zip(example_ids, parsed, sent, rankings)
         ]
 
-    def rank(self, example_ids: Sequence[str], queries: Sequence[str]) -> list[list[str]]:
-        """One ranking, best first, for each query sent on behalf of an example."""
-        return [ids for ids, _ in search_all(self.retriever, queries, self.depth)]
+    def rank(self, example_ids: Sequence[str], queries: Sequence[str | None]) -> list[list[str]]:
+        """One ranking, best first, for each query sent on behalf of an example; None stands for the request itself."""
+        pairs = zip(example_ids, queries, strict=True)
+        asked = [self.requests[example] if query is None else query for example, query in pairs]
+        return [ids for ids, _ in search_all(self.retriever, asked, self.depth)]
 
     def _ndcg(self, example: str, ids: list[str]) -> float:
         left = without(ids, self.exclude.get(example, ()), self.k)

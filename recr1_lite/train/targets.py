@@ -25,8 +25,8 @@ from transformers import set_seed
 
 from recr1_lite.common import RecR1Error, bar
 from recr1_lite.policy.endpoint import EndpointRewriter
-from recr1_lite.policy.rewriters import ModelRewriter, Rewrite, Rewriter
-from recr1_lite.tasks.prompts import compose
+from recr1_lite.policy.rewriters import ModelRewriter, Rewriter
+from recr1_lite.tasks.prompts import Rewrite, compose
 from recr1_lite.tasks.readers import read_table
 from recr1_lite.train.rewards import Scorer
 
