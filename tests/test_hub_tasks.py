@@ -237,7 +237,7 @@ def test_c4_options(c4):
         ({"n_val": 10}, "n_val=10 of the 10 requests"),
         ({"n_val": True}, "n_val=True"),
         ({"splits": "seed", "val": 0.5, "test": 0.5}, "no shares"),
-        ({"splits": "seed", "category": "Baby"}, "1 requests of the category, too few"),
+        ({"splits": "seed", "category": "Baby"}, "1 different requests, too few"),
     ]:
         with pytest.raises(RecR1Error, match=words):
             c4(**options)

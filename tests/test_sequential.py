@@ -69,8 +69,8 @@ def test_a_row_of_the_table():
     [
         ([("x", [], "a")], 10, "example 'x': history is empty"),
         ([("x", ["a", "zz"], "b")], 10, "example 'x': history holds item 'zz', which the catalogue lacks"),
-        ([], 0, "last=0 shows no item"),
-        ([], True, "last=True shows no item"),
+        ([("x", "a", "b")], 0, "last=0 shows no item"),
+        ([("x", "a", "b")], True, "last=True shows no item"),
     ],
 )
 def test_bad_rows(rows, last, words):
@@ -149,12 +149,12 @@ def test_requests_with_an_exclude_column(tmp_path):
 @pytest.mark.parametrize(
     "row, words",
     [
-        ({"history": ["a", "zz"], "relevant": "c"}, "row 1: history holds item 'zz', which the catalogue lacks"),
-        ({"history": [], "relevant": "c"}, "row 1: history is empty"),
-        ({"history": "[1", "relevant": "c"}, "row 1: history is no JSON list"),
-        ({"history": "a", "relevant": "c"}, "row 1: history is no JSON list"),
-        ({"history": [1.5], "relevant": "c"}, "row 1: history: an id is 1.5"),
-        ({"history": {"a": 1}, "relevant": "c"}, "row 1: history is {'a': 1}; write a JSON list"),
+        ({"history": ["a", "zz"], "relevant": "c"}, "line 1: history holds item 'zz', which the catalogue lacks"),
+        ({"history": [], "relevant": "c"}, "line 1: history is empty"),
+        ({"history": "[1", "relevant": "c"}, "line 1: history is no JSON .*check the quotes"),
+        ({"history": "a", "relevant": "c"}, "line 1: history is 'a'; write a JSON list"),
+        ({"history": [1.5], "relevant": "c"}, "line 1: history: an id is 1.5"),
+        ({"history": {"a": 1}, "relevant": "c"}, "line 1: history is {'a': 1}; write a JSON list"),
         ({"history": ["c"], "relevant": "c"}, "every relevant item is in its own history"),
         ({"history": ["a"]}, "has no column 'relevant'"),
     ],

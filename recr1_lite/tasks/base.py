@@ -1,4 +1,4 @@
-"""`Task`: a catalogue, requests with graded relevant items, a sealed test split; its validation; ways to make splits."""
+"""`Task`: a catalogue, requests with graded relevant items, a sealed test split; its validation; making of splits."""
 
 import contextlib
 import math
@@ -308,8 +308,10 @@ def draw_splits(requests: pd.Series, val: float, test: float, seed: int, where: 
 def past(history: Sequence[str], titles: Mapping[str, str], last: int, place: str) -> dict:
     """What an example has of a history: `request` (the last `last` titles, the latest last), `exclude`, `history`.
 
-    Raises RecR1Error that names `place`: a history without items, an item without title.
+    Raises RecR1Error: a history without items, an item without title, `last` no whole number from 1 on.
     """
+    if not is_count(last):
+        raise RecR1Error(f"last={last!r} shows no item of a history; use a whole number from 1 on")
     if not history:
         raise RecR1Error(f"{place}: history is empty; name an item at least, or leave the row out")
     for item in history:
@@ -326,15 +328,13 @@ def history_examples(
 
     rows: (example_id, history, target) with the ids of the items that the user had, oldest first; titles: item_id ->
     title. A target that the history holds is a repeat: excluded, it could not be found; kept in the ranking, it would
-    be the only one of its kind. Raises RecR1Error as `past` does, and for `last` below 1.
+    be the only one of its kind. Raises RecR1Error as `past` does.
     """
-    check_last(last)
-    rows = [(example, target, past(history, titles, last, f"example {example!r}")) for example, history, target in rows]
-    new = [{"example_id": e, "relevant": {item: 1.0}, **own} for e, item, own in rows if item not in own["exclude"]]
-    return pd.DataFrame(new, columns=HISTORY_COLUMNS), len(rows) - len(new)
-
-
-def check_last(last: int) -> None:
-    """Raises RecR1Error where `last` is no whole number from 1 on."""
-    if not is_count(last):
-        raise RecR1Error(f"last={last!r} shows no item of a history; use a whole number from 1 on")
+    examples, repeats = [], 0
+    for example, history, target in rows:
+        asked = past(history, titles, last, f"example {example!r}")
+        if target in asked["exclude"]:
+            repeats += 1
+        else:
+            examples.append({"example_id": example, "relevant": {target: 1.0}, **asked})
+    return pd.DataFrame(examples, columns=HISTORY_COLUMNS), repeats

@@ -5,17 +5,15 @@ item's text is its class, its department and what OTHER shoppers wrote, so that 
 itself.
 """
 
-from __future__ import annotations
-
 import html
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from recr1_lite import assets
+from recr1_lite.assets import ASSETS, fetch
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.base import ITEM_COLUMNS, Task
 from recr1_lite.tasks.prompts import Prompt
 
 # Chosen on training requests: of thirteen wordings this one had the best greedy rewrites. The query is repeated four
@@ -39,10 +37,10 @@ FEW_SHOT = replace(
 )
 # What somebody who knows the shop could write down: the words of a message that name a garment. A teacher for SFT.
 GARMENTS = frozenset(
-    """dress dresses blouse shirt top tee sweater cardigan pants jeans skirt shorts jacket coat vest
-leggings jumpsuit romper tunic tank swimsuit bra robe pajamas""".split()
+    "dress dresses blouse shirt top tee sweater cardigan pants jeans skirt shorts jacket coat vest leggings jumpsuit "
+    "romper tunic tank swimsuit bra robe pajamas".split()
 )
-WHEEL = assets.ASSETS["clothing-reviews"].wheel
+WHEEL = ASSETS["clothing-reviews"].wheel
 MIN_REVIEWS = 8  # a garment with fewer says too little about itself
 MIN_WORDS = 10  # a shorter review is no message
 OPENING = 40  # two reviews with the same first words count as one
@@ -65,23 +63,18 @@ def name_garments(message: str) -> tuple[str, str]:
 
     ("", "") for a message that names none: there the teacher has nothing to say.
     """
-    words = (word.strip(".,!?") for word in message.lower().split())
-    found = list(dict.fromkeys(word for word in words if word in GARMENTS))
-    return " ".join(found), f"The message names: {', '.join(found)}." if found else ""
+    words = dict.fromkeys(word.strip(".,!?") for word in message.lower().split())
+    named = [word for word in words if word in GARMENTS]
+    return " ".join(named), f"The message names: {', '.join(named)}." if named else ""
 
 
 def read_reviews() -> pd.DataFrame:
     """The published reviews, no text twice: `row` (in the file), `garment`, `kind`, `department`, `text`."""
-    raw = pd.read_parquet(assets.fetch("clothing-reviews"))
-    raw = raw.dropna(subset=["Review Text", "Class Name", "Department Name"])
-    columns = {
-        "row": raw.index,
-        "garment": raw["Clothing ID"].astype(str),
-        "kind": raw["Class Name"].astype(str),
-        "department": raw["Department Name"].astype(str),
-        "text": [" ".join(html.unescape(text).split()) for text in raw["Review Text"]],
-    }
-    reviews = pd.DataFrame(columns)
+    raw = pd.read_parquet(fetch("clothing-reviews"))
+    raw = raw.dropna(subset=["Review Text", "Class Name", "Department Name"]).rename_axis("row").reset_index()
+    names = {"row": "row", "Clothing ID": "garment", "Class Name": "kind", "Department Name": "department"}
+    reviews = raw[list(names)].rename(columns=names).astype({"garment": str, "kind": str, "department": str})
+    reviews["text"] = [" ".join(html.unescape(text).split()) for text in raw["Review Text"]]
     opening = reviews["text"].str.lower().str.findall(r"\w+").str[:OPENING].str.join(" ")
     return reviews[(opening != "") & ~opening.duplicated()].reset_index(drop=True)
 
@@ -91,12 +84,10 @@ def build(reviews: pd.DataFrame, words: int, seed: int) -> Task:
     reviews = reviews[reviews.groupby("garment")["row"].transform("size") >= MIN_REVIEWS]
     messages = _hold_out(reviews, seed)
     items = _items(reviews[~reviews["row"].isin(messages["row"])])
-    columns = {
-        "example_id": "review-" + messages["row"].astype(str),
-        "request": messages["text"].str.split().str[:words].str.join(" "),
-        "relevant": [{garment: 1.0} for garment in messages["garment"]],
-    }
-    examples = pd.DataFrame(columns).drop_duplicates("request")
+    examples = pd.DataFrame({"example_id": "review-" + messages["row"].astype(str)})
+    examples["request"] = messages["text"].str.split().str[:words].str.join(" ")
+    examples["relevant"] = [{garment: 1.0} for garment in messages["garment"]]
+    examples = examples.drop_duplicates("request")
     return Task(
         name="clothing",
         items=items,
@@ -104,9 +95,6 @@ def build(reviews: pd.DataFrame, words: int, seed: int) -> Task:
         val=examples[N_TEST : N_TEST + N_VAL],
         test=examples[:N_TEST],
         prompt=PROMPT,
-        k_train=1000,
-        k_eval=100,
-        metrics=("ndcg@100", "ndcg@10", "recall@10", "mrr"),
         about={
             "source": f"Women's E-Commerce Clothing Reviews (Kaggle, nicapotato), in the PyPI wheel {WHEEL}",
             "licence": "CC0 1.0",
@@ -131,8 +119,7 @@ def _hold_out(reviews: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def _items(reviews: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for garment, own in reviews.groupby("garment", sort=False):
-        kind, department = own["kind"].mode()[0], own["department"].mode()[0]
-        rows.append((garment, f"{kind} #{garment}", f"{kind}. {department}. {' '.join(own['text'])}"))
-    items = pd.DataFrame(rows, columns=["item_id", "title", "text"])
-    return items.sort_values("item_id", key=lambda ids: ids.astype(int)).reset_index(drop=True)
+    for garment, group in reviews.groupby("garment", sort=False):
+        kind, department = group["kind"].mode()[0], group["department"].mode()[0]
+        rows.append((garment, f"{kind} #{garment}", f"{kind}. {department}. {' '.join(group['text'])}"))
+    return pd.DataFrame(rows, columns=ITEM_COLUMNS).sort_values("item_id", key=lambda ids: ids.astype(int))

