@@ -1,18 +1,15 @@
 """Verify and measure the GPU path on this machine, without a network: one command, as often as it asks for.
 
-python benchmarks/gpu.py --out benchmarks/results/gpu.json [--parts environment,correctness,loop,speed]
-[--minutes 8]
+python benchmarks/gpu.py --out benchmarks/results/gpu.json [--parts environment,correctness,loop,speed] [--minutes 8]
 
 Four parts, made of small cells; each cell is a process of its own, and its row is in the JSON file as soon as it is
 measured. A part stops before its minutes are over; called again with the same --out, what is measured is skipped and
 the rest goes on. Exit status: 0 all measured, 1 some cells failed, 2 nothing could be done, 3 call again.
---dry-run takes tiny models and a few steps through the same code on whatever is here, and prints the plan of the
-real run.
+--dry-run takes tiny models and a few steps through the same code on whatever is here.
 """
 
-from __future__ import annotations
-
 import argparse
+import importlib
 import os
 import sys
 import tempfile
@@ -21,25 +18,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-NAMES = ("environment", "correctness", "loop", "speed")
-MODULES = {name: f"gpu_{name}" for name in NAMES}
+MODULES = {name: f"gpu_{name}" for name in ("environment", "correctness", "loop", "speed")}
 DONE, FAILED, REFUSED, AGAIN, STOPPED = 0, 1, 2, 3, 130
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        epilog=__doc__.split("\n\n", 2)[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--out", type=Path, help="the JSON file (default: build/gpu.json; a dry run: a temporary folder)")
-    top.add_argument("--parts", default=",".join(NAMES), help="which, between commas (default: all)")
+    top.add_argument("--parts", default=",".join(MODULES), help="which, between commas (default: all)")
     top.add_argument("--minutes", type=float, default=8.0, help="of each part in this call (default: 8)")
-    top.add_argument(
-        "--work",
-        type=Path,
-        help="folder for models and checkpoints, up to 11 GB (default: under the runs folder; a dry run: beside --out)",
-    )
+    top.add_argument("--work", type=Path, help="folder for models and checkpoints, up to 11 GB (default: in runs)")
     top.add_argument("--dry-run", action="store_true", help="tiny sizes on whatever device is here")
     top.add_argument("--fresh", action="store_true", help="measure the parts anew, whatever --out holds of them")
     top.add_argument("--retry", action="store_true", help="measure cells that failed again")
@@ -49,19 +37,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    if arguments.child:
-        import gpu_run
-
-        gpu_run.child(arguments.child)
+    options = parser().parse_args(argv)
+    if options.child:
+        importlib.import_module("gpu_cells").child(options.child)
         return DONE
-    # unsloth would take memory on the GPU in this process too, which only counts what the others measure
+    # this process only counts what the others measure; unsloth would take memory on the GPU here too
     before = os.environ.get("RECR1_BACKEND")
     os.environ["RECR1_BACKEND"] = "transformers"
     from recr1_lite.common import RecR1Error
 
     try:
-        return run(arguments)
+        return run(options)
     except RecR1Error as error:
         print(f"benchmarks/gpu.py: {error}", file=sys.stderr)
         return REFUSED
@@ -70,41 +56,33 @@ def main(argv: list[str] | None = None) -> int:
         return STOPPED
     finally:
         os.environ.pop("RECR1_BACKEND")
-        if before is not None:
-            os.environ["RECR1_BACKEND"] = before
+        os.environ.update({"RECR1_BACKEND": before} if before is not None else {})
 
 
-def run(arguments) -> int:
-    import gpu_book
-    import gpu_run
+def run(options: argparse.Namespace) -> int:
+    import gpu_cells
     import gpu_tables
 
     from recr1_lite.common import RecR1Error
 
-    if arguments.tables:
-        print(gpu_tables.report(gpu_book.read(arguments.tables)))
+    if options.tables:
+        print(gpu_tables.report(gpu_cells.read(options.tables)))
         return DONE
-    parts = [name.strip() for name in arguments.parts.split(",") if name.strip()]
-    if not parts or set(parts) - set(NAMES) or arguments.minutes <= 0:
-        raise RecR1Error(
-            f"--parts {arguments.parts} --minutes {arguments.minutes:g}: take some of "
-            f"{', '.join(NAMES)}, and more than 0 minutes"
-        )
-    out, work = places(arguments)
-    here = gpu_book.machine(arguments.dry_run)
+    parts = [name.strip() for name in options.parts.split(",") if name.strip()]
+    if not parts or set(parts) - set(MODULES) or options.minutes <= 0:
+        given = f"--parts {options.parts} --minutes {options.minutes:g}"
+        raise RecR1Error(f"{given}: take some of {', '.join(MODULES)}, and more than 0 minutes")
+    out, work = places(options)
+    here = gpu_cells.machine(options.dry_run)
     if not here.cuda and not here.dry:
-        raise RecR1Error(
-            "there is no CUDA GPU here, so there is nothing to measure; `python benchmarks/gpu.py "
-            "--dry-run` takes the same code through tiny sizes"
-        )
-    book = gpu_book.Book(out, here, work, tuple(parts) if arguments.fresh else ())
-    if arguments.fresh:
-        gpu_run.forget(work, parts)
+        trial = "`python benchmarks/gpu.py --dry-run` takes the same code through tiny sizes"
+        raise RecR1Error(f"there is no CUDA GPU here, so there is nothing to measure; {trial}")
+    book = gpu_cells.Book(out, here, work, parts if options.fresh else ())
+    if options.fresh:
+        gpu_cells.forget(work, parts)
     print(f"{here.name}; results in {out}", flush=True)
-    left = [part for part in parts if not gpu_run.part(book, MODULES[part], here, arguments.minutes, arguments.retry)]
+    left = [part for part in parts if not gpu_cells.run_part(book, MODULES[part], here, options.minutes, options.retry)]
     print("", gpu_tables.report(book.content), sep="\n")
-    if here.dry:
-        print("", gpu_run.real_plan(), sep="\n")
     if left:
         again = ["--dry-run"] * here.dry + ["--out", str(out), "--work", str(work), "--parts", ",".join(left)]
         print(f"\nnot finished: {', '.join(left)}; call again: python benchmarks/gpu.py {' '.join(again)}")
@@ -114,17 +92,17 @@ def run(arguments) -> int:
     return FAILED if failed else DONE
 
 
-def places(arguments) -> tuple[Path, Path]:
+def places(options: argparse.Namespace) -> tuple[Path, Path]:
     """The JSON file and the work folder. Raises RecR1Error for a dry run among the results."""
     from recr1_lite.common import RecR1Error, runs_folder
 
-    if not arguments.dry_run:
-        out = (arguments.out or Path("build/gpu.json")).resolve()
-        return out, (arguments.work or runs_folder() / f"gpu-{out.stem}").resolve()
-    out = (arguments.out or Path(tempfile.mkdtemp(prefix="recr1-gpu-")) / "gpu.json").resolve()
+    if not options.dry_run:
+        out = (options.out or Path("build/gpu.json")).resolve()
+        return out, (options.work or runs_folder() / f"gpu-{out.stem}").resolve()
+    out = (options.out or Path(tempfile.mkdtemp(prefix="recr1-gpu-")) / "gpu.json").resolve()
     if (ROOT / "benchmarks" / "results") in out.parents:
         raise RecR1Error("a dry run measures nothing, so it does not go to benchmarks/results; give another --out")
-    return out, (arguments.work or out.with_name(out.stem + "-work")).resolve()
+    return out, (options.work or out.with_name(out.stem + "-work")).resolve()
 
 
 if __name__ == "__main__":

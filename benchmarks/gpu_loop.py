@@ -4,76 +4,41 @@ It is `comparison.compare_methods` with a profile derived from `cpu`. At the end
 itself a Ctrl-C: the kit stops after the running step, keeps everything, and goes on from there in the next call.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import gpu_models
-from gpu_book import Cell, Machine
+from gpu_cells import Cell, Machine
 
 METHODS = ("GRPO", "SFT", "rejection SFT")
 SECONDS_TO_STOP = 30.0  # for the running step, a validation and the checkpoint
 LARGE = 20e9  # bytes of a card that takes the whole step in one backward pass
-REAL_SIZES = dict(
-    steps=300, prompts_per_step=32, group_size=12, max_completion_tokens=5, n_val=200, n_test=400, batch_size=200
-)
-DRY_SIZES = dict(
-    steps=2,
-    prompts_per_step=2,
-    group_size=4,
-    max_completion_tokens=4,
-    n_val=4,
-    n_test=4,
-    sft_batch=4,
-    best_of=2,
-    validate_every=1,
-    n_capability=1,
-    batch_size=8,
-)
+REAL_SIZES = dict(steps=300, prompts_per_step=32, group_size=12, max_completion_tokens=5, n_val=200, n_test=400)
+REAL_SIZES |= dict(batch_size=200)
+DRY_SIZES = dict(steps=2, prompts_per_step=2, group_size=4, max_completion_tokens=4, n_val=4, n_test=4, batch_size=8)
+DRY_SIZES |= dict(sft_batch=4, best_of=2, validate_every=1, n_capability=1)
+UNSLOTH = dict(needs=("torch", "transformers", "peft", "trl", "unsloth"), backend="unsloth", cuda=True)
 
 
 def cells(here: Machine) -> list[Cell]:
     """float32 on transformers is the run that counts; a shorter one in 16 bits shows that unsloth learns too."""
     sizes = DRY_SIZES if here.dry else REAL_SIZES | dict(micro_batch=None if here.memory > LARGE else 96)
+    fewer = dict(steps=2, micro_batch=8) if here.dry else dict(steps=100, micro_batch=96)
     model = gpu_models.TINY if here.dry else gpu_models.REAL
-    main = dict(kind="methods", run="loop", model=model, methods=METHODS, sizes=dict(sizes, dtype="float32"))
-    short = dict(
-        kind="methods",
-        run="loop-unsloth",
-        model=model,
-        methods=("GRPO",),
-        sizes=dict(sizes, dtype=here.dtype, steps=2 if here.dry else 100, micro_batch=8 if here.dry else 96),
-    )
-    found = [
-        Cell("loop/methods", main, 60),
-        Cell("loop/capability", main | dict(kind="capability"), 60, after="loop/methods"),
-        Cell(
-            "loop/unsloth",
-            short,
-            60,
-            needs=("torch", "transformers", "peft", "trl", "unsloth"),
-            backend="unsloth",
-            cuda=True,
-        ),
+    main = dict(kind="methods", run="loop", model=model, methods=METHODS, sizes=sizes | dict(dtype="float32"))
+    short = main | dict(run="loop-unsloth", methods=("GRPO",), sizes=sizes | fewer | dict(dtype=here.dtype))
+    return [
+        *([gpu_models.weights_cell("loop", model, "float32")] if here.dry else []),
+        Cell("loop/methods", main),
+        Cell("loop/capability", main | dict(kind="capability"), after="loop/methods"),
+        Cell("loop/unsloth", short, **UNSLOTH),
     ]
-    if here.dry:
-        from gpu_correctness import weights_cell
-
-        found.insert(0, weights_cell("loop", model, "float32", here))
-    return found
-
-
-def profile_of(settings: dict, work: Path):
-    from recr1_lite.profiles import PROFILES
-
-    model = gpu_models.model_source(settings["model"], "float32", work)
-    return replace(PROFILES["cpu"], name="benchmark", model=model, **settings["sizes"])
 
 
 def measure(settings: dict, work: Path, stop_at: float) -> dict:
@@ -84,10 +49,12 @@ def measure(settings: dict, work: Path, stop_at: float) -> dict:
         return {"state": "not run", "why": trouble}
     from recr1_lite.common import RecR1Error
     from recr1_lite.ledger import Ledger
+    from recr1_lite.profiles import PROFILES
     from recr1_lite.recipes.comparison import check_capability, compare_methods
 
-    profile, out = profile_of(settings, work), work / settings["run"]
-    ledger = Ledger(work / f"{settings['run']}.jsonl")
+    model = gpu_models.model_source(settings["model"], "float32", work)
+    profile = replace(PROFILES["cpu"], name="benchmark", model=model, **settings["sizes"])
+    out, ledger = work / settings["run"], Ledger(work / f"{settings['run']}.jsonl")
     capability = settings["kind"] == "capability"
     with stopping_at(stop_at - SECONDS_TO_STOP) as stopped:
         try:
@@ -101,12 +68,12 @@ def measure(settings: dict, work: Path, stop_at: float) -> dict:
             why = "the minutes were used up" if capability else progress(out, profile)
             done = {} if capability else curves(ledger)
             return {"state": "unfinished", "goes_on": not capability, "why": why} | done
-    found = abilities(ledger) if capability else curves(ledger) | tests(ledger)
-    return {"state": "done", "profile": asdict(profile) | {"model": settings["model"]}, **found}
+    figures = abilities(ledger) if capability else curves(ledger) | tests(ledger)
+    return {"state": "done", "profile": asdict(profile) | {"model": settings["model"]}, **figures}
 
 
 @contextmanager
-def stopping_at(moment: float):
+def stopping_at(moment: float) -> Iterator[list[bool]]:
     """A Ctrl-C to this process at `moment` (time.time()); yields a list that is not empty from then on."""
     asked: list[bool] = []
 
@@ -130,58 +97,44 @@ def progress(out: Path, profile) -> str:
     """Where a stopped run is."""
     from recr1_lite.train.loop import last_checkpoint
 
-    places = [
-        f"{folder.name} at step {checkpoint.name.rpartition('-')[2]}"
-        for folder in sorted(out.glob("*"))
-        if folder.is_dir() and (checkpoint := last_checkpoint(folder))
-    ]
+    last = {folder.name: last_checkpoint(folder) for folder in sorted(out.glob("*")) if folder.is_dir()}
+    places = [f"{name} at step {point.name.rpartition('-')[2]}" for name, point in last.items() if point]
     place = ", ".join(places) or "before the first checkpoint"
     return f"the minutes were used up ({place}; GRPO takes {profile.steps} steps)"
 
 
 def curves(ledger) -> dict:
     """What the "train" rows say, the last one of each method: val curve, cost, and the reward of each GRPO step."""
-    found = {}
+    methods, point = {}, ("step", "mean", "low", "high", "n", "seconds")
     for row in ledger.rows("train"):
-        found[row["method"]] = {
-            "val": [
-                {key: point[key] for key in ("step", "mean", "low", "high", "n", "seconds")} for point in row["val"]
-            ],
-            "best_step": row["best_step"],
-            "seconds": row["seconds"],
-            "stopped": row["stopped"],
-            "cost": row["cost"],
+        curve = row["curve"]
+        methods[row["method"]] = {key: row[key] for key in ("best_step", "seconds", "stopped", "cost", "metric")} | {
+            "val": [{key: place[key] for key in point} for place in row["val"]],
             "raw": row["baselines"]["raw request"],
-            "metric": row["metric"],
-            "steps": len(row["curve"]),
-            "step_seconds": sum(step["seconds"] for step in row["curve"]) / max(1, len(row["curve"])),
-            "reward": [[step["step"], step["reward"]] for step in row["curve"] if "reward" in step],
+            "steps": len(curve),
+            "step_seconds": sum(step["seconds"] for step in curve) / max(1, len(curve)),
+            "reward": [[step["step"], step["reward"]] for step in curve if "reward" in step],
         }
-    return {"methods": found}
+    return {"methods": methods}
 
 
 def tests(ledger) -> dict:
     """The last sealed-test row of each rewriter, and the paired differences between them."""
-    scores = {
-        row["method"]: dict(next(iter(row["metrics"].values())), metric=next(iter(row["metrics"])))
-        for row in ledger.rows("eval")
-        if row["split"] == "test"
-    }
-    differences = {
-        f"{row['a']} - {row['b']}": row["difference"] for row in ledger.rows("compare") if row["split"] == "test"
-    }
-    return {"test": scores, "differences": differences}
+    scores = {}
+    for row in ledger.rows("eval"):
+        if row["split"] == "test":
+            metric, interval = next(iter(row["metrics"].items()))
+            scores[row["method"]] = dict(interval, metric=metric)
+    pairs = [row for row in ledger.rows("compare") if row["split"] == "test"]
+    return {"test": scores, "differences": {f"{row['a']} - {row['b']}": row["difference"] for row in pairs}}
 
 
 def abilities(ledger) -> dict:
     """Scores of the offline capability suite by model, and the paired differences to the untrained model."""
     scores: dict[str, dict] = {}
     for row in ledger.rows("capability"):
-        scores.setdefault(row["method"], {})[f"{row['task']} {row['metric']}"] = {
-            key: row[key] for key in ("mean", "low", "high", "n")
-        }
-    changes = {
-        f"{row['a']} - {row['b']}: {row['task']} {row['metric']}": row["difference"]
-        for row in ledger.rows("capability_compare")
-    }
-    return {"capability": scores, "changes": changes}
+        interval = {key: row[key] for key in ("mean", "low", "high", "n")}
+        scores.setdefault(row["method"], {})[f"{row['task']} {row['metric']}"] = interval
+    pairs = ledger.rows("capability_compare")
+    names = [f"{row['a']} - {row['b']}: {row['task']} {row['metric']}" for row in pairs]
+    return {"capability": scores, "changes": dict(zip(names, [row["difference"] for row in pairs]))}

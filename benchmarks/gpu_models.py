@@ -1,7 +1,5 @@
 """Models of published shapes with random weights, their tokenizer, and prompts of an exact length: no download."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import zlib
@@ -9,17 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from transformers import Qwen2Config
+from gpu_cells import Cell
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import CallableRetriever
 from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.train.memory import SIZES, config_of
 
-REAL = "smollm2-135m-instruct"
-SPEED_SHAPES = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
-TINY, TINY_SIZES = "tiny", (128, 256, 2, 2, 1, 512)  # of Qwen's kind, and of a width that every kernel takes
+REAL, TINY = "smollm2-135m-instruct", "tiny"
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+SIZES += ("intermediate_size", "vocab_size")
+SHAPES = {  # of Qwen2's kind; the tiny one of a width that every kernel takes
+    "qwen2.5-3b": (2048, 36, 16, 2, 128, 11_008, 151_936),
+    "qwen2.5-1.5b": (1536, 28, 12, 2, 128, 8960, 151_936),
+    "qwen2.5-0.5b": (896, 24, 14, 2, 64, 4864, 151_936),
+    TINY: (128, 2, 2, 1, 64, 256, 512),
+}
 PROMPT = Prompt(style="compact", instruction="find {request}")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = [first + second for first in "bcdfghjklmnprstvwz" for second in "aeiou"]
@@ -29,20 +32,15 @@ TEMPLATE = (
 )
 
 
-def shape(name: str):
-    """The transformers configuration of a published shape, or of the tiny one."""
-    if name != TINY:
-        return config_of(name)
-    return Qwen2Config(**dict(zip(SIZES, TINY_SIZES)), tie_word_embeddings=True)
-
-
-def folder_name(name: str, dtype: str) -> str:
-    return f"{name.rpartition('/')[2].lower()}-{dtype}"
-
-
 def model_source(name: str, dtype: str, work: Path) -> str:
     """What `profile.model` is for a model of the benchmark: the real one's name, or the folder of a made one."""
-    return name if name == REAL else str(work / "models" / folder_name(name, dtype))
+    return name if name == REAL else str(work / "models" / f"{name}-{dtype}")
+
+
+def weights_cell(part: str, model: str, dtype: str, seconds: float = 60.0) -> Cell:
+    """Making a model with random weights."""
+    settings = dict(kind="weights", shape=model, dtype=dtype)
+    return Cell(f"{part}/weights/{model}-{dtype}", settings, seconds, artifact=f"models/{model}-{dtype}")
 
 
 def cached() -> str:
@@ -61,12 +59,12 @@ def make(name: str, dtype: str, work: Path) -> dict:
     The weights are drawn on the GPU where there is one. Returns their bytes and number.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen2Config
 
-    target, tokenizer = Path(model_source(name, dtype, work)), tokenizer_for(shape(name).vocab_size)
-    config = shape(name)
-    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    config.bos_token_id = None
+    target, sizes = Path(model_source(name, dtype, work)), dict(zip(SIZES, SHAPES[name], strict=True))
+    tokenizer = tokenizer_for(sizes["vocab_size"])
+    ends = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    config = Qwen2Config(**sizes, **ends, tie_word_embeddings=True, max_position_embeddings=32_768)
     target.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -79,11 +77,8 @@ def make(name: str, dtype: str, work: Path) -> dict:
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return {
-        "bytes": sum(file.stat().st_size for file in target.glob("*.safetensors")),
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "shape": {size: getattr(config, size) for size in SIZES},
-    }
+    size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    return {"bytes": size, "parameters": sum(weight.numel() for weight in model.parameters()), "sizes": sizes}
 
 
 def tokenizer_for(vocab: int):
@@ -100,21 +95,13 @@ def tokenizer_for(vocab: int):
         raise RecR1Error(f"a vocabulary of {vocab} tokens is too small for the benchmark; take {len(names)} or more")
     names += [f"Ġx{number}" for number in range(vocab - len(names))]
     plain = Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=merges))
-    plain.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    plain.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     plain.decoder = decoders.ByteLevel()
     plain.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=plain,
-        pad_token=SPECIAL[0],
-        unk_token=SPECIAL[0],
-        eos_token=SPECIAL[-1],
-        chat_template=TEMPLATE,
-    )
+    special = dict(pad_token=SPECIAL[0], unk_token=SPECIAL[0], eos_token=SPECIAL[-1])
+    return PreTrainedTokenizerFast(tokenizer_object=plain, chat_template=TEMPLATE, **special)
 
 
 def requests(tokenizer, n: int, tokens: int, seed: int = 0) -> list[str]:
@@ -133,16 +120,13 @@ def requests(tokenizer, n: int, tokens: int, seed: int = 0) -> list[str]:
 
 def examples(tokenizer, n: int, tokens: int) -> pd.DataFrame:
     """Examples as a task has them, of prompts with `tokens` tokens."""
+    names = [f"e{row}" for row in range(n)]
     return pd.DataFrame(
-        {
-            "example_id": [f"e{row}" for row in range(n)],
-            "request": requests(tokenizer, n, tokens),
-            "relevant": [{"gold": 1.0}] * n,
-        }
+        {"example_id": names, "request": requests(tokenizer, n, tokens), "relevant": [{"gold": 1.0}] * n}
     )
 
 
-def targets(tokenizer, profile):
+def targets(tokenizer, profile) -> pd.DataFrame:
     """Answers of max_completion_tokens tokens, the end token counted, to prompts of max_prompt_tokens tokens."""
     data = examples(tokenizer, profile.sft_batch * profile.steps, profile.max_prompt_tokens)
     text = " ".join(WORDS[at % len(WORDS)] for at in range(profile.max_completion_tokens - 1))

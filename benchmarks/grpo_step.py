@@ -1,79 +1,69 @@
-"""Seconds of one GRPO step: stock TRL and this kit's trainer in turn, on the same model, prompts and
-rollouts.
+"""Seconds of one GRPO step: stock TRL and this kit's trainer in turn, on the same model, prompts and rollouts.
 
-python benchmarks/grpo_step.py [--steps 3] [--prompts 8] [--group 8] [--tokens 16] [--rounds 2] [--json
-out.json]
+python benchmarks/grpo_step.py [--steps 3] [--prompts 8] [--group 8] [--tokens 16] [--rounds 2] [--json out.json]
 
-The real SmolLM2-135M on real clothing requests. Each run is a fresh process (ours, stock, ours, stock,
-...); its first step warms up and is not counted. Both generate rollouts of their own, which is timed; then
-both are given the rollouts of the first run for the update, so that rewards and gradients must be the same.
-Stock: trl.GRPOTrainer as it comes, sdpa attention, adapter not merged, gradient checkpointing off (it would
-only make it slower).
+The real SmolLM2-135M on real clothing requests. Each run is a fresh process (ours, stock, ours, stock, ...); its first
+step warms up and is not counted. Both generate rollouts of their own, which is timed; then both are given the rollouts
+of the first run for the update, so that rewards and gradients must be the same.
+Stock: trl.GRPOTrainer as it comes, sdpa attention, adapter not merged, gradient checkpointing off (it would only make
+it slower).
 """
-
-from __future__ import annotations
 
 import argparse
 import json
 import resource
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 SIDES = ("ours", "stock")
-SIZES = ("steps", "prompts", "group", "tokens")
+SIZES = {
+    "steps": (3, "counted steps of a run, after one that warms up"),
+    "prompts": (8, "prompts of a step"),
+    "group": (8, "rollouts of a prompt"),
+    "tokens": (16, "tokens of a rollout at most"),
+    "rounds": (2, "runs of each of the two"),
+}
 SAME = 1e-4  # largest relative difference of the gradients that counts as none
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        epilog=__doc__.split("\n\n", 2)[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("--steps", type=int, default=3, help="counted steps of a run, after one that warms up")
-    top.add_argument("--prompts", type=int, default=8, help="prompts of a step")
-    top.add_argument("--group", type=int, default=8, help="rollouts of a prompt")
-    top.add_argument("--tokens", type=int, default=16, help="tokens of a rollout at most")
-    top.add_argument("--rounds", type=int, default=2, help="runs of each of the two")
-    top.add_argument("--json", type=Path, help="file for the figures, the device, versions and the command")
-    top.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # a child's part of the work
-    top.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    return top
-
-
 def main() -> int:
-    arguments = parser().parse_args()
-    if arguments.side:
-        child(arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, (default, words) in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=words)
+    parser.add_argument("--json", type=Path, help="file for the figures, the device, versions and the command")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # a child's part of the work
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        child(options)
         return 0
     rows = []
     with tempfile.TemporaryDirectory() as work:
-        for number in range(arguments.rounds):
+        for number in range(options.rounds):
             for side in SIDES:
-                print(f"round {number + 1}, {side}: one step to warm up, {arguments.steps} more", flush=True)
-                sizes = [f"--{name}={getattr(arguments, name)}" for name in SIZES]
+                print(f"round {number + 1}, {side}: one step to warm up, {options.steps} more", flush=True)
+                sizes = [f"--{name}={getattr(options, name)}" for name in SIZES]
                 subprocess.run([sys.executable, __file__, *sizes, "--side", side, "--work", work], check=True)
                 rows.append(json.loads((Path(work) / "row.json").read_text()))
                 print(f"  {line(rows[-1])}", flush=True)
         difference = compare(Path(work))
-    result = summary(arguments, rows, difference)
+    result = summary(options, rows, difference)
     print(report(result))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if difference <= SAME else 1
 
 
-def child(arguments) -> None:
-    """One run of one side: its times and memory into row.json, its first gradient into
-    <side>.safetensors."""
-    sys.path.insert(0, str(ROOT))
+def child(options: argparse.Namespace) -> None:
+    """One run of one side: its times and memory into row.json, its first gradient into <side>.safetensors."""
     import torch
 
     from recr1_lite import ledger
@@ -82,56 +72,39 @@ def child(arguments) -> None:
     from recr1_lite.search.bm25 import BM25Retriever
     from recr1_lite.tasks import load_task
 
-    rollouts = arguments.work / "rollouts.json"
+    rollouts = options.work / "rollouts.json"
     given = json.loads(rollouts.read_text()) if rollouts.exists() else None
-    task = load_task("clothing")
-    profile = replace(
-        PROFILES["cpu"],
-        steps=arguments.steps + 1,
-        prompts_per_step=arguments.prompts,
-        group_size=arguments.group,
-        max_completion_tokens=arguments.tokens,
-        validate_every=arguments.steps + 1,
-    )
-    policy = shaken(load_policy(profile))
+    task, steps = load_task("clothing"), options.steps + 1
+    sizes = dict(prompts_per_step=options.prompts, group_size=options.group, max_completion_tokens=options.tokens)
+    profile = replace(PROFILES["cpu"], steps=steps, validate_every=steps, **sizes)
+    world = task.train, task.prompt, BM25Retriever.build(task.items), task.k_train
+    gradient = options.work / f"{options.side}.safetensors"
     done, made, seconds = one_run(
-        arguments.side == "stock",
-        policy,
-        profile,
-        task.train,
-        task.prompt,
-        BM25Retriever.build(task.items),
-        task.k_train,
-        given,
-        arguments.work / f"{arguments.side}.safetensors",
+        options.side == "stock", shaken(load_policy(profile)), profile, world, given, gradient
     )
     if not given:
         rollouts.write_text(json.dumps(made))
     totals = [row["seconds"] for row in done.curve][1:]
     cuda = torch.cuda.is_available()
-    (arguments.work / "row.json").write_text(
-        json.dumps(
-            {
-                "side": arguments.side,
-                "total": totals,
-                "rollout": seconds[1:],
-                "update": [total - part for total, part in zip(totals, seconds[1:], strict=True)],
-                "longest": [max(map(len, batch)) for batch in made][1:],
-                "reward": [row["reward"] for row in done.curve][1:],
-                "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "peak_cuda_mb": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
-                "device": ledger.device(),
-                "threads": torch.get_num_threads(),
-                "versions": ledger.versions(),
-                "commit": ledger.commit(),
-            }
-        )
-    )
+    row = {
+        "side": options.side,
+        "total": totals,
+        "rollout": seconds[1:],
+        "update": [total - part for total, part in zip(totals, seconds[1:], strict=True)],
+        "longest": [max(map(len, batch)) for batch in made][1:],
+        "reward": [row["reward"] for row in done.curve][1:],
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_cuda_mb": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
+        "device": ledger.device(),
+        "threads": torch.get_num_threads(),
+        "versions": ledger.versions(),
+        "commit": ledger.commit(),
+    }
+    (options.work / "row.json").write_text(json.dumps(row))
 
 
 def shaken(policy):
-    """The policy with random numbers in the adapter's second half: a fresh one does nothing, and half of its gradient
-    is 0."""
+    """The policy with random numbers in the adapter's second half: a fresh one does nothing, half its gradient is 0."""
     import torch
 
     with torch.no_grad():
@@ -141,12 +114,11 @@ def shaken(policy):
     return policy
 
 
-def one_run(
-    stock: bool, policy, profile, examples, prompt, retriever, k: int, given=None, gradient: Path | None = None
-) -> tuple:
+def one_run(stock: bool, policy, profile, world: tuple, given: list | None, gradient: Path) -> tuple:
     """A training by stock TRL or by this kit's trainer: (Training, rollouts and seconds of each generation).
 
-    given: rollouts to learn from in the place of its own. gradient: the file for the first one.
+    world: (examples, prompt, retriever, k). given: rollouts to learn from in the place of its own. gradient: the file
+    for the first one.
     """
     from safetensors.torch import save_file
     from transformers import TrainerCallback
@@ -158,19 +130,13 @@ def one_run(
 
     class FirstGradient(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-            if gradient and state.global_step == 0:
-                save_file(
-                    {
-                        name: weight.grad.contiguous()
-                        for name, weight in model.named_parameters()
-                        if weight.requires_grad
-                    },
-                    gradient,
-                )
+            if state.global_step == 0:
+                trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+                save_file({name: weight.grad.contiguous() for name, weight in trained.items()}, gradient)
 
     ours = grpo.PlainGRPOTrainer if policy.backend == "unsloth" else grpo.GroupedGRPOTrainer
 
-    class Timed(GRPOTrainer if stock else ours):
+    class Timed(GRPOTrainer if stock else ours):  # type: ignore[misc]
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self.add_callback(FirstGradient())
@@ -183,19 +149,10 @@ def one_run(
 
     if stock:
         policy.model.get_base_model().set_attn_implementation("sdpa")
+    examples, prompt, retriever, k = world
+    options = dict(progress=False, trainer_class=Timed, max_grad_norm=0)
     with tempfile.TemporaryDirectory() as folder:
-        done = grpo.train(
-            policy,
-            examples,
-            retriever,
-            prompt,
-            profile,
-            folder,
-            k,
-            progress=False,
-            trainer_class=Timed,
-            max_grad_norm=0,
-        )
+        done = grpo.train(policy, examples, retriever, prompt, profile, folder, k, **options)
     return done, made, seconds
 
 
@@ -208,22 +165,18 @@ def compare(work: Path) -> float:
     return (apart / sum((weight.double() ** 2).sum().item() for weight in stock.values())) ** 0.5
 
 
-def summary(arguments, rows: list[dict], difference: float) -> dict:
-    """All figures, and what they were measured on. Seconds are medians over the counted steps of all
-    runs."""
+def summary(options, rows: list[dict], difference: float) -> dict:
+    """All figures, and what they were measured on. Seconds are medians over the counted steps of all runs."""
     runs = {side: [row for row in rows if row["side"] == side] for side in SIDES}
-    median = {
-        side: {
-            part: statistics.median(value for row in runs[side] for value in row[part])
-            for part in ("rollout", "update", "total")
-        }
-        for side in SIDES
+    parts = ("rollout", "update", "total")
+    seconds = {
+        side: {part: median(value for row in runs[side] for value in row[part]) for part in parts} for side in SIDES
     }
     return {
         "command": shlex.join(["python", "benchmarks/grpo_step.py", *sys.argv[1:]]),
-        "sizes": {name: getattr(arguments, name) for name in (*SIZES, "rounds")},
-        "seconds": median,
-        "ratio": median["stock"]["total"] / median["ours"]["total"],
+        "sizes": {name: getattr(options, name) for name in SIZES},
+        "seconds": seconds,
+        "ratio": seconds["stock"]["total"] / seconds["ours"]["total"],
         "peak_rss_mb": {side: max(row["peak_rss_mb"] for row in runs[side]) for side in SIDES},
         "gradient_difference": difference,
         "runs": rows,
@@ -232,7 +185,7 @@ def summary(arguments, rows: list[dict], difference: float) -> dict:
 
 
 def line(row: dict) -> str:
-    parts = [f"{part} {statistics.median(row[part]):.2f} s" for part in ("rollout", "update", "total")]
+    parts = [f"{part} {median(row[part]):.2f} s" for part in ("rollout", "update", "total")]
     return f"{', '.join(parts)} a step; longest rollout {max(row['longest'])}; peak {row['peak_rss_mb']} MB"
 
 
@@ -243,15 +196,10 @@ def report(result: dict) -> str:
         for side, part in result["seconds"].items()
     ]
     apart = result["gradient_difference"]
-    return "\n".join(
-        [
-            *lines,
-            f"ratio stock / ours: {result['ratio']:.2f}",
-            f"gradients on the same rollouts: {'the same' if apart <= SAME else 'NOT the same'}, "
-            f"{apart:.1e} apart (relative)",
-            f"on {result['device']}, {result['threads']} threads",
-        ]
-    )
+    verdict = "the same" if apart <= SAME else "NOT the same"
+    lines += [f"ratio stock / ours: {result['ratio']:.2f}"]
+    lines += [f"gradients on the same rollouts: {verdict}, {apart:.1e} apart (relative)"]
+    return "\n".join([*lines, f"on {result['device']}, {result['threads']} threads"])
 
 
 if __name__ == "__main__":
