@@ -7,8 +7,6 @@ python benchmarks/class_oracle.py dense     on another engine: dense or hybrid
 No language model; some seconds on BM25, two minutes on the others. Validation requests only; the test stays sealed.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -31,16 +29,13 @@ kinds = {item: title.rsplit(" #", 1)[0] for item, title in zip(task.items["item_
 answers = [kinds[next(iter(relevant))] for relevant in task.val["relevant"]]
 rows = {"message": list(task.val["request"]), "class alone": answers}
 for times in (1, 2, 4, 8):
-    rows[f"message + class x {times}"] = [
-        f"{request}{f' {kind}' * times}" for request, kind in zip(task.val["request"], answers)
-    ]
+    added = [request + f" {kind}" * times for request, kind in zip(task.val["request"], answers)]
+    rows[f"message + class x {times}"] = added
 rows["message + its garment words x 4"] = [with_rule(request) for request in task.val["request"]]
 raw: list[float] = []
 for name, queries in rows.items():
     hits = retriever.search(queries, task.k_eval)
     scores = [ndcg(ids, relevant, task.k_eval) for (ids, _), relevant in zip(hits, task.val["relevant"])]
     raw = raw or scores
-    print(
-        f"{name:32} nDCG@{task.k_eval} {mean_interval(scores)}  minus message {paired_interval(scores, raw)}  "
-        f"n = {len(scores)}"
-    )
+    gain = paired_interval(scores, raw)
+    print(f"{name:32} nDCG@{task.k_eval} {mean_interval(scores)}  minus message {gain}  n = {len(scores)}")

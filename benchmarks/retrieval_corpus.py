@@ -6,8 +6,6 @@ of a text's words repeats an earlier one of it (clothing task: 14% of a text's f
 means anything: the figures are about speed, memory and agreement, never about relevance.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

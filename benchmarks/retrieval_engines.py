@@ -1,20 +1,21 @@
-"""The search engines that benchmarks/retrieval.py compares, each behind the same three steps.
+"""The search engines that benchmarks/retrieval.py compares, each behind the same three steps, and what to know of each.
 
 An engine is built from a list of texts, tokenising included; `search(queries, k)` takes texts and gives for
 each the places of its hits in the catalogue, best first; `save(folder)` writes its index, if it has a form on
 disk. All see the same words: no stopwords, no stemmer.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from retrieval_corpus import K1, B
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+NUMBA = "numba" if importlib.util.find_spec("numba") else "numpy"
 
 
 class BM25S:
@@ -33,10 +34,9 @@ class BM25S:
         return self.bm25s.tokenize(texts, stopwords=None, stemmer=None, return_ids=ids, show_progress=False)
 
     def search(self, queries: list[str], k: int):
-        choice = "numpy" if self.backend == "numpy" else "auto"
-        return self.index.retrieve(
-            self._split(queries, ids=False), k=k, n_threads=self.threads, backend_selection=choice, show_progress=False
-        ).documents
+        options = dict(n_threads=self.threads, backend_selection="numpy" if self.backend == "numpy" else "auto")
+        words = self._split(queries, ids=False)
+        return self.index.retrieve(words, k=k, show_progress=False, **options).documents
 
     def save(self, folder: Path) -> None:
         self.index.save(folder, show_progress=False)
@@ -45,11 +45,11 @@ class BM25S:
 class BM25SAllCores(BM25S):
     """bm25s with a thread a core: its numba backend where numba is installed, else its pool of threads."""
 
-    backend, threads = "numba" if importlib.util.find_spec("numba") else "numpy", CORES
+    backend, threads = NUMBA, CORES
 
 
 class Kit:
-    """`recr1_lite.search.base.BM25Retriever`, what the reward calls: ids as text, ties in one order."""
+    """`recr1_lite.search.bm25.BM25Retriever`, what the reward calls: ids as text, ties in one order."""
 
     def __init__(self, texts: list[str], folder: Path):
         import pandas as pd
@@ -118,40 +118,42 @@ class RankBM25:
         return [self.index.get_top_n(query.split(), self.places, k) for query in queries]
 
 
-ENGINES = {"bm25s": BM25S, "bm25s-all-cores": BM25SAllCores, "kit": Kit, "tantivy": Tantivy, "rank_bm25": RankBM25}
-PACKAGES = {
-    "bm25s": "bm25s",
-    "bm25s-all-cores": "bm25s",
-    "kit": "bm25s",
-    "tantivy": "tantivy",
-    "rank_bm25": "rank_bm25",
+class Engine(NamedTuple):
+    """make(texts, folder): the engine over a catalogue. package: what it needs. note: why its recall may not be 1."""
+
+    label: str
+    make: Callable
+    package: str
+    note: str
+
+
+APART = "scores in float32, the reference in float64: apart by less than what counts as a tie"
+LISTS = "as bm25s; it gives ids and scores as lists, and equal scores in the catalogue's order"
+ROUNDED = (
+    "Lucene's formula, but a length above 40 words is kept in one byte, rounded, as Lucene does: texts near the k-th "
+    "place change sides"
+)
+OKAPI = (
+    "BM25Okapi has another idf, ln((N - df + 0.5) / (df + 0.5)), negative ones replaced: words weigh a little "
+    "differently; it keeps no index on disk"
+)
+ENGINES = {
+    "bm25s": Engine("bm25s, 1 thread", BM25S, "bm25s", APART),
+    "bm25s-all-cores": Engine(f"bm25s, {CORES} threads, {NUMBA}", BM25SAllCores, "bm25s", "as bm25s"),
+    "kit": Engine("this kit's BM25Retriever", Kit, "bm25s", LISTS),
+    "tantivy": Engine("tantivy, 1 thread", Tantivy, "tantivy", ROUNDED),
+    "rank_bm25": Engine("rank_bm25", RankBM25, "rank_bm25", OKAPI),
 }
 PIP = {"tantivy": "tantivy==0.27.0", "rank_bm25": "rank_bm25==0.2.2"}
-LABELS = {
-    "bm25s": "bm25s, 1 thread",
-    "kit": "this kit's BM25Retriever",
-    "tantivy": "tantivy, 1 thread",
-    "bm25s-all-cores": f"bm25s, {CORES} threads, {BM25SAllCores.backend}",
-    "rank_bm25": "rank_bm25",
-}
-NOTES = {
-    "bm25s": "scores in float32, the reference in float64: apart by less than what counts as a tie",
-    "bm25s-all-cores": "as bm25s",
-    "kit": "as bm25s; it gives ids and scores as lists, and equal scores in the catalogue's order",
-    "tantivy": "Lucene's formula, but a length above 40 words is kept in one byte, rounded, as Lucene does: "
-    "texts near the k-th place change sides",
-    "rank_bm25": "BM25Okapi has another idf, ln((N - df + 0.5) / (df + 0.5)), negative ones replaced: words "
-    "weigh a little differently; it keeps no index on disk",
-}
 
 
 def missing(engine: str) -> bool:
     """Whether the package that `engine` needs is not installed."""
-    return importlib.util.find_spec(PACKAGES[engine]) is None
+    return importlib.util.find_spec(ENGINES[engine].package) is None
 
 
 def version(engine: str) -> str:
     """What was measured: package, version, and for bm25s the backend."""
-    package = PACKAGES[engine]
-    extra = f", {BM25SAllCores.backend}, {CORES} threads" if engine == "bm25s-all-cores" else ""
+    package = ENGINES[engine].package
+    extra = f", {NUMBA}, {CORES} threads" if engine == "bm25s-all-cores" else ""
     return f"{package} {importlib.metadata.version(package)}{extra}"

@@ -1,4 +1,4 @@
-"""The table task x method on real data: baselines, GRPO, sealed test, one loop (`recr1_lite.recipes.demo`) for each task.
+"""The table task x method on real data: baselines, GRPO, sealed test, the loop of `recr1_lite.recipes.demo` for each.
 
     python benchmarks/tasks.py --data FOLDER                 all tasks
     python benchmarks/tasks.py --tasks movielens             one; a task that is in the ledger is not run again
@@ -8,8 +8,6 @@ clothing and movielens are the kit's own. All_Beauty and MSRD come from FOLDER, 
     msrd/items.jsonl.gz (id, title, overview), queries.jsonl.gz (qid, query, split, qrels {id: 0 or 1})
 Without FOLDER they are passed over. Rows go to the ledger, from which the table is printed.
 """
-
-from __future__ import annotations
 
 import argparse
 import gzip
@@ -32,9 +30,8 @@ from recr1_lite.tasks.prompts import Prompt
 # of five and four wordings, the best zero-shot on 80 and 48 training requests
 BEAUTY = "A customer bought: {request}\n\nWhat will they buy next?"
 FILM = "Correct the spelling of this film search: {request}"
-TITLES = (
-    3  # of All_Beauty in a request: ten take 524 tokens, and a step three minutes and 16 GB; 87% have three at most
-)
+# titles of All_Beauty in a request: ten take 524 tokens, and a step three minutes and 16 GB; 87% have three at most
+TITLES = 3
 VAL = 100  # All_Beauty comes without a val split: so many training examples, drawn with seed 0
 
 
@@ -53,40 +50,24 @@ def all_beauty(folder: Path) -> Task:
     both = pd.concat([train, test], ignore_index=True).rename(columns={"target": "relevant"})
     both["example_id"] = both["split"] + "-" + both["setting"] + "-" + both.index.astype(str)
     prompt = Prompt(style="compact", instruction=BEAUTY, prefix="They will buy", mode="expand")
-    return load_task(
-        "custom",
-        items=items,
-        requests=both,
-        name="all_beauty",
-        prompt=prompt,
-        last=TITLES,
-        metrics=("ndcg@100", "ndcg@10", "recall@10", "mrr"),
-        source="Amazon Reviews 2023, All_Beauty, reduced to recovered titles",
-        licence="research use",
-    )
+    told = dict(source="Amazon Reviews 2023, All_Beauty, reduced to recovered titles", licence="research use")
+    metrics = ("ndcg@100", "ndcg@10", "recall@10", "mrr")
+    given = dict(items=items, requests=both, name="all_beauty", prompt=prompt, last=TITLES, metrics=metrics)
+    return load_task("custom", **given, **told)
 
 
 def msrd(folder: Path) -> Task:
     items = pd.DataFrame(lines(folder / "items.jsonl.gz")).rename(columns={"id": "item_id"})
     items["text"] = items["title"] + " " + items["overview"].fillna("")
-    rows = [
-        (q["qid"], q["query"], [item for item, label in q["qrels"].items() if label], q["split"])
-        for q in lines(folder / "queries.jsonl.gz")
-    ]
-    requests = pd.DataFrame(rows, columns=["example_id", "request", "relevant", "split"])
+    rows = lines(folder / "queries.jsonl.gz")
+    wanted = [[item for item, label in row["qrels"].items() if label] for row in rows]
+    asked = [(row["qid"], row["query"], ids, row["split"]) for row, ids in zip(rows, wanted)]
+    requests = pd.DataFrame(asked, columns=["example_id", "request", "relevant", "split"])
     requests = requests[requests["relevant"].map(len) > 0].drop_duplicates("request")
     prompt = Prompt(style="compact", instruction=FILM, prefix="Corrected:", mode="expand")
-    return load_task(
-        "custom",
-        items=items,
-        requests=requests,
-        name="msrd",
-        prompt=prompt,
-        unreachable="count",
-        metrics=("ndcg@10", "ndcg@100", "recall@10", "mrr"),
-        source="metarank MSRD",
-        licence="CC BY-SA 4.0",
-    )
+    told = dict(source="metarank MSRD", licence="CC BY-SA 4.0", metrics=("ndcg@10", "ndcg@100", "recall@10", "mrr"))
+    given = dict(items=items, requests=requests, name="msrd", prompt=prompt, unreachable="count")
+    return load_task("custom", **given, **told)
 
 
 TASKS = {
@@ -119,17 +100,9 @@ def main() -> None:
             print(f"{name} needs --data; passed over")
         else:
             command = shlex.join(["python", "benchmarks/tasks.py", *sys.argv[1:]])
-            demo.demo(
-                profile,
-                options.out / run,
-                options.seed,
-                resume=True,
-                ledger=ledger,
-                task=TASKS[name](options.data),
-                few_shot=FEW_SHOT if name == "clothing" else None,
-                command=command,
-                retriever=options.retriever,
-            )
+            few_shot = FEW_SHOT if name == "clothing" else None
+            how = dict(resume=True, ledger=ledger, few_shot=few_shot, command=command, retriever=options.retriever)
+            demo.demo(profile, options.out / run, options.seed, task=TASKS[name](options.data), **how)
     table = tasks_table(ledger)
     for row in [list(table.columns), ["---"] * table.shape[1], *table.astype(str).values.tolist()]:
         print(f"| {' | '.join(row)} |")

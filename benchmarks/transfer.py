@@ -7,8 +7,6 @@ retriever and by both fused; the untrained model and the raw request stand besid
 --out, a table is printed: nDCG@100 with its 95% interval, and the paired difference to the raw request of that engine.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -52,21 +50,17 @@ def main() -> None:
         if not sign:
             raise RecR1Error(f"--adapter {entry} is no NAME=FOLDER; write such as BM25=runs/demo/grpo/best")
         policy = load_policy(profile, adapter=folder or None, trainable=False)
-        methods.append(
-            Replay(name if not folder else f"GRPO on {name}", as_rewriter(policy, task.prompt, profile, name))
-        )
+        rewriter = as_rewriter(policy, task.prompt, profile, name)
+        methods.append(Replay(f"GRPO on {name}" if folder else name, rewriter))
     print(f"| searched by | {' | '.join(method.name for method in methods)} |\n|{'---|' * (len(methods) + 1)}")
     for engine in RETRIEVERS:
         retriever, run = build_retriever(engine, task.items), f"transfer-{engine}-{profile.name}"
         book = ledger.bind(run=run, profile=profile.name)
-        results = [evaluate(method, task, retriever, options.split, book) for method in methods]
-        metric, raw = task.metrics[0], results[0]
-        cells = [show(raw.summary[metric])]
-        cells += [
-            f"{show(result.summary[metric])} ({show(compare(result, raw, metric, book), sign=True)})"
-            for result in results[1:]
-        ]
-        print(f"| {engine} | {' | '.join(cells)} |", flush=True)
+        raw, *others = [evaluate(method, task, retriever, options.split, book) for method in methods]
+        metric = task.metrics[0]
+        gains = [show(compare(other, raw, metric, book), sign=True) for other in others]
+        cells = [f"{show(other.summary[metric])} ({gain})" for other, gain in zip(others, gains)]
+        print(f"| {engine} | {' | '.join([show(raw.summary[metric]), *cells])} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,52 +1,35 @@
 """The benchmarks start, say what they do, and their summaries add up; the measurements themselves take
 minutes."""
 
-from __future__ import annotations
-
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import grpo_step
 import numpy as np
 import pytest
+import retrieval
+import tasks
 import torch
+import transfer
 from safetensors.torch import save_file
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+HELP = [(grpo_step, "--rounds"), (retrieval, "--limit-gb"), (tasks, "--data"), (transfer, "--adapter")]
 
 
-@pytest.fixture
-def grpo_step(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import grpo_step
-
-    return grpo_step
-
-
-def test_help():
-    done = subprocess.run(
-        [sys.executable, FOLDER / "grpo_step.py", "--help"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0 and "--steps" in done.stdout and "--side" not in done.stdout
-    assert "stock TRL and this kit's trainer in turn" in done.stdout
+@pytest.mark.parametrize("script, words", HELP)
+def test_help(script, words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [script.__name__, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        script.main()
+    said = capsys.readouterr().out
+    assert words in said and "--side" not in said and "--work" not in said
 
 
-def test_summary(grpo_step):
+def test_summary():
+    told = dict(peak_rss_mb=100, device="a machine", threads=2, versions={}, commit=None)
     rows = [
-        {
-            "side": side,
-            "rollout": [slow],
-            "update": [2 * slow],
-            "total": [3 * slow],
-            "peak_rss_mb": 100,
-            "device": "a machine",
-            "threads": 2,
-            "versions": {},
-            "commit": None,
-        }
+        dict(side=side, rollout=[slow], update=[2 * slow], total=[3 * slow], **told)
         for side, slow in [("ours", 1.0), ("stock", 3.0), ("ours", 1.0), ("stock", 2.0)]
     ]
     sizes = SimpleNamespace(steps=2, prompts=2, group=2, tokens=4, rounds=2)
@@ -56,27 +39,19 @@ def test_summary(grpo_step):
     assert "NOT the same" in grpo_step.report(grpo_step.summary(sizes, rows, 0.01))
 
 
-def test_compare(grpo_step, tmp_path):
+def test_compare(tmp_path):
     save_file({"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}, tmp_path / "stock.safetensors")
     save_file({"a": torch.tensor([3.0, 0.5]), "b": torch.tensor([4.0])}, tmp_path / "ours.safetensors")
     assert grpo_step.compare(tmp_path) == pytest.approx(0.1)
 
 
-@pytest.fixture
-def retrieval(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import retrieval
-
-    return retrieval
-
-
-def run_retrieval(retrieval, monkeypatch, out, *options):
+def run_retrieval(monkeypatch, out, *options):
     monkeypatch.setattr("sys.argv", ["retrieval.py", f"--out={out}", "--queries=20", *options])
     assert retrieval.main() == 0
     return json.loads(out.read_text())["rows"]
 
 
-def test_retrieval_reference_by_hand(retrieval):
+def test_retrieval_reference_by_hand():
     """Texts "0 0 1", "0", "2 2 2 2": scores by the formula, ties as found, a miss as a miss."""
     words, starts = np.array([0, 0, 1, 0, 2, 2, 2, 2]), np.array([0, 3, 4, 8])
     reference = retrieval.corpus.Reference(words, starts, [[0, 1], [2, 2]])
@@ -92,7 +67,7 @@ def test_retrieval_reference_by_hand(retrieval):
     assert tied.recall([0], np.array([3]), (1, 2)) == [1.0, 0.5]
 
 
-def test_retrieval_catalogue(retrieval, tmp_path):
+def test_retrieval_catalogue(tmp_path):
     corpus = retrieval.corpus
     corpus.write(tmp_path, 300, seed=1)
     words, starts = corpus.read(tmp_path)
@@ -105,9 +80,9 @@ def test_retrieval_catalogue(retrieval, tmp_path):
         assert any(set(query) <= set(words[a:b].tolist()) for a, b in zip(starts, starts[1:]))
 
 
-def test_retrieval_small(retrieval, monkeypatch, tmp_path, capsys):
+def test_retrieval_small(monkeypatch, tmp_path, capsys):
     out, sizes = tmp_path / "rows.json", ("--sizes", "200", "500")
-    rows = run_retrieval(retrieval, monkeypatch, out, *sizes)
+    rows = run_retrieval(monkeypatch, out, *sizes)
     installed = [engine for engine in retrieval.ENGINES if not retrieval.missing(engine)]
     assert set(rows) == {f"{items}/{engine}" for items in (200, 500) for engine in installed}
     for row in rows.values():
@@ -119,36 +94,36 @@ def test_retrieval_small(retrieval, monkeypatch, tmp_path, capsys):
     assert "| 500 | this kit's BM25Retriever |" in printed and "Its 132 searches (12 x 10 rollouts" in printed
 
     before = out.read_bytes()
-    run_retrieval(retrieval, monkeypatch, out, *sizes)
+    run_retrieval(monkeypatch, out, *sizes)
     assert out.read_bytes() == before and capsys.readouterr().out.count("measured before") == len(rows)
-    again = run_retrieval(retrieval, monkeypatch, out, "--sizes", "200", "--engines", "kit", "--seed", "1")
+    again = run_retrieval(monkeypatch, out, "--sizes", "200", "--engines", "kit", "--seed", "1")
     assert again["200/kit"]["seed"] == 1 and again["500/kit"] == rows["500/kit"]
 
 
-def test_retrieval_over_a_limit(retrieval, monkeypatch, tmp_path, capsys):
+def test_retrieval_over_a_limit(monkeypatch, tmp_path, capsys):
     out, cell = tmp_path / "rows.json", ("--sizes", "200", "--engines", "kit")
-    row = run_retrieval(retrieval, monkeypatch, out, *cell, "--limit-s", "0.01")["200/kit"]
+    row = run_retrieval(monkeypatch, out, *cell, "--limit-s", "0.01")["200/kit"]
     assert row["trouble"] == "over the limit of 0.01 s" and "queries_s" not in row
     assert "| over the limit of 0.01 s | - |" in capsys.readouterr().out
-    row = run_retrieval(retrieval, monkeypatch, out, *cell, "--limit-gb", "0.02")["200/kit"]
+    row = run_retrieval(monkeypatch, out, *cell, "--limit-gb", "0.02")["200/kit"]
     assert row["trouble"] == "over 0.02 GB" and "queries_s" not in row
-    row = run_retrieval(retrieval, monkeypatch, out, *cell)["200/kit"]  # more is allowed: measured again
+    row = run_retrieval(monkeypatch, out, *cell)["200/kit"]  # more is allowed: measured again
     assert row["trouble"] is None and row["recall_k"] == 1.0
 
 
-def test_retrieval_without_an_engine(retrieval, monkeypatch, tmp_path, capsys):
+def test_retrieval_without_an_engine(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(retrieval, "missing", lambda engine: engine == "tantivy")
     out = tmp_path / "a.json"
-    rows = run_retrieval(retrieval, monkeypatch, out, "--sizes", "200", "--engines", "kit", "tantivy")
+    rows = run_retrieval(monkeypatch, out, "--sizes", "200", "--engines", "kit", "tantivy")
     assert list(rows) == ["200/kit"]
     printed = capsys.readouterr().out
     assert "tantivy is left out, as it is not installed: pip install tantivy==0.27.0" in printed
     out.write_text("{")
     with pytest.raises(SystemExit, match="holds no rows of this benchmark; name another file"):
-        run_retrieval(retrieval, monkeypatch, out, "--sizes", "200")
+        run_retrieval(monkeypatch, out, "--sizes", "200")
 
 
-def test_retrieval_tables(retrieval, tmp_path):
+def test_retrieval_tables(tmp_path):
     row = {"items": 1000, "device": "a machine", "run": "1", "build_s": 1.0, "build_cpu_s": 0.5, "trouble": None}
     base = row | {"engine": "bm25s", "queries_s": 100.0, "n_queries": 50, "recall_10": 1.0, "recall_k": 1.0}
     kit = base | {"engine": "kit", "queries_s": 250.0, "run": "2"}
@@ -158,12 +133,10 @@ def test_retrieval_tables(retrieval, tmp_path):
     assert "| over the limit of 9 s | - | - | - |" in lines[4]
     assert "the builds got 50% of a core" in retrieval.notes([base])
     assert "| 1.3 s, 11.7% |" in retrieval.shares([base | {"long_queries_s": 10.0}], 10.0)
-    (tmp_path / "ledger.jsonl").write_text(
-        "".join(
-            json.dumps({"kind": "train", "profile": profile, "curve": [{"seconds": s} for s in seconds]}) + "\n"
-            for profile, seconds in [("cpu", [9.0, 11.0]), ("smoke", [1.0, 1.0, 1.0]), ("cpu", [12.0])]
-        )
-    )
+    for profile, seconds in [("cpu", [9.0, 11.0]), ("smoke", [1.0, 1.0, 1.0]), ("cpu", [12.0])]:
+        row = {"kind": "train", "profile": profile, "curve": [{"seconds": s} for s in seconds]}
+        with (tmp_path / "ledger.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
     assert retrieval.step_seconds(tmp_path / "ledger.jsonl") == 11.0
     assert retrieval.step_seconds(tmp_path / "none.jsonl") is None
     assert "pass --ledger" in retrieval.shares([base], None)
