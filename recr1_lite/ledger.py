@@ -1,6 +1,4 @@
-"""The ledger: one JSON line a result, whole or absent. The report is made from it alone."""
-
-from __future__ import annotations
+"""The ledger: one JSON line per result, whole or absent. The report is made from it alone."""
 
 import functools
 import json
@@ -10,7 +8,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,42 +23,38 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bm25s")
 
 
 class Ledger:
-    """A file of JSON lines. `path`: default `ledger.jsonl` in `files.runs_folder()`."""
+    """A file of JSON lines, by default `ledger.jsonl` in `runs_folder()`."""
 
-    def __init__(self, path: str | os.PathLike | None = None, marks: Mapping | None = None) -> None:
-        self.path = Path(path if path else runs_folder() / "ledger.jsonl").expanduser()
-        self.marks = dict(marks or {})
+    def __init__(self, path: str | os.PathLike | None = None) -> None:
+        self.path = Path(path or runs_folder() / "ledger.jsonl").expanduser()
+        self.marks: dict[str, Any] = {"run": "", "profile": ""}
 
     def __repr__(self) -> str:
         return f"Ledger({str(self.path)!r})"
 
-    def bind(self, **marks) -> Ledger:
-        """The same file, whose new rows carry `marks` (run, profile, seed, command) where they lack them."""
-        return Ledger(self.path, self.marks | marks)
+    def bind(self, **marks: Any) -> "Ledger":
+        """The same file as a ledger that adds `marks` (run, profile, seed, command) to each row that lacks them."""
+        bound = Ledger(self.path)
+        bound.marks = self.marks | marks
+        return bound
 
     def append(self, row: Mapping) -> dict:
-        """Add `row` with time (UTC), versions, commit and device, where it lacks them; return what was written.
+        """Write `row`, with marks, time (UTC), versions, commit and device where it lacks them; return what it became.
 
-        NaN and infinity are written as null. Raises RecR1Error where the row has no `kind`, holds what JSON
-        cannot, or cannot be written; the ledger is then as it was.
+        NaN and infinity become null. Raises RecR1Error where the row has no `kind`, holds what JSON cannot, or cannot
+        be written. The ledger is then as it was.
         """
         if not row.get("kind"):
             raise RecR1Error("a ledger row needs a kind; add one such as 'eval' or 'train'")
-        full = _plain({"time": datetime.now(UTC).isoformat(timespec="seconds"), **row})
-        full = full | {key: value for key, value in _plain(self.marks).items() if key not in full}
-        for key, value in (("versions", versions), ("commit", commit), ("device", device)):
-            full.setdefault(key, value())
+        facts = {"versions": versions(), "commit": commit(), "device": device()}
+        full = _plain({"time": datetime.now(UTC).isoformat(timespec="seconds"), **facts, **self.marks, **row})
         line = json.dumps(full, allow_nan=False).encode("ascii") + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):
                 _append_line(self.path, line)
         except (OSError, NotImplementedError) as problem:
-            reason = getattr(problem, "strerror", None) or problem
-            raise RecR1Error(
-                f"the ledger {self.path} cannot be written ({reason}); mend its permissions, free space on "
-                "its disk, or set RECR1_RUNS to a folder that can be written"
-            ) from problem
+            raise self._closed("written", problem) from problem
         return full
 
     def rows(self, kind: str | None = None) -> list[dict]:
@@ -70,11 +64,25 @@ class Ledger:
         except FileNotFoundError:
             return []
         except OSError as problem:
-            raise RecR1Error(
-                f"the ledger {self.path} cannot be read ({problem.strerror}); mend its permissions or set "
-                "RECR1_RUNS to another folder"
-            ) from problem
-        return [row for row in _parse(lines, self.path) if kind is None or row["kind"] == kind]
+            raise self._closed("read", problem) from problem
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line) if line.strip() else None
+            except ValueError:
+                row = None
+            if isinstance(row, dict) and "kind" in row:
+                rows.append(row)
+            elif line.strip():
+                warnings.warn(f"line {number} of {self.path} is no ledger row and was left out", stacklevel=2)
+        return [row for row in rows if kind in (None, row["kind"])]
+
+    def _closed(self, what: str, problem: Exception) -> RecR1Error:
+        why = getattr(problem, "strerror", None) or problem
+        return RecR1Error(
+            f"the ledger {self.path} cannot be {what} ({why}); mend its permissions, free space on its disk, or set "
+            "RECR1_RUNS to another folder"
+        )
 
 
 def _append_line(path: Path, line: bytes) -> None:
@@ -96,24 +104,12 @@ def _append_line(path: Path, line: bytes) -> None:
         os.close(handle)
 
 
-def _parse(lines: list[bytes], path: Path) -> Iterator[dict]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and "kind" in row:
-            yield row
-        else:
-            warnings.warn(f"line {number} of {path} is no ledger row and was left out", stacklevel=3)
-
-
 def _plain(value: Any) -> Any:
     """`value` as JSON has it: NumPy values, named tuples, paths and sets turned, NaN and infinity to None."""
-    if value is None or isinstance(value, (str, bool, int)):
-        return str(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return str(value)  # an enum's member is one, too
+    if value is None or isinstance(value, (bool, int)):
+        return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if hasattr(value, "_asdict"):
@@ -123,26 +119,24 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
-        return sorted(_plain(item) for item in value)
+        return sorted(map(_plain, value))
     if isinstance(value, (np.generic, np.ndarray)):
         return _plain(value.tolist())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise RecR1Error(
-        f"a ledger row holds plain data, and {value!r} is a {type(value).__name__}; turn it into text or numbers"
-    )
+    raise RecR1Error(f"a ledger row holds plain data, not {value!r} ({type(value).__name__}); write text or numbers")
 
 
 @functools.cache
 def versions() -> dict[str, str | None]:
     """Version of Python and of the packages that shape a result; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    known: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            known[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            known[package] = None
+    return known
 
 
 @functools.cache
@@ -151,10 +145,8 @@ def commit() -> str | None:
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
-        return done.stdout.strip()
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
         # another project's repository around an installed copy says nothing about this code
@@ -168,19 +160,15 @@ def commit() -> str | None:
 def device() -> str:
     """Name of the accelerator if torch is loaded and has one, else of the CPU and the cores it may use."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return _cpu()
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else _cpu()
 
 
 @functools.cache
 def _cpu() -> str:
     name = platform.processor() or platform.machine()
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
     except OSError:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

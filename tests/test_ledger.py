@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -7,7 +5,6 @@ import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,15 +12,9 @@ import pytest
 from recr1_lite import ledger as module
 from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
+from recr1_lite.search.metrics import Interval
 
-
-class Colour(StrEnum):
-    red = "red"
-
-
-class Mean(NamedTuple):
-    mean: float
-    n: int
+Colour = StrEnum("Colour", ["red"])
 
 
 @pytest.fixture
@@ -31,46 +22,37 @@ def ledger(tmp_path) -> Ledger:
     return Ledger(tmp_path / "runs" / "ledger.jsonl")
 
 
-def test_rows_come_back_with_their_facts(ledger):
+def test_rows_come_back_with_their_facts_unless_they_name_them(ledger):
     assert ledger.rows() == []
     written = ledger.append({"kind": "eval", "task": "clothing", "n": 3})
-    ledger.append({"kind": "unseal", "reason": "é\u2028"})
-    assert ledger.rows("eval") == [written]
-    assert [row["kind"] for row in ledger.rows()] == ["eval", "unseal"]
-    assert ledger.rows("unseal")[0]["reason"] == "é\u2028"
+    ledger.append({"kind": "unseal", "reason": "é\u2028", "device": "borrowed", "commit": "abc", "time": "then"})
+    (unseal,) = ledger.rows("unseal")
+    assert ledger.rows() == [written, unseal] and unseal["reason"] == "é\u2028"
+    assert (unseal["device"], unseal["commit"], unseal["time"]) == ("borrowed", "abc", "then")
     assert set(written["versions"]) == {"python", "torch", "transformers", "trl", "peft", "bm25s"}
     assert written["device"] and re.match(r"\d{4}-\d\d-\d\dT[\d:]{8}\+00:00", written["time"])
     assert "commit" in written
 
 
-def test_a_row_may_name_its_own_facts(ledger):
-    row = ledger.append({"kind": "train", "device": "borrowed", "commit": "abc", "time": "then"})
-    assert (row["device"], row["commit"], row["time"]) == ("borrowed", "abc", "then")
+def test_bound_marks_go_where_a_row_lacks_them(ledger):
+    bound = ledger.bind(run="r1", profile="smoke").bind(profile="cpu", seed=3)
+    rows = [bound.append({"kind": "compare", "seed": 0}), ledger.append({"kind": "compare"})]
+    assert ledger.rows() == rows == bound.rows()
+    assert [(row["run"], row["profile"], row.get("seed")) for row in rows] == [("r1", "cpu", 0), ("", "", None)]
 
 
 def test_plain_json_only(ledger):
     row = {
         "kind": "eval",
-        "nan": float("nan"),
-        "numpy": np.float32("inf"),
-        "list": [np.int64(3), float("-inf"), np.float64(0.5)],
-        "array": np.array([1.0, np.nan]),
-        "mean": Mean(0.5, 3),
-        "path": Path("a/b"),
-        "enum": Colour.red,
-        "set": {"b", "a"},
-        "nested": {1: (True, None)},
+        "numbers": [float("nan"), np.float32("inf"), np.int64(3), np.float64(0.5), np.array([1.0, np.nan])],
+        "interval": Interval(0.5, 0.25, float("inf"), 3),
+        "words": [Path("a/b"), Colour.red, {"b", "a"}, {1: (True, None)}],
     }
     ledger.append(row)
-
-    def refuse(constant):
-        raise AssertionError(constant)
-
-    found = json.loads(ledger.path.read_text(), parse_constant=refuse)
-    assert found["nan"] is None and found["numpy"] is None and found["list"] == [3, None, 0.5]
-    assert found["array"] == [1.0, None] and found["mean"] == {"mean": 0.5, "n": 3}
-    assert found["path"] == os.path.join("a", "b") and found["enum"] == "red" and found["set"] == ["a", "b"]
-    assert found["nested"] == {"1": [True, None]}
+    plain = json.loads(ledger.path.read_text(), parse_constant=pytest.fail)
+    assert plain["numbers"] == [None, None, 3, 0.5, [1.0, None]]
+    assert plain["interval"] == {"mean": 0.5, "low": 0.25, "high": None, "n": 3}
+    assert plain["words"] == [os.path.join("a", "b"), "red", ["a", "b"], {"1": [True, None]}]
 
 
 @pytest.mark.parametrize("row", [{"task": "x"}, {"kind": ""}, {"kind": "eval", "model": object()}])
@@ -90,20 +72,16 @@ def test_damaged_lines_are_named_and_left_out(ledger):
     assert [re.match(r"line (\d)", str(warning.message))[1] for warning in told] == ["2", "3", "5"]
 
 
-def test_failed_write_leaves_the_ledger_as_it_was(ledger, monkeypatch):
+def test_failed_write_leaves_the_ledger_as_it_was(ledger, monkeypatch, tmp_path):
     ledger.append({"kind": "eval", "n": 1})
     before = ledger.path.read_bytes()
     write = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:10]))
-    with pytest.raises(RecR1Error, match="No space left on device.*RECR1_RUNS"):
+    with pytest.raises(RecR1Error, match="cannot be written .No space left on device.; mend .*RECR1_RUNS"):
         ledger.append({"kind": "eval", "n": 2})
     assert ledger.path.read_bytes() == before
-
-
-def test_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RecR1Error, match="cannot be written.*; mend its permissions"):
-        Ledger(tmp_path / "file" / "ledger.jsonl").append({"kind": "eval"})
+    with pytest.raises(RecR1Error, match="cannot be written"):
+        Ledger(ledger.path / "ledger.jsonl").append({"kind": "eval"})
     with pytest.raises(RecR1Error, match="cannot be read"):
         Ledger(tmp_path).rows()
 
@@ -134,9 +112,8 @@ def test_default_path(monkeypatch, tmp_path):
 
 
 def test_commit(tmp_path, monkeypatch):
-    package = tmp_path / "recr1_lite"
-    package.mkdir()
-    code = package / "ledger.py"
+    code = tmp_path / "recr1_lite" / "ledger.py"
+    code.parent.mkdir()
     code.write_text("")
     monkeypatch.setattr(module, "__file__", str(code))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
@@ -154,8 +131,6 @@ def test_commit(tmp_path, monkeypatch):
     assert re.fullmatch(r"[0-9a-f]{12}", commit())
     code.write_text("changed")
     assert re.fullmatch(r"[0-9a-f]{12}-dirty", commit())
-
-    installed = tmp_path / "site-packages" / "recr1_lite"
-    installed.mkdir(parents=True)
-    monkeypatch.setattr(module, "__file__", str(installed / "ledger.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "site-packages" / "recr1_lite" / "ledger.py"))
+    (tmp_path / "site-packages" / "recr1_lite").mkdir(parents=True)
     assert commit() is None  # inside someone else's repository
