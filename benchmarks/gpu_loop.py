@@ -61,7 +61,8 @@ def measure(settings: dict, work: Path, stop_at: float) -> dict:
             if capability:
                 check_capability(profile, out, list(settings["methods"]), ledger=ledger)
             else:
-                compare_methods(profile, out, ledger=ledger, methods=settings["methods"], command="benchmarks/gpu.py")
+                book = ledger.bind(command="benchmarks/gpu.py")
+                compare_methods(profile, out, ledger=book, methods=settings["methods"])
         except (KeyboardInterrupt, RecR1Error) as error:
             if not stopped and isinstance(error, RecR1Error):
                 raise

@@ -101,7 +101,8 @@ def main() -> None:
         else:
             command = shlex.join(["python", "benchmarks/tasks.py", *sys.argv[1:]])
             few_shot = FEW_SHOT if name == "clothing" else None
-            how = dict(resume=True, ledger=ledger, few_shot=few_shot, command=command, retriever=options.retriever)
+            book = ledger.bind(command=command)
+            how = dict(resume=True, ledger=book, few_shot=few_shot, retriever=options.retriever)
             demo.demo(profile, options.out / run, options.seed, task=TASKS[name](options.data), **how)
     table = tasks_table(ledger)
     for row in [list(table.columns), ["---"] * table.shape[1], *table.astype(str).values.tolist()]:

@@ -193,6 +193,7 @@ def prepare(arguments) -> None:
 
 
 def demo(arguments) -> None:
+    from recr1_lite.ledger import Ledger
     from recr1_lite.recipes.demo import demo as run
     from recr1_lite.tasks.clothing import FEW_SHOT
 
@@ -202,9 +203,9 @@ def demo(arguments) -> None:
         out,
         arguments.seed,
         arguments.resume,
-        task=_task(arguments),
-        few_shot=FEW_SHOT if arguments.task == "clothing" else None,
-        command=_command(),
+        Ledger().bind(command=_command()),
+        _task(arguments),
+        FEW_SHOT if arguments.task == "clothing" else None,
         retriever=arguments.retriever,
     )
 
@@ -295,6 +296,7 @@ def capability(arguments) -> None:
 
 def compare(arguments) -> None:
     from recr1_lite.common import RecR1Error, runs_folder
+    from recr1_lite.ledger import Ledger
     from recr1_lite.recipes import comparison
     from recr1_lite.recipes.comparison import continual
     from recr1_lite.tasks import load_task
@@ -306,23 +308,17 @@ def compare(arguments) -> None:
         raise RecR1Error(f"there is no part {sorted(unknown)[0]!r}; take methods, capability, continual")
     out = Path(arguments.out or runs_folder() / f"compare-{profile.name}-seed{arguments.seed}")
     methods = tuple(arguments.methods.split(",")) if arguments.methods else comparison.METHODS
+    seed, ledger = arguments.seed, Ledger().bind(command=_command())
     if "methods" in parts:
-        comparison.compare_methods(profile, out, arguments.seed, command=_command(), methods=methods)
+        comparison.compare_methods(profile, out, seed, ledger, methods=methods)
     if "continual" in parts:
         tasks = [load_task(name).subsample(n_val=profile.n_val, seed=0) for name in ("clothing", "movielens")]
         first = {trainer: out / comparison.slug(trainer) / "best" for trainer in ("GRPO", "SFT")}
-        continual(
-            first,
-            tasks,
-            name_genres(tasks[1].items),
-            replace(profile, steps=max(1, profile.steps // 4)),
-            out,
-            arguments.seed,
-            command=_command(),
-        )
+        short = replace(profile, steps=max(1, profile.steps // 4))
+        continual(first, tasks, name_genres(tasks[1].items), short, out, seed, ledger)
     if "capability" in parts:
         seen = ("GRPO", "SFT") if "continual" in parts else ()
-        comparison.check_capability(profile, out, [name for name in methods if name not in seen], arguments.seed)
+        comparison.check_capability(profile, out, [name for name in methods if name not in seen], seed, ledger)
 
 
 def estimate(arguments) -> int:

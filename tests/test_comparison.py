@@ -1,7 +1,5 @@
 """Every method at one budget, on a toy task: what is trained, what it costs, where it goes on, what is sealed."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 from tiny import GOOD, PROMPT, tiny_profile
@@ -15,6 +13,8 @@ from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import restyled
 from recr1_lite.train import grpo
 
+ITEMS = [("gold", "Gold", " ".join(sorted(GOOD))), ("lead", "Lead", "w0 w1 w2 w3")]
+
 
 def teach(request: str) -> tuple[str, str]:
     """A word of GOOD for a request of one or two words; silence for a longer one."""
@@ -23,26 +23,13 @@ def teach(request: str) -> tuple[str, str]:
 
 def toy_task() -> Task:
     def rows(split: str, start: int, n: int) -> pd.DataFrame:
-        return pd.DataFrame(
-            [
-                {
-                    "example_id": f"{split}{i}",
-                    "request": " ".join(f"w{start + i}" for _ in range(1 + i % 4)),
-                    "relevant": {"gold": 1.0},
-                }
-                for i in range(n)
-            ]
-        )
+        requests = [" ".join([f"w{start + i}"] * (1 + i % 4)) for i in range(n)]
+        names = [f"{split}{i}" for i in range(n)]
+        return pd.DataFrame({"example_id": names, "request": requests, "relevant": [{"gold": 1.0}] * n})
 
-    items = pd.DataFrame(
-        [
-            {"item_id": "gold", "title": "Gold", "text": " ".join(sorted(GOOD))},
-            {"item_id": "lead", "title": "Lead", "text": "w0 w1 w2 w3"},
-        ]
-    )
-    return Task(
-        "toy", items, rows("train", 0, 40), rows("val", 40, 8), rows("test", 60, 8), PROMPT, 10, 10, ("ndcg@10",)
-    )
+    items = pd.DataFrame(ITEMS, columns=["item_id", "title", "text"])
+    splits = rows("train", 0, 40), rows("val", 40, 8), rows("test", 60, 8)
+    return Task("toy", items, *splits, PROMPT, 10, 10, ("ndcg@10",))
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +37,16 @@ def run(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     profile = tiny_profile(tiny_folder, steps=4, n_val=8, n_test=8, sft_learning_rate=1e-2, max_prompt_tokens=200)
     ledger = Ledger(folder / "ledger.jsonl")
-    options = dict(
-        profile=profile,
-        out=folder / "toy-run",
-        ledger=ledger,
-        task=toy_task(),
-        teach=teach,
-        command="test",
-        progress=False,
-    )
+    options = dict(profile=profile, out=folder / "toy-run", ledger=ledger, task=toy_task(), teach=teach, progress=False)
     return options, compare_methods(**options)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def styles_of_words():
-    """The tiny tokenizer knows one token a word; JSON and tags are none of them, so every style is written as words."""
-    before = comparison.sft.variant
-    comparison.sft.variant = lambda prompt, method: restyled(prompt, "compact")
-    yield
-    comparison.sft.variant = before
+    """The tiny tokenizer knows one token per word; JSON and tags are none of them, so every style is words."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison.sft, "variant", lambda prompt, method: restyled(prompt, "compact"))
+        yield
 
 
 def test_every_method_is_tested_once_on_the_same_requests(run):
@@ -79,28 +57,27 @@ def test_every_method_is_tested_once_on_the_same_requests(run):
     last_training = max(at for at, row in enumerate(rows) if row["kind"] == "train")
     assert all(at > last_training for at, row in enumerate(rows) if row["kind"] in ("unseal", "eval"))
     pairs = {(row["a"], row["b"]) for row in rows if row["kind"] == "compare"}
-    assert {(method, base) for method in METHODS for base in ("raw request", TEACHER)} <= pairs
+    assert {(method, base) for method in METHODS for base in ("raw request", TEACHER, GRPO) if method != base} <= pairs
     assert (VOTED, LM_TEACHER) in pairs
-    assert {(method, GRPO) for method in METHODS if method != GRPO} <= pairs
     assert (options["out"] / "report.html").exists()
 
 
 def test_no_method_passes_the_budget_that_grpo_sets(run):
-    options, _ = run
-    rows = {row["method"]: row for row in options["ledger"].rows("train")}
+    rows = {row["method"]: row for row in run[0]["ledger"].rows("train")}
+    costs = {method: row["cost"] for method, row in rows.items()}
     assert set(rows) == set(METHODS) and all(row["stopped"] == "finished" for row in rows.values())
     budget = rows[GRPO]["budget"]
-    assert budget["samples"] == 4 * 2 * 4 == rows[GRPO]["cost"]["samples"]
-    assert budget["seconds"] == pytest.approx(rows[GRPO]["cost"]["seconds"], abs=0.01)
+    assert budget["samples"] == 4 * 2 * 4 == costs[GRPO]["samples"]
+    assert budget["seconds"] == pytest.approx(costs[GRPO]["seconds"], abs=0.01)
     for name, row in rows.items():
-        assert row["cost"]["samples"] <= budget["samples"], name
+        assert costs[name]["samples"] <= budget["samples"], name
         longest = max(step["seconds"] for step in row["curve"])
-        assert row["cost"]["seconds"] <= budget["seconds"] + longest + 0.5, name
-        assert row["cost"]["tokens_trained"] > 0
-        assert row["val"][-1]["seconds"] == pytest.approx(row["cost"]["seconds"], abs=0.1)
-        assert [point["samples"] for point in row["val"]][-1] == row["cost"]["samples"]
-    assert rows["SFT"]["cost"]["samples"] == 0 < rows[REJECTION]["cost"]["samples"] == rows[VOTED]["cost"]["samples"]
-    assert rows[WARM]["val"][0]["seconds"] == pytest.approx(rows["SFT"]["cost"]["seconds"], abs=0.1)
+        assert costs[name]["seconds"] <= budget["seconds"] + longest + 0.5, name
+        assert costs[name]["tokens_trained"] > 0
+        assert row["val"][-1]["seconds"] == pytest.approx(costs[name]["seconds"], abs=0.1)
+        assert row["val"][-1]["samples"] == costs[name]["samples"]
+    assert costs["SFT"]["samples"] == 0 < costs[REJECTION]["samples"] == costs[VOTED]["samples"]
+    assert rows[WARM]["val"][0]["seconds"] == pytest.approx(costs["SFT"]["seconds"], abs=0.1)
 
 
 def test_again_it_trains_nothing(run, monkeypatch):
@@ -111,9 +88,8 @@ def test_again_it_trains_nothing(run, monkeypatch):
 
 
 def test_a_killed_comparison_goes_on(run, tmp_path, monkeypatch):
-    options, _ = run
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    options = options | {"out": tmp_path / "run", "ledger": ledger, "methods": (GRPO, "SFT", REJECTION)}
+    options = run[0] | {"out": tmp_path / "run", "ledger": ledger, "methods": (GRPO, "SFT", REJECTION)}
     keep, left = comparison.record, [1]
 
     def record(*args):
@@ -122,24 +98,19 @@ def test_a_killed_comparison_goes_on(run, tmp_path, monkeypatch):
         left.pop()
         return keep(*args)
 
-    monkeypatch.setattr(comparison, "record", record)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(comparison, "record", record)
         compare_methods(**options)
     assert [row["method"] for row in ledger.rows("train")] == [GRPO] and not ledger.rows("unseal")
-    monkeypatch.setattr(comparison, "record", keep)
     compare_methods(**options)
     assert [row["method"] for row in ledger.rows("train")] == [GRPO, "SFT", REJECTION]
 
 
-def test_sft_learns_the_teacher(run):
-    options, results = run
-    scores = {result.name: result.summary["ndcg@10"].mean for result in results}
+def test_sft_learns_the_teacher_which_is_a_rewriter_like_the_others(run):
+    results = {result.name: result for result in run[1]}
+    scores = {name: result.summary["ndcg@10"].mean for name, result in results.items()}
     assert scores["SFT"] > scores["raw request"] and scores[TEACHER] > scores["raw request"]
-
-
-def test_the_teacher_is_a_rewriter_like_the_others(run):
-    _, results = run
-    teacher = next(result for result in results if result.name == TEACHER)
+    teacher = results[TEACHER]
     assert teacher.outcomes == {"ok": 4, "empty": 4}
     row = teacher.rows.iloc[3]  # four words: the teacher is silent, and the request is sent as it is
     assert row["query"] == row["request"] and PROMPT.mode == "rewrite"

@@ -3,8 +3,8 @@
 raw request, zero-shot and the teachers train nothing; the SFT variants learn a teacher's pairs, rejection SFT the
 model's own best of n; SFT then GRPO goes on from SFT's adapter for as many steps as the rest of the seconds should
 hold. Each is validated on the same requests, and each one's best adapter is scored once on the sealed test (arXiv
-2503.24289, section 4 and Theorem 1). `continual` then trains on a second task, and says what each stage leaves of the first and of everything
-else: the paper offers Rec-R1 for continual adaptation without catastrophic forgetting.
+2503.24289, section 4 and Theorem 1). `continual` then trains on a second task, and says what each stage leaves of the
+first and of everything else: the paper offers Rec-R1 for continual adaptation without catastrophic forgetting.
 """
 
 import gc
@@ -46,7 +46,7 @@ Teacher = Callable[[str], tuple[str, str]]  # request -> rewrite ("": no answer)
 
 
 class TeacherRewriter(Rewriter):
-    """A teacher that is a plain function, scored like every other rewriter; where it has no answer, the request is sent."""
+    """A teacher that is a plain function, as a rewriter. Where it has no answer, the request is sent."""
 
     name = TEACHER
 
@@ -54,10 +54,9 @@ class TeacherRewriter(Rewriter):
         self.teach, self.prompt = teach, prompt
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
-        answers = [self.teach(request)[0] for request in requests]
-        return [self._sent(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        return [self._rewrite(request, self.teach(request)[0]) for request in requests]
 
-    def _sent(self, request: str, answer: str) -> Rewrite:
+    def _rewrite(self, request: str, answer: str) -> Rewrite:
         if not answer:
             return Rewrite(request, "", "empty", 0)
         return Rewrite(compose(request, answer, self.prompt.mode, self.prompt.weight), answer, "ok", 0)
@@ -122,7 +121,6 @@ def compare_methods(
     ledger: Ledger | None = None,
     task: Task | None = None,
     teach: Teacher = name_garments,
-    command: str = "",
     methods: Sequence[str] = METHODS,
     progress: bool = True,
 ) -> list[EvalResult]:
@@ -133,10 +131,10 @@ def compare_methods(
     unknown method, or a run that stopped before a method was trained to its end.
     """
     if GRPO not in methods or not set(methods) <= set(METHODS):
-        known = f"take {GRPO!r}, which sets the budget, and any of {', '.join(METHODS)}"
-        raise RecR1Error(f"methods={list(methods)}; {known}")
+        advice = f"take {GRPO!r}, which sets the budget, and any of {', '.join(METHODS)}"
+        raise RecR1Error(f"methods={list(methods)}; {advice}")
     out = Path(out)
-    book = (ledger or Ledger()).bind(run=out.name, profile=profile.name, seed=seed, command=command)
+    book = (ledger or Ledger()).bind(run=out.name, profile=profile.name, seed=seed)
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
     arena = Arena(task, BM25Retriever.build(task.items), profile, teach, out, seed, book, progress=progress)
     methods = [method for method in METHODS if method in methods]
@@ -273,30 +271,33 @@ class Bench:
     def __init__(self, tasks: list[Task], profile: Profile, untrained: Policy, ledger: Ledger, seed: int = 0):
         self.tasks, self.profile, self.seed, self.ledger = tasks, profile, seed, ledger
         self.retrievers = [BM25Retriever.build(task.items) for task in tasks]
-        self.base = self._check(untrained, "untrained", ledger)
+        self.base = self._check(untrained, "untrained")
 
-    def _check(self, policy: Policy, name: str, book) -> tuple[list[EvalResult], capability.CapabilityResult]:
+    def _check(self, policy: Policy, name: str) -> tuple[list[EvalResult], capability.CapabilityResult]:
+        """Results on val, and of the capability suite. With a name the suite leaves rows of its own in the ledger."""
         scored = []
         for task, retriever in zip(self.tasks, self.retrievers, strict=True):
             rewriter = as_rewriter(policy, task.prompt, self.profile, task.name)
             scored.append(evaluate(rewriter, task, retriever, "val", progress=False))
-        return scored, capability.check(policy, limit=self.profile.n_capability, name=name, seed=self.seed, ledger=book)
+        options: dict = dict(limit=self.profile.n_capability, name=name, seed=self.seed)
+        return scored, capability.check(policy, **options, ledger=self.ledger if name else None)
 
-    def measure(self, policy: Policy | None, name: str = "") -> dict[str, dict]:
-        """{measures: means by name, differences: to the untrained model}; of the untrained model itself for None.
-
-        With a name the capability suite leaves rows of its own in the ledger.
-        """
-        book = self.ledger if name else None
-        scored, checked = self.base if policy is None else self._check(policy, name, book)
+    def stage(self, trainer: str, stage: int, policy: Policy | None = None, name: str = "", seconds=0.0) -> dict:
+        """The "continual" row of a stage: means, and differences to the untrained model (which policy=None is)."""
+        scored, checked = self._check(policy, name) if policy else self.base
         means = {result.name: result.summary[result.metric] for result in scored}
-        means["capability"] = checked.summary[ACCURACY]
+        means |= {"capability": checked.summary[ACCURACY]}
         means |= {"kl": checked.summary[KL]} if KL in checked.summary else {}
-        differences = {}
-        if policy is not None:
-            differences = {now.name: compare(now, before) for now, before in zip(scored, self.base[0], strict=True)}
-            differences["capability"] = capability.compare(checked, self.base[1], book)[ACCURACY]
-        return {"measures": means, "differences": differences}
+        gains: dict[str, Interval] = {}
+        if policy:
+            gains = {now.name: compare(now, before) for now, before in zip(scored, self.base[0], strict=True)}
+            gains["capability"] = capability.compare(checked, self.base[1], self.ledger if name else None)[ACCURACY]
+        row = {"kind": "continual", "trainer": trainer, "stage": stage, "seconds": round(seconds, 1)}
+        row["name"] = f"after {self.tasks[stage - 1].name}" if stage else "untrained"
+        for key, part in {"measures": means, "differences": gains}.items():
+            row[key] = {measure: interval._asdict() for measure, interval in part.items()}
+        print(f"{trainer} {row['name']}: {'  '.join(f'{key} {mean}' for key, mean in means.items())}", flush=True)
+        return self.ledger.append(row)
 
 
 def continual(
@@ -307,7 +308,6 @@ def continual(
     out: str | Path,
     seed: int = 0,
     ledger: Ledger | None = None,
-    command: str = "",
 ) -> list[dict]:
     """Train the adapters `first` (a folder for each of TRAINERS, trained on tasks[0]) on tasks[1]; measure every stage.
 
@@ -316,27 +316,17 @@ def continual(
     """
     if missing := [trainer for trainer in TRAINERS if trainer not in first]:
         raise RecR1Error(f"there is no adapter of {missing[0]} after the first task; train it with `compare` first")
-    out, rows, seconds = Path(out), [], 0.0
-    marks: dict = dict(run=out.name, profile=profile.name)
-    book = (ledger or Ledger()).bind(**marks)
+    out, rows, seconds, task = Path(out), [], 0.0, tasks[1]
     say("untrained")
+    book = (ledger or Ledger()).bind(run=out.name, profile=profile.name, seed=seed)
     bench = Bench(tasks, profile, load_policy(profile, seed), book, seed)
-
-    def tell(trainer: str, stage: int, measured: dict[str, dict], took: float = 0.0) -> None:
-        name = f"after {tasks[stage - 1].name}" if stage else "untrained"
-        row = {"kind": "continual", "trainer": trainer, "stage": stage, "name": name, "seconds": round(took, 1)}
-        row |= {key: {name: i._asdict() for name, i in part.items()} for key, part in measured.items()}
-        rows.append(book.append(row | {"seed": seed, "command": command}))
-        told = "  ".join(f"{key} {value}" for key, value in measured["measures"].items())
-        print(f"{trainer} {name}: {told}", flush=True)
-
     for trainer in TRAINERS:
-        tell(trainer, 0, bench.measure(None))
+        rows.append(bench.stage(trainer, 0))
         say(f"{trainer}: after {tasks[0].name}")
         policy = load_policy(profile, seed, adapter=first[trainer])
-        tell(trainer, 1, bench.measure(policy, trainer))
-        say(f"{trainer}: {tasks[1].name}")
-        start, folder, task = time.perf_counter(), out / f"continual-{trainer.lower()}", tasks[1]
+        rows.append(bench.stage(trainer, 1, policy, trainer))
+        say(f"{trainer}: {task.name}")
+        start, folder = time.perf_counter(), out / f"continual-{trainer.lower()}"
         if trainer == "GRPO":
             place = folder, task.k_train
             done = grpo.train(
@@ -349,5 +339,5 @@ def continual(
         took = time.perf_counter() - start
         del policy
         gc.collect()
-        tell(trainer, 2, bench.measure(load_policy(profile, seed, adapter=done.folder / "last")), took)
+        rows.append(bench.stage(trainer, 2, load_policy(profile, seed, adapter=done.folder / "last"), seconds=took))
     return rows

@@ -65,7 +65,6 @@ def demo(
     ledger: Ledger | None = None,
     task: Task | None = None,
     few_shot: Prompt | None = None,
-    command: str = "",
     retriever: str | Retriever = "bm25",
 ) -> list[EvalResult]:
     """Run the loop of `profile` on a task (default: clothing) and write everything into the folder `out`.
@@ -77,7 +76,7 @@ def demo(
     out, started = Path(out), time.perf_counter()
     if not resume and last_checkpoint(out / "grpo"):
         raise RecR1Error(f"{out} already holds a run; go on with it (--resume) or give another folder (--out)")
-    book = (ledger or Ledger()).bind(run=out.name, profile=profile.name, seed=seed, command=command)
+    book = (ledger or Ledger()).bind(run=out.name, profile=profile.name, seed=seed)
 
     say("data")
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
