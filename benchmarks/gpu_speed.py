@@ -220,16 +220,17 @@ def ours(trainer: str, profile, folder: Path, clock: Clock) -> str:
     """Train with this kit; the backend that it chose."""
     from recr1_lite.policy.models import load_policy
     from recr1_lite.train import grpo, sft
+    from recr1_lite.train.loop import Run
+    from recr1_lite.train.rewards import Scorer
 
-    policy, prompt, watched = load_policy(profile), gpu_models.PROMPT, dict(progress=False, watch=clock.tick)
+    policy, prompt, run = load_policy(profile), gpu_models.PROMPT, Run(folder, progress=False, watch=clock.tick)
     if trainer == "sft":
         targets = gpu_models.targets(policy.tokenizer, profile)
-        sft.train(policy, targets, prompt, profile, folder, epochs=1.0, **watched)
+        sft.train(policy, targets, prompt, profile, run, epochs=1.0)
         return policy.backend
     plain = grpo.PlainGRPOTrainer if policy.backend == "unsloth" else grpo.GroupedGRPOTrainer
     data = gpu_models.examples(policy.tokenizer, profile.prompts_per_step * profile.steps, profile.max_prompt_tokens)
-    watched["trainer_class"] = clock.timed(plain)
-    grpo.train(policy, data, gpu_models.retriever(), prompt, profile, folder, 10, **watched)
+    grpo.train(policy, data, Scorer(gpu_models.retriever(), data, prompt, 10), profile, run, clock.timed(plain))
     return policy.backend
 
 

@@ -125,6 +125,8 @@ def one_run(stock: bool, policy, profile, world: tuple, given: list | None, grad
     from trl import GRPOTrainer
 
     from recr1_lite.train import grpo
+    from recr1_lite.train.loop import Run
+    from recr1_lite.train.rewards import Scorer
 
     made, seconds = [], []
 
@@ -150,9 +152,10 @@ def one_run(stock: bool, policy, profile, world: tuple, given: list | None, grad
     if stock:
         policy.model.get_base_model().set_attn_implementation("sdpa")
     examples, prompt, retriever, k = world
-    options = dict(progress=False, trainer_class=Timed, max_grad_norm=0)
+    scorer = Scorer(retriever, examples, prompt, k)
     with tempfile.TemporaryDirectory() as folder:
-        done = grpo.train(policy, examples, retriever, prompt, profile, folder, k, **options)
+        run = Run(Path(folder), progress=False)
+        done = grpo.train(policy, examples, scorer, profile, run, Timed, max_grad_norm=0)
     return done, made, seconds
 
 

@@ -224,8 +224,8 @@ def train(arguments) -> None:
         profile,
         out,
         arguments.seed,
-        arguments.resume,
-        ledger=Ledger().bind(run=out.name, command=_command()),
+        Ledger().bind(run=out.name, command=_command()),
+        resume=arguments.resume,
     )
     print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
 

@@ -16,6 +16,7 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.policy import backend, rollouts
 from recr1_lite.profiles import PROFILES
 from recr1_lite.train import grpo, memory
+from recr1_lite.train.loop import Run
 from recr1_lite.train.memory import SIZES, config_of, heads, training_memory
 
 SMALL, LARGE = config_of("smollm2-135m-instruct"), config_of("Qwen/Qwen2.5-3B-Instruct")
@@ -212,7 +213,7 @@ def test_every_step_down_can_be_trained(name, tmp_path):
             field, _, value = what.partition(",")[0].partition("=")
             assert str(getattr(changed, field)) == value != str(getattr(start, field))
             if name == "transformers" or start.micro_batch:
-                grpo.configure(replace(changed, dtype="float32"), tmp_path, 0, name)
+                grpo.configure(replace(changed, dtype="float32"), Run(tmp_path), name)
     changed = memory.with_group(replace(PROFILES["paper"], micro_batch=24), 8)
     assert (changed.group_size, changed.micro_batch) == (8, 16)
     assert memory.with_group(PROFILES["cpu"], 4).micro_batch is None

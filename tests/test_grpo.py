@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -28,20 +28,16 @@ from recr1_lite.search.base import CallableRetriever, RetrieverError
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import Task
 from recr1_lite.train.grpo import PRESETS, GroupedGRPOTrainer, PlainGRPOTrainer, configure, train
-from recr1_lite.train.loop import draw_order, last_checkpoint, settings, suspicions
+from recr1_lite.train.loop import Run, draw_order, last_checkpoint, settings, suspicions
+from recr1_lite.train.rewards import Scorer
 
 
 def run(policy: Policy, profile, folder, retriever=None, n: int = 6, **options):
-    return train(
-        policy,
-        examples(n),
-        retriever or toy_retriever(),
-        PROMPT,
-        profile,
-        folder,
-        k=10,
-        **({"progress": False, "lr_scheduler_type": "constant", "warmup_steps": 0} | options),
-    )
+    names = {field.name for field in fields(Run)} & options.keys()
+    place = Run(Path(folder), **({"progress": False} | {name: options.pop(name) for name in names}))
+    scorer = Scorer(retriever or toy_retriever(), examples(n), PROMPT, 10)
+    fixed = {"lr_scheduler_type": "constant", "warmup_steps": 0}
+    return train(policy, examples(n), scorer, profile, place, **(fixed | options))
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -238,7 +234,7 @@ def test_an_unsloth_policy_gets_the_plain_trainer_and_whole_groups(tiny_folder, 
             used.append(others["args"].per_device_train_batch_size)
             super().__init__(*args, **others)
 
-    monkeypatch.setattr("recr1_lite.train.grpo.PlainGRPOTrainer", Seen)
+    monkeypatch.setattr("recr1_lite.train.grpo.UnslothGRPOTrainer", Seen)
     policy.backend = "unsloth"
     with pytest.raises(RecR1Error, match="whole groups, and a micro_batch of 2 is no multiple of group_size=4"):
         run(policy, tiny_profile(tiny_folder, steps=1, micro_batch=2), tmp_path / "part")
@@ -248,13 +244,13 @@ def test_an_unsloth_policy_gets_the_plain_trainer_and_whole_groups(tiny_folder, 
 
 def test_trackers_pass_through_and_a_missing_one_is_a_sentence(tiny_folder, tmp_path, monkeypatch):
     """report_to goes to transformers as it is; none is the default, and none is needed."""
-    assert configure(tiny_profile(tiny_folder), tmp_path, 0).report_to == []
+    assert configure(tiny_profile(tiny_folder), Run(tmp_path)).report_to == []
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, find=importlib.util.find_spec: name == "trackio" or find(name)
     )
-    assert configure(tiny_profile(tiny_folder, report_to="trackio"), tmp_path, 0).report_to == ["trackio"]
+    assert configure(tiny_profile(tiny_folder, report_to="trackio"), Run(tmp_path)).report_to == ["trackio"]
     with pytest.raises(RecR1Error, match="report_to='nosuchtracker' needs the package nosuchtracker"):
-        configure(tiny_profile(tiny_folder, report_to="nosuchtracker"), tmp_path, 0)
+        configure(tiny_profile(tiny_folder, report_to="nosuchtracker"), Run(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +265,7 @@ def test_trackers_pass_through_and_a_missing_one_is_a_sentence(tiny_folder, tmp_
 def test_mixed_precision_by_capability(tiny_folder, tmp_path, monkeypatch, asked, capability, flags):
     monkeypatch.setattr("recr1_lite.policy.backend.machine", lambda: Machine(True, "card", 1, capability))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = settings(tiny_profile(tiny_folder, dtype=asked), tmp_path, 0)
+    found = settings(tiny_profile(tiny_folder, dtype=asked), Run(tmp_path))
     assert (found["bf16"], found["fp16"]) == flags and not found["use_cpu"]
 
 
@@ -640,7 +636,7 @@ def test_no_examples_and_unsupported_settings_are_refused(tiny_folder, tmp_path)
 
 def test_configure(tiny_folder, tmp_path):
     profile = tiny_profile(tiny_folder, micro_batch=4, preset="paper", prompts_per_step=4)
-    config = configure(profile, tmp_path, seed=7, beta=0.5)
+    config = configure(profile, Run(tmp_path, seed=7), beta=0.5)
     assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (4, 4)
     assert (config.beta, config.temperature, config.scale_rewards, config.seed) == (0.5, 0.6, "group", 7)
     assert config.save_steps == 2 and config.report_to == []

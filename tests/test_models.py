@@ -30,6 +30,8 @@ from recr1_lite.policy.models import (
 )
 from recr1_lite.policy.rollouts import generate_grouped
 from recr1_lite.train.grpo import train
+from recr1_lite.train.loop import Run
+from recr1_lite.train.rewards import Scorer
 
 
 def pairs(policy: Policy) -> list[tuple[str, str]]:
@@ -254,18 +256,8 @@ def test_four_bits_on_a_cpu(tmp_path):
     assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
 
     before = {name: weight.detach().clone().float() for name, weight in lora(policy).items()}
-    done = train(
-        policy,
-        examples(4),
-        toy_retriever(),
-        PROMPT,
-        profile,
-        tmp_path / "run",
-        10,
-        progress=False,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-    )
+    scorer, run = Scorer(toy_retriever(), examples(4), PROMPT, 10), Run(tmp_path / "run", progress=False)
+    done = train(policy, examples(4), scorer, profile, run, lr_scheduler_type="constant", warmup_steps=0)
     assert len(done.curve) == 1 and not policy.model.training
     assert all(not torch.equal(weight, before[name]) for name, weight in lora(policy).items())
     with pytest.raises(RecR1Error, match="4-bit model cannot be merged"):

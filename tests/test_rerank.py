@@ -36,6 +36,7 @@ from recr1_lite.search.metrics import Interval, dcg, ndcg
 from recr1_lite.tasks import Task
 from recr1_lite.tasks.prompts import Outcome, Prompt, Rewrite
 from recr1_lite.train.grpo import train
+from recr1_lite.train.loop import Run
 from recr1_lite.train.rewards import reward
 
 ITEMS = pd.DataFrame(
@@ -392,20 +393,8 @@ def test_grpo_learns_the_letter_that_pays(lettered, tmp_path):
         seen.append(merged)
         return Interval(0.5, 0.0, 1.0, 3)
 
-    done = train(
-        policy,
-        task.train,
-        None,
-        task.prompt,
-        profile,
-        tmp_path / "run",
-        task.k_train,
-        validate,
-        progress=False,
-        scorer=RerankScorer(task.train, task.prompt, task.k_train),
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-    )
+    scorer, run = RerankScorer(task.train, task.prompt, task.k_train), Run(tmp_path / "run", validate, progress=False)
+    done = train(policy, task.train, scorer, profile, run, lr_scheduler_type="constant", warmup_steps=0)
     rewards, silent = ([row[key] for row in done.curve] for key in ("reward", "outcome/no_answer"))
     assert len(rewards) == 12 and len(seen) == 2 and all(0 <= value <= 1 for value in rewards)
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2 and silent[-1] < silent[0] - 0.2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import base
 from recr1_lite.tasks.prompts import Prompt, restyled
 from recr1_lite.train import sft
+from recr1_lite.train.loop import Run
 
 FIXED = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -29,8 +31,10 @@ def targets(n: int = 6, word: str = "w110") -> pd.DataFrame:
 def run(folder, out, table=None, profile=None, **options):
     profile = profile or tiny_profile(folder, sft_learning_rate=1e-2, sft_epochs=4)
     policy = load_policy(profile)
-    settings = dict(progress=False, patience=None) | FIXED | options
-    return policy, sft.train(policy, targets() if table is None else table, PROMPT, profile, out, **settings)
+    names = {field.name for field in fields(Run)} & options.keys()
+    place = Run(Path(out), **(dict(progress=False) | {name: options.pop(name) for name in names}))
+    settings = dict(patience=None) | FIXED | options
+    return policy, sft.train(policy, targets() if table is None else table, PROMPT, profile, place, **settings)
 
 
 def scripted(*means: float):
@@ -94,7 +98,7 @@ def test_bad_input_leaves_no_folder(tiny_folder, tmp_path, change, message):
     profile = tiny_profile(tiny_folder, **change.pop("profile", {}))
     table = change.pop("targets", targets())
     with pytest.raises(RecR1Error, match=message):
-        sft.train(load_policy(profile), table, PROMPT, profile, tmp_path / "run", **change)
+        sft.train(load_policy(profile), table, PROMPT, profile, Run(tmp_path / "run"), **change)
     assert not (tmp_path / "run").exists()
 
 
@@ -140,18 +144,8 @@ def test_padding_changes_nothing(tiny_folder, tmp_path):
         sft.KitSFTTrainer.__init__ = add
         try:
             extra = {} if batch == 6 else {"gradient_accumulation_steps": 6, "max_steps": 1}
-            sft.train(
-                policy,
-                targets(),
-                PROMPT,
-                profile,
-                tmp_path / name,
-                progress=False,
-                patience=None,
-                max_grad_norm=0,
-                **FIXED,
-                **extra,
-            )
+            settings = dict(patience=None, max_grad_norm=0) | FIXED | extra
+            sft.train(policy, targets(), PROMPT, profile, Run(tmp_path / name, progress=False), **settings)
         finally:
             sft.KitSFTTrainer.__init__ = original
         gradients.append(keep.gradient)

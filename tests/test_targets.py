@@ -1,7 +1,6 @@
 """Targets: the vote, the best of n, files of pairs, a paid server; killed runs lose and repeat nothing."""
 
-from __future__ import annotations
-
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from tiny import PROMPT, examples, tiny_policy, tiny_profile, toy_retriever
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.endpoint import EndpointRewriter
 from recr1_lite.policy.rewriters import as_rewriter
+from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.train.rewards import Scorer
 from recr1_lite.train.targets import (
     CHUNK,
@@ -108,7 +108,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(tiny_folder, tmp_path):
 KILLED = """
 import sys; sys.path.insert(0, sys.argv[1])
 from test_targets import *
-from recr1_lite import targets
+from recr1_lite.train import targets
 keep = targets.TargetFile.keep
 def slowly(self, row):
     keep(self, row); print(len(self.rows), flush=True); time.sleep(0.05)
@@ -316,3 +316,12 @@ def test_the_thought_is_kept(server, tmp_path, monkeypatch):
     assert paid_targets.thought_of("<think>a\nb</think><answer>c</answer>") == "a b"
     assert paid_targets.thought_of("a b</think><answer>c</answer>") == "a b"  # the prefix held the opening tag
     assert paid_targets.thought_of("c") == "" == paid_targets.thought_of("</think><think>")
+
+
+def test_another_engine_does_not_get_the_scores_of_the_first(tiny_folder, tmp_path):
+    table, path = examples(4), tmp_path / "rejection.jsonl"
+    items = pd.DataFrame({"item_id": ["gold", "lead"], "text": ["w110 w111", "w1 w2"]})
+    for place, (k1, error) in enumerate([(1.2, None), (3.0, "was made with other settings \\(scorer\\)")]):
+        scorer = Scorer(BM25Retriever.build(items, k1=k1), table, PROMPT, 10)
+        with pytest.raises(RecR1Error, match=error) if place else contextlib.nullcontext():
+            best_of_n(sampler(tiny_folder), table, path, 2, "reward", scorer=scorer)

@@ -3,6 +3,7 @@ else."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -58,6 +59,12 @@ class ModelRewriter(Rewriter):
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.max_prompt_tokens = max_prompt_tokens
         self.merged = merged or MergedCopy.of(policy.model)
+
+    def at(self, temperature: float) -> ModelRewriter:
+        """The same rewriter at another temperature."""
+        other = copy.copy(self)
+        other.temperature = temperature
+        return other
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
         """One Rewrite a request, in order. Raises RecR1Error when a prompt is longer than

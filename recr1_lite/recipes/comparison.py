@@ -21,6 +21,7 @@ from recr1_lite.evaluate.evaluation import EvalResult, compare, evaluate, method
 from recr1_lite.ledger import Ledger
 from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.policy.rewriters import RawRewriter, Rewriter, as_rewriter
+from recr1_lite.policy.rollouts import MergedCopy
 from recr1_lite.profiles import Profile
 from recr1_lite.recipes.demo import say
 from recr1_lite.report.page import report_markdown, write_report
@@ -32,7 +33,7 @@ from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.clothing import name_garments
 from recr1_lite.tasks.prompts import Prompt, Rewrite, compose
 from recr1_lite.train import grpo, sft
-from recr1_lite.train.loop import Training
+from recr1_lite.train.loop import Run, Training
 from recr1_lite.train.rewards import Scorer
 from recr1_lite.train.targets import Cost, VoteRewriter, best_of_n
 
@@ -104,8 +105,13 @@ class Arena:
         result = evaluate(rewriter, self.task, self.retriever, "val", progress=False)
         return result.summary[result.metric]
 
-    def validate(self, policy: Policy, method: str) -> Callable:
-        return lambda merged: self.on_val(self.rewriter(policy, method, merged))
+    def run(self, policy: Policy, method: str) -> Run:
+        """Where the training of a method goes; it goes on where it was stopped."""
+
+        def validate(merged: MergedCopy | None) -> Interval:
+            return self.on_val(self.rewriter(policy, method, merged))
+
+        return Run(self.folder(method), validate, self.seed, resume=True, progress=self.progress)
 
     def done(self, method: str) -> dict | None:
         """The ledger's row of a method that was trained to its end in this run; None otherwise."""
@@ -168,19 +174,16 @@ def _train_grpo(arena: Arena, method: str) -> dict:
         left = 1 - spent.seconds / (arena.seconds or spent.seconds)
         profile = replace(profile, steps=max(1, int(profile.steps * left)))
     policy = load_policy(profile, arena.seed, adapter=start)
-    options: dict = dict(seed=arena.seed, resume=True, progress=arena.progress)
-    place = arena.folder(method), task.k_train, arena.validate(policy, method)
-    done = grpo.train(policy, task.train, arena.retriever, task.prompt, profile, *place, **options)
+    scorer = Scorer(arena.retriever, task.train, task.prompt, task.k_train)
+    done = grpo.train(policy, task.train, scorer, profile, arena.run(policy, method))
     return record(arena, method, done, spent, profile.prompts_per_step * profile.group_size)
 
 
 def _train_sft(arena: Arena, method: str) -> dict:
     targets, spent = make_targets(arena, method)
     prompt, policy = arena.prompt(method), load_policy(arena.profile, arena.seed)
-    options: dict = dict(seed=arena.seed, resume=True, progress=arena.progress)
-    options["max_seconds"] = None if arena.seconds is None else arena.seconds - spent.seconds
-    place = arena.folder(method), arena.validate(policy, method)
-    done = sft.train(policy, targets, prompt, arena.profile, *place, **options)
+    left = None if arena.seconds is None else arena.seconds - spent.seconds
+    done = sft.train(policy, targets, prompt, arena.profile, arena.run(policy, method), max_seconds=left)
     answers = [sft.answer_text(prompt, *pair) for pair in zip(targets["rewrite"], targets["thought"], strict=True)]
     length = sum(len(ids) for ids in policy.tokenizer(answers)["input_ids"]) / len(answers) + 1
     return record(arena, method, done, spent, 0, int(length * min(arena.profile.sft_batch, len(targets))))
@@ -326,16 +329,13 @@ def continual(
         policy = load_policy(profile, seed, adapter=first[trainer])
         rows.append(bench.stage(trainer, 1, policy, trainer))
         say(f"{trainer}: {task.name}")
-        start, folder = time.perf_counter(), out / f"continual-{trainer.lower()}"
+        start, run = time.perf_counter(), Run(out / f"continual-{trainer.lower()}", seed=seed, resume=True)
         if trainer == "GRPO":
-            place = folder, task.k_train
-            done = grpo.train(
-                policy, task.train, bench.retrievers[1], task.prompt, profile, *place, seed=seed, resume=True
-            )
+            scorer = Scorer(bench.retrievers[1], task.train, task.prompt, task.k_train)
+            done = grpo.train(policy, task.train, scorer, profile, run)
             seconds = sum(step["seconds"] for step in done.curve)
         else:
-            options: dict = dict(seed=seed, resume=True, max_seconds=seconds, epochs=profile.sft_epochs)
-            done = sft.train(policy, taught(task.train, teach), task.prompt, profile, folder, **options)
+            done = sft.train(policy, taught(task.train, teach), task.prompt, profile, run, max_seconds=seconds)
         took = time.perf_counter() - start
         del policy
         gc.collect()

@@ -94,7 +94,7 @@ def demo(
     headroom(policy, task, engine, profile, ledger=book)
 
     say(f"GRPO: {profile.steps} steps of {profile.prompts_per_step} prompts x {profile.group_size} rollouts")
-    done = train_task(policy, task, engine, profile, out / "grpo", seed, resume, ledger=book)
+    done = train_task(policy, task, engine, profile, out / "grpo", seed, book, resume=resume)
     print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
     del policy
     gc.collect()  # the trainer and its policy refer to each other; two more models come

@@ -34,6 +34,12 @@ class BM25Retriever:
         self.stopwords = stopwords
         self.stemmer = stemmer
 
+    @property
+    def about(self) -> dict:
+        """The settings, as a file that was made with this engine notes them."""
+        index = {"k1": self.index.k1, "b": self.index.b, "method": self.index.method, "items": len(self.ids)}
+        return index | {"stopwords": self.stopwords, "stemmer": self.stemmer}
+
     @classmethod
     def build(
         cls,

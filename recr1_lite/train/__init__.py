@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "grpo": ["PRESETS", "train_task"],
-        "loop": ["draw_order"],
+        "loop": ["Run", "draw_order"],
         "rewards": ["Scorer", "reward", "reward_functions"],
         "targets": ["Budget", "Cost", "TargetFile", "best_of_n", "from_endpoint", "read_pairs"],
     },

@@ -23,7 +23,6 @@ temperature 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -43,8 +42,7 @@ from recr1_lite.profiles import Profile
 from recr1_lite.search.base import Retriever
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import Task
-from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.train.loop import KitTrainer, Monitor, Training, Watch, begin, draw_order, run, settings
+from recr1_lite.train.loop import KitTrainer, Monitor, Run, Training, draw_order, run_trainer, settings
 from recr1_lite.train.rewards import Scorer, reward_functions
 
 PRESETS = {
@@ -68,10 +66,14 @@ UNSUPPORTED = {
 
 
 class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
-    """GRPOTrainer, or what unsloth made of it, with this kit's prompts, counts by group, and resume."""
+    """GRPOTrainer, or what unsloth made of it, with this kit's prompts, counts by group, and resume.
 
-    measures_kl = False  # without a KL term in the loss
-    rollout_batch: int | None = None  # rollouts written together, whole groups; None: the whole step
+    rollout_batch: rollouts written together, whole groups; None: the whole step.
+    """
+
+    def __init__(self, *args, rollout_batch: int | None = None, **others):
+        super().__init__(*args, **others)
+        self.rollout_batch = rollout_batch
 
     def _tokenize_prompts(self, prompts):
         # the chat template has already put the start token in
@@ -96,17 +98,12 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
         return parts
 
     def _note_distinct(self, completions) -> None:
-        starts = range(0, len(completions), self.num_generations)
-        groups = [{tuple(row) for row in completions[at : at + self.num_generations]} for at in starts]
+        size: int = self.num_generations  # type: ignore[assignment]
+        groups = [{tuple(row) for row in completions[at : at + size]} for at in range(0, len(completions), size)]
         self._note("distinct", sum(map(len, groups)) / len(completions))
 
     def _note(self, name: str, value: float) -> None:
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    def log(self, logs, *others):
-        if self.beta == 0 and not self.measures_kl:
-            self._metrics["train"].pop("kl", None)  # unsloth's 0, which nobody measured
-        super().log(logs, *others)
+        self._metrics["train" if self.model.training else "eval"][name].append(value)  # type: ignore[union-attr]
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -114,18 +111,23 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
         (model or self.model).load_adapter(resume_from_checkpoint, "default", is_trainable=True)
 
 
+class UnslothGRPOTrainer(PlainGRPOTrainer):
+    """The same on unsloth's trainer, which logs a KL of 0 that nobody measured where the loss has no KL term."""
+
+    def log(self, logs, *others):
+        if self.beta == 0:
+            self._metrics["train"].pop("kl", None)
+        super().log(logs, *others)
+
+
 class GroupedGRPOTrainer(PlainGRPOTrainer):
     """PlainGRPOTrainer whose rollouts and update run each prompt once for its group."""
 
-    measures_kl = True
-
     def __init__(self, model, args: GRPOConfig, **others):
         for setting, only in UNSUPPORTED.items():
-            if getattr(args, setting) != only:
-                raise RecR1Error(
-                    f"{setting}={getattr(args, setting)!r} is not in the grouped trainer; leave "
-                    f"it at {only!r}, or use trl.GRPOTrainer"
-                )
+            if (given := getattr(args, setting)) != only:
+                advice = f"leave it at {only!r}, or use trl.GRPOTrainer"
+                raise RecR1Error(f"{setting}={given!r} is not in the grouped trainer; {advice}")
         super().__init__(model=model, args=args, **others)
 
     def _write_rollouts(self, prompt_ids, *others):
@@ -181,99 +183,58 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
 
 
 def train(
-    policy: Policy,
-    train_examples: pd.DataFrame,
-    retriever,
-    prompt: Prompt,
-    profile: Profile,
-    folder: str | Path,
-    k: int,
-    validate: Callable[[MergedCopy | None], Interval] | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    progress: bool = True,
-    watch: Watch | None = None,
-    trainer_class=None,
-    scorer: Scorer | None = None,
-    **overrides,
+    policy: Policy, examples: pd.DataFrame, scorer: Scorer, profile: Profile, run: Run, trainer_class=None, **overrides
 ) -> Training:
-    """Train the policy's adapter with the ranking metric as reward; keep the adapter that `validate` likes
-    best.
+    """Train the policy's adapter with the ranking metric as reward; keep the adapter that `run.validate` likes best.
 
-    train_examples: DataFrame of example_id, request, relevant. k: cut-off of the reward's nDCG. validate:
-    gets the merged copy of the policy and returns an Interval; called before the first step, every
-    `profile.validate_every` steps and after the last. folder: gets `checkpoint-N`, `best`, `last` and
-    `training.json`. resume: go on from the newest whole checkpoint there, to the same adapter as an
-    uninterrupted run (CPU, float32), with the policy loaded as it was at first. progress: print a line a
-    step. watch: called with the rows of all steps and of all validations so far, before the first step and
-    after each (`live.LiveCurves` draws them). scorer: pays the completions, default a Scorer of the retriever at `k`
-    (a re-ranker brings its own). overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and keeps
-    everything. Raises RecR1Error for an unknown
-    preset, sizes that do not fit, no examples, too long a prompt, or a folder already in use;
-    RetrieverError with the query when a search fails.
+    examples: DataFrame of example_id, request, relevant. scorer: pays the completions (a re-ranker brings its own); its
+    prompt is the one that is asked. overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and
+    keeps everything. Raises RecR1Error for an unknown preset, sizes that do not fit, no examples, too long a prompt, or
+    a folder already in use; RetrieverError with the query when a search fails.
     """
-    folder, end = Path(folder), policy.tokenizer.eos_token_id
-    checkpoint = begin(folder, resume)
-    if not len(train_examples):
+    checkpoint, prompt, tokenizer = run.checkpoint(), scorer.prompt, policy.tokenizer
+    if not len(examples):
         raise RecR1Error("there are no examples to train on; pass task.train")
-    set_seed(seed)
-    config = configure(profile, folder, seed, policy.backend, **overrides)
-    count = config.max_steps * profile.prompts_per_step
-    rows = train_examples.iloc[draw_order(len(train_examples), count, seed)]
-    texts = {request: prompt.render(policy.tokenizer, request) for request in rows["request"].unique()}
-    encode(policy.tokenizer, list(texts.values()), profile.max_prompt_tokens)
-    dataset = Dataset.from_dict(
-        {"prompt": [texts[request] for request in rows["request"]], "example_id": rows["example_id"].tolist()}
-    )
-    trainer = (trainer_class or (PlainGRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer))(
-        model=policy.model,
-        args=config,
-        train_dataset=dataset,
-        processing_class=policy.tokenizer,
-        reward_funcs=reward_functions(profile.recipe, scorer or Scorer(retriever, train_examples, prompt, k), {end}),
-    )
-    trainer.rollout_batch = profile.rollout_batch
+    set_seed(run.seed)
+    config = configure(profile, run, policy.backend, **overrides)
+    rows = examples.iloc[draw_order(len(examples), config.max_steps * profile.prompts_per_step, run.seed)]
+    texts = {request: prompt.render(tokenizer, request) for request in rows["request"].unique()}
+    encode(tokenizer, list(texts.values()), profile.max_prompt_tokens)
+    prompts = [texts[request] for request in rows["request"]]
+    dataset = Dataset.from_dict({"prompt": prompts, "example_id": rows["example_id"].tolist()})
+    kind = trainer_class or (UnslothGRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer)
+    pay = reward_functions(profile.recipe, scorer, {tokenizer.eos_token_id})
+    parts: dict = dict(train_dataset=dataset, processing_class=tokenizer, reward_funcs=pay)
+    if issubclass(kind, PlainGRPOTrainer):  # not TRL's own, which a benchmark or a test may ask for
+        parts["rollout_batch"] = profile.rollout_batch
+    trainer = kind(model=policy.model, args=config, **parts)
     try:
-        return run(trainer, Monitor(trainer, policy, folder, profile, validate, progress, watch), checkpoint)
+        return run_trainer(trainer, Monitor(trainer, policy, profile, run), checkpoint)
     finally:
         if "ref" in policy.model.peft_config:  # TRL's copy of the adapter, the reference of the KL term
             policy.model.delete_adapter("ref")
         policy.model.eval()
 
 
-def configure(profile: Profile, folder: Path, seed: int, backend: str = "transformers", **overrides) -> GRPOConfig:
+def configure(profile: Profile, run: Run, backend: str = "transformers", **overrides) -> GRPOConfig:
     """TRL's configuration of a run: the profile's sizes, its preset, then `overrides`."""
     if profile.preset not in PRESETS:
         raise RecR1Error(f"there is no GRPO preset {profile.preset!r}; choose one of {', '.join(PRESETS)}")
-    rollouts = profile.prompts_per_step * profile.group_size
+    group, rollouts = profile.group_size, profile.prompts_per_step * profile.group_size
     micro = profile.micro_batch or rollouts
-    if profile.group_size < 2 or rollouts % micro:
-        raise RecR1Error(
-            f"a step of {profile.prompts_per_step} prompts x {profile.group_size} rollouts in "
-            f"micro-batches of {micro} is not possible; take groups of 2 or more, and a "
-            "micro_batch that divides a step"
-        )
-    if (profile.rollout_batch or rollouts) % profile.group_size:
-        raise RecR1Error(
-            f"rollout_batch={profile.rollout_batch} is no multiple of group_size={profile.group_size}, and a group is "
-            "written together; change one of them"
-        )
-    if backend == "unsloth" and micro % profile.group_size:  # it would change the size of the step by itself
-        raise RecR1Error(
-            f"unsloth takes whole groups, and a micro_batch of {micro} is no multiple of group_size="
-            f"{profile.group_size}; change one of them"
-        )
-    sizes = dict(
-        max_steps=profile.steps,
-        num_generations=profile.group_size,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=rollouts // micro,
-        max_completion_length=profile.max_completion_tokens,
-        learning_rate=profile.learning_rate,
-        top_k=0,
-        remove_unused_columns=False,
-    )
-    return GRPOConfig(**(settings(profile, folder, seed) | sizes | PRESETS[profile.preset] | overrides))
+    if group < 2 or rollouts % micro:
+        step = f"a step of {profile.prompts_per_step} prompts x {group} rollouts in micro-batches of {micro}"
+        raise RecR1Error(f"{step} is not possible; take groups of 2 or more, and a micro_batch that divides a step")
+    if (profile.rollout_batch or rollouts) % group:
+        given = f"rollout_batch={profile.rollout_batch} is no multiple of group_size={group}"
+        raise RecR1Error(f"{given}, and a group is written together; change one of them")
+    if backend == "unsloth" and micro % group:  # it would change the size of the step by itself
+        given = f"a micro_batch of {micro} is no multiple of group_size={group}"
+        raise RecR1Error(f"unsloth takes whole groups, and {given}; change one of them")
+    sizes = dict(max_steps=profile.steps, num_generations=group, per_device_train_batch_size=micro)
+    sizes |= dict(gradient_accumulation_steps=rollouts // micro, max_completion_length=profile.max_completion_tokens)
+    fixed: dict = dict(learning_rate=profile.learning_rate, top_k=0, remove_unused_columns=False)
+    return GRPOConfig(**(settings(profile, run) | sizes | fixed | PRESETS[profile.preset] | overrides))
 
 
 def train_task(
@@ -283,14 +244,12 @@ def train_task(
     profile: Profile,
     folder: str | Path,
     seed: int = 0,
-    resume: bool = False,
-    progress: bool = True,
-    ledger: Ledger | None = None,
-    watch: Watch | None = None,
+    ledger=None,
+    **run,
 ) -> Training:
     """GRPO on the task's training requests; val picks the best adapter. A "train" row goes to the ledger.
 
-    The other arguments are those of `train`.
+    run: resume, progress and watch of `Run`.
     """
 
     def on_val(rewriter) -> Interval:
@@ -300,9 +259,9 @@ def train_task(
     def validate(merged: MergedCopy | None) -> Interval:
         return on_val(as_rewriter(policy, task.prompt, profile, "policy", merged))
 
-    raw, place = on_val(RawRewriter()), (Path(folder), task.k_train, validate)
-    done = train(policy, task.train, retriever, task.prompt, profile, *place, seed, resume, progress, watch)
-    row = {"kind": "train", "method": "GRPO", "task": task.name, "config": asdict(profile), "curve": done.curve}
+    raw, scorer = on_val(RawRewriter()), Scorer(retriever, task.train, task.prompt, task.k_train)
+    done = train(policy, task.train, scorer, profile, Run(Path(folder), validate, seed, **run))
+    row: dict = {"kind": "train", "method": "GRPO", "task": task.name, "config": asdict(profile), "curve": done.curve}
     row |= {"val": done.val, "best_step": done.best_step, "seconds": round(done.seconds, 1), "stopped": done.stopped}
     row |= {"metric": task.metrics[0], "baselines": {RawRewriter.name: raw._asdict()}}
     (ledger or Ledger()).append(row | {"profile": profile.name, "seed": seed})

@@ -1,7 +1,5 @@
-"""What a run of either trainer shares: its folder, its order, its settings, and going on where it was stopped."""
-
-# MERGED: """The watch over a training run: validation, the best adapter, a line a step, a sentence when something looks
-# MERGED: wrong."""
+"""What a run of either trainer shares: its folder, its order and settings, going on where it was stopped, and the watch
+over it: validation, the best adapter, a line per step, a sentence when something looks wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +27,70 @@ from recr1_lite.profiles import Profile
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import sealed
 
+NAMES = {  # TRL's name in the log -> this kit's name in a step's row
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "frac_reward_zero_std": "zero_advantage_share",
+    "zero_advantage": "zero_advantage_share",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "truncated_share",
+    "clip_ratio/region_mean": "clip_ratio",
+} | {name: name for name in ("entropy", "kl", "distinct", "ndcg", "raw_ndcg", "gain", "grad_norm")}
+LINE = {  # what a step's line shows, where its trainer logs it (unsloth's logs no entropy)
+    "reward": "reward {:.3f}",
+    "gain": "gain {:+.3f}",
+    "zero_advantage_share": "zero-advantage {:.0%}",
+    "completion_length": "length {:.1f}",
+    "entropy": "entropy {:.2f}",
+    "seconds": "{:.1f} s",
+}
+Watch = Callable[[list[dict], list[dict]], object]  # gets the rows of the steps and of the validations so far
+Validate = Callable[[MergedCopy | None], Interval]  # gets the merged copy of the policy
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run goes, and what goes on beside it.
+
+    folder: gets `checkpoint-N`, `best`, `last` and `training.json`. validate: called before the first step, every
+    `profile.validate_every` steps and after the last; the adapter that it likes best is kept. seed: of the rollouts and
+    the order. resume: go on from the newest whole checkpoint, to the same adapter as an uninterrupted run (CPU,
+    float32), with the policy loaded as it was at first. progress: print a line per step. watch: called with the rows of
+    all steps and of all validations so far, before the first step and after each (`curves.LiveCurves` draws them).
+    """
+
+    folder: Path
+    validate: Validate | None = None
+    seed: int = 0
+    resume: bool = False
+    progress: bool = True
+    watch: Watch | None = None
+
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, if any. Raises RecR1Error for a folder in use without `resume`."""
+        newest = last_checkpoint(self.folder)
+        if newest and not self.resume:
+            advice = "go on with it (--resume) or give another folder (--out)"
+            raise RecR1Error(f"{self.folder} already holds a run; {advice}")
+        return newest
+
+
+@dataclass
+class Training:
+    """What a run leaves: one dict per step (`curve`), one per validation (`val`), the best step, why it stopped."""
+
+    curve: list[dict]
+    val: list[dict]
+    best_step: int
+    seconds: float
+    stopped: str  # "finished" or "interrupted"
+    folder: Path
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter that scored best on val; without validation, the last one."""
+        return self.folder / "best"
+
 
 class KitTrainer:
     """Goes before a trainer of TRL: the merged copy that rollouts and validation use, no telemetry, no model card.
@@ -37,18 +99,17 @@ class KitTrainer:
     bits, and the scaler of float16 training (a T4) refuses it.
     """
 
-    _merged: MergedCopy | None = None
-
     def __init__(self, model, *args, **others):
         exact = {name: weight.data.float() for name, weight in model.named_parameters() if weight.requires_grad}
         super().__init__(model, *args, **others)
+        self._merged: MergedCopy | None = None
         for name, weight in self.model.named_parameters():
             if name in exact:
                 weight.data = exact[name]
 
     def merged(self) -> MergedCopy | None:
         if self._merged is None:
-            self._merged = MergedCopy.of(self.accelerator.unwrap_model(self.model))
+            self._merged = MergedCopy.of(self.accelerator.unwrap_model(self.model))  # type: ignore[attr-defined]
         return self._merged
 
     def _send_telemetry(self):
@@ -58,57 +119,35 @@ class KitTrainer:
         pass
 
 
-def settings(profile: Profile, folder: Path, seed: int) -> dict:
-    """The fields of TRL's configurations that GRPO and SFT have alike. Raises RecR1Error for a tracker that is not
-    there."""
+def settings(profile: Profile, run: Run) -> dict:
+    """The fields of TRL's configurations that GRPO and SFT have alike. Raises RecR1Error for a missing tracker."""
     cuda, dtype, tracker = torch.cuda.is_available(), choose(profile, "transformers").dtype, profile.report_to
     if tracker not in ("none", "all") and importlib.util.find_spec(tracker) is None:
-        raise RecR1Error(
-            f"report_to={tracker!r} needs the package {tracker}; run `pip install {tracker}`, or take none"
-        )
-    return dict(
-        output_dir=str(folder),
-        seed=seed,
-        shuffle_dataset=False,
-        # rates 0, 1/2, then 1: Adam has seen two gradients before it takes a whole step
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=2,
-        max_grad_norm=1.0,
-        logging_steps=1,
-        save_steps=profile.validate_every,
-        save_total_limit=2,
-        report_to=profile.report_to,
-        disable_tqdm=True,
-        use_cpu=not cuda,
-        bf16=cuda and dtype == "bfloat16",
-        fp16=cuda and dtype == "float16",
-        gradient_checkpointing=profile.gradient_checkpointing,
-        dataloader_pin_memory=cuda,
-    )
+        advice = f"run `pip install {tracker}`, or take none"
+        raise RecR1Error(f"report_to={tracker!r} needs the package {tracker}; {advice}")
+    here = dict(use_cpu=not cuda, bf16=cuda and dtype == "bfloat16", fp16=cuda and dtype == "float16")
+    told = dict(logging_steps=1, report_to=tracker, disable_tqdm=True)
+    kept = dict(output_dir=str(run.folder), save_steps=profile.validate_every, save_total_limit=2)
+    # rates 0, 1/2, then 1: Adam has seen two gradients before it takes a whole step
+    steps = dict(lr_scheduler_type="constant_with_warmup", warmup_steps=2, max_grad_norm=1.0)
+    data = dict(seed=run.seed, shuffle_dataset=False, dataloader_pin_memory=cuda)
+    return here | told | kept | steps | data | dict(gradient_checkpointing=profile.gradient_checkpointing)
 
 
-def begin(folder: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from, if any. Raises RecR1Error for a folder in use without `resume`."""
-    checkpoint = last_checkpoint(folder)
-    if checkpoint and not resume:
-        raise RecR1Error(f"{folder} already holds a run; go on with it (--resume) or give another folder (--out)")
-    return checkpoint
-
-
-def run(trainer, monitor: Monitor, checkpoint: Path | None) -> Training:
+def run_trainer(trainer, monitor: Monitor, checkpoint: Path | None) -> Training:
     """Train to the end or to Ctrl-C, the tests sealed, watched by `monitor`; the seconds are the whole run's."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(monitor)
-    start = time.perf_counter() - (_seconds_so_far(monitor.folder) if checkpoint else 0.0)
+    start = time.perf_counter() - (_seconds_so_far(monitor.run.folder) if checkpoint else 0.0)
     with sealed(), interruptible(monitor):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return monitor.close(time.perf_counter() - start)
 
 
 def draw_order(examples: int, count: int, seed: int) -> list[int]:
-    """`count` row numbers: all examples in random order, then all again in another. A longer draw starts
-    alike."""
-    generator, order = np.random.default_rng(seed), []
+    """`count` row numbers: all examples in random order, then all again in another. A longer draw starts alike."""
+    generator = np.random.default_rng(seed)
+    order: list[int] = []
     while len(order) < count:
         order += generator.permutation(examples).tolist()
     return order[:count]
@@ -124,8 +163,8 @@ def _seconds_so_far(folder: Path) -> float:
 
 def last_checkpoint(folder: str | Path) -> Path | None:
     """The newest checkpoint that was written to its end (trainer_state.json comes last), or None."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit() and _whole(path)]
-    return max(found, key=lambda path: int(path.name[11:]), default=None)
+    whole = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit() and _whole(path)]
+    return max(whole, key=lambda path: int(path.name[11:]), default=None)
 
 
 def _whole(checkpoint: Path) -> bool:
@@ -135,68 +174,17 @@ def _whole(checkpoint: Path) -> bool:
         return False
 
 
-NAMES = {  # TRL's name in the log -> this kit's name in a step's row
-    "reward": "reward",
-    "reward_std": "reward_std",
-    "frac_reward_zero_std": "zero_advantage_share",
-    "zero_advantage": "zero_advantage_share",
-    "completions/mean_length": "completion_length",
-    "completions/clipped_ratio": "truncated_share",
-    "clip_ratio/region_mean": "clip_ratio",
-    "entropy": "entropy",
-    "kl": "kl",
-    "distinct": "distinct",
-    "ndcg": "ndcg",
-    "raw_ndcg": "raw_ndcg",
-    "gain": "gain",
-    "grad_norm": "grad_norm",
-}
-
-
-Watch = Callable[[list[dict], list[dict]], object]  # gets the rows of the steps and of the validations so far
-
-
-@dataclass
-class Training:
-    """What a run leaves: one dict a step (`curve`), one a validation (`val`), the best step, and why it
-    stopped."""
-
-    curve: list[dict]
-    val: list[dict]
-    best_step: int
-    seconds: float
-    stopped: str  # "finished" or "interrupted"
-    folder: Path
-
-    @property
-    def adapter(self) -> Path:
-        """The adapter that scored best on val; without validation, the last one."""
-        return self.folder / "best"
-
-
 class Monitor(TrainerCallback):
-    """Validates, keeps the best adapter, prints one line a step, and says when something looks wrong.
+    """Validates, keeps the best adapter, prints one line per step, and says when something looks wrong.
 
-    Everything it knows is in the trainer's log history, which every checkpoint holds, so a resumed run has
-    it all.
+    Everything it knows is in the trainer's log history, which every checkpoint holds, so a resumed run has it all.
     """
 
-    ended = False  # by a rule of the run itself, before its last step
-
-    def __init__(
-        self,
-        trainer,
-        policy: Policy,
-        folder: Path,
-        profile: Profile,
-        validate: Callable[[MergedCopy | None], Interval] | None,
-        progress: bool,
-        watch: Watch | None = None,
-    ):
-        self.trainer, self.policy, self.folder, self.profile = trainer, policy, folder, profile
-        self.validate, self.progress, self.watch = validate, progress, watch
-        self.stop_asked, self.said = False, set()
-        self.seconds = 0.0
+    def __init__(self, trainer, policy: Policy, profile: Profile, run: Run):
+        self.trainer, self.policy, self.profile, self.run = trainer, policy, profile, run
+        self.ended = False  # by a rule of the run itself, before its last step
+        self.stop_asked, self.seconds = False, 0.0
+        self.said: set[str] = set()
 
     def on_train_begin(self, args, state, control, **_):
         if state.global_step == 0:
@@ -218,12 +206,8 @@ class Monitor(TrainerCallback):
             return
         row = step_row(state.log_history[-1]) | {"seconds": round(self.seconds, 2)}
         state.log_history[-1]["recr1"] = row
-        left = (
-            (time.perf_counter() - self.started)
-            / (state.global_step - self.first_step)
-            * (state.max_steps - state.global_step)
-        )
-        self.tell(row, state, left)
+        per_step = (time.perf_counter() - self.started) / (state.global_step - self.first_step)
+        self.tell(row, state, per_step * (state.max_steps - state.global_step))
         if self.due(state):
             self.score(state)
         self.show(state)
@@ -234,8 +218,10 @@ class Monitor(TrainerCallback):
 
     def tell(self, row: dict, state, left: float) -> None:
         """A line on this step, and a sentence on what looks wrong, said once. left: seconds to go."""
-        if self.progress:
-            print(progress_line(row, state.max_steps, left), flush=True)
+        if self.run.progress:
+            shown = [text.format(row[key]) for key, text in LINE.items() if key in row]
+            step = f"step {row['step']:>4}/{state.max_steps}"
+            print("  ".join([step, *shown, f"left {left / 60:.1f} min"]), flush=True)
         for warning in suspicions(steps(state), self.profile):
             if warning not in self.said:
                 self.said.add(warning)
@@ -245,37 +231,35 @@ class Monitor(TrainerCallback):
         return state.global_step % self.profile.validate_every == 0 or state.global_step == state.max_steps
 
     def show(self, state) -> None:
-        if self.watch is not None:
-            self.watch(steps(state), points(state))
+        if self.run.watch is not None:
+            self.run.watch(steps(state), points(state))
 
     def score(self, state) -> None:
-        if self.validate is None:
+        if self.run.validate is None:
             return
-        interval = self.validate(getattr(self.trainer, "merged", lambda: None)())
+        interval = self.run.validate(getattr(self.trainer, "merged", lambda: None)())
         state.log_history.append({"step": state.global_step, "val": interval._asdict()})
-        if self.progress:
+        if self.run.progress:
             best = "  best so far" if best_step(state) == state.global_step else ""
             print(f"val  {state.global_step:>4}  {interval}{best}", flush=True)
 
     def keep_best(self, state) -> None:
         """Save the adapter as `best` if this very step is the best on val so far."""
         if best_step(state) == state.global_step:
-            save_adapter(self.policy, self.folder / "best")
+            save_adapter(self.policy, self.run.folder / "best")
 
     def close(self, seconds: float) -> Training:
-        """Save what is left to save and describe the run in training.json. seconds: of the run, earlier parts included."""
-        state = self.trainer.state
-        save_adapter(self.policy, self.folder / "last")
+        """Save what is left to save and describe the run in training.json. seconds: earlier parts included."""
+        state, folder = self.trainer.state, self.run.folder
+        save_adapter(self.policy, folder / "last")
         best = best_step(state)
         if best is None:
             best = state.global_step
-            save_adapter(self.policy, self.folder / "best")
+            save_adapter(self.policy, folder / "best")
         stopped = "finished" if self.ended or state.global_step >= state.max_steps else "interrupted"
-        done = Training(steps(state), points(state), best, seconds, stopped, self.folder)
-        atomic_write(
-            self.folder / "training.json",
-            json.dumps(asdict(done) | {"folder": self.folder.name, "profile": asdict(self.profile)}, indent=1),
-        )
+        done = Training(steps(state), points(state), best, seconds, stopped, folder)
+        told = asdict(done) | {"folder": folder.name, "profile": asdict(self.profile)}
+        atomic_write(folder / "training.json", json.dumps(told, indent=1))
         return done
 
 
@@ -297,27 +281,12 @@ def steps(state) -> list[dict]:
 def step_row(log: dict) -> dict:
     """One step of TRL's log under this kit's names; rewards and gains are nDCG units, lengths tokens."""
     row = {"step": log["step"], **{ours: log[theirs] for theirs, ours in NAMES.items() if theirs in log}}
-    parts = {key: value for key, value in log.items() if key.startswith(("rewards/", "outcome/"))}
-    return {key: round(value, 5) if isinstance(value, float) else value for key, value in (row | parts).items()}
-
-
-def progress_line(row: dict, max_steps: int, left: float) -> str:
-    """A step in one line, with what its trainer logs (unsloth's logs no entropy); `left`: seconds to go."""
-    shown = {
-        "reward": "reward {:.3f}",
-        "gain": "gain {:+.3f}",
-        "zero_advantage_share": "zero-advantage {:.0%}",
-        "completion_length": "length {:.1f}",
-        "entropy": "entropy {:.2f}",
-        "seconds": "{:.1f} s",
-    }
-    parts = [text.format(row[key]) for key, text in shown.items() if key in row]
-    return "  ".join([f"step {row['step']:>4}/{max_steps}", *parts, f"left {left / 60:.1f} min"])
+    row |= {key: value for key, value in log.items() if key.startswith(("rewards/", "outcome/"))}
+    return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
 
 
 def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str]:
-    """Sentences on what looks wrong in the last `window` steps: no signal, length at the limit, no
-    diversity."""
+    """Sentences on what looks wrong in the last `window` steps: no signal, length at the limit, no diversity."""
     recent = curve[-window:]
     if len(recent) < window:
         return []
@@ -325,27 +294,20 @@ def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str
     def mean(key: str) -> float:
         return sum(row.get(key, math.nan) for row in recent) / window
 
-    found = []
-    if mean("zero_advantage_share") > 0.8:
-        found.append(
-            "over 80% of the groups pay all their rollouts the same, so they teach nothing; raise "
-            "the temperature or the group size, or look at the reward"
-        )
-    if mean("truncated_share") > 0.9 and curve[0].get("truncated_share", 1.0) < 0.5:
-        found.append(
-            f"completions now run to the limit of {profile.max_completion_tokens} tokens; look at "
-            "some of them, and raise the limit or use the length_penalised recipe"
-        )
-    if mean("distinct") < 0.3:
-        found.append(
-            "rollouts of one group are mostly the same text; the policy has stopped exploring: "
-            "lower the learning rate or raise the temperature"
-        )
-    return found
+    limit = f"completions now run to the limit of {profile.max_completion_tokens} tokens"
+    cut = mean("truncated_share") > 0.9 and curve[0].get("truncated_share", 1.0) < 0.5
+    signs = {
+        "over 80% of the groups pay all their rollouts the same, so they teach nothing; raise the temperature or the "
+        "group size, or look at the reward": mean("zero_advantage_share") > 0.8,
+        f"{limit}; look at some of them, and raise the limit or use the length_penalised recipe": cut,
+        "rollouts of one group are mostly the same text; the policy has stopped exploring: lower the learning rate or "
+        "raise the temperature": mean("distinct") < 0.3,
+    }
+    return [sentence for sentence, seen in signs.items() if seen]
 
 
 @contextmanager
-def interruptible(monitor: Monitor):
+def interruptible(monitor: Monitor) -> Iterator[None]:
     """First Ctrl-C: stop after this step and keep everything; second: stop now."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.search.base import Retriever, search_all
+from recr1_lite.search.base import search_all
 from recr1_lite.search.metrics import ndcg, without
 from recr1_lite.tasks.prompts import Outcome, Prompt, compose
 
@@ -49,9 +49,7 @@ class Scorer:
     missing column, an example_id that comes twice, a bad k or gain.
     """
 
-    def __init__(
-        self, retriever: Retriever | None, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"
-    ):
+    def __init__(self, retriever: Any, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
         for column in ("example_id", "request", "relevant"):
             if column not in examples.columns:
                 raise RecR1Error(f"the examples have no column {column!r}; pass task.train or task.val")
@@ -66,6 +64,12 @@ class Scorer:
         self.exclude = {example: set(gone) for example, gone in zip(ids, examples.get("exclude", ()))}
         self.depth = self.k + max(map(len, self.exclude.values()), default=0)  # to fill k places all the same
         self._raw: dict[str, float] = {}  # nDCG of the request itself, found once for each example
+
+    @property
+    def about(self) -> dict:
+        """What tells one scorer from another in a file of targets: the engine, the mode and the cut-off."""
+        engine = type(self.retriever).__name__
+        return {"retriever": engine, "settings": getattr(self.retriever, "about", None), "k": self.k, "gain": self.gain}
 
     def score(
         self, example_ids: Sequence[str], completions: Sequence[str], truncated: Sequence[bool] | None = None

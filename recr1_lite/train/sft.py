@@ -12,9 +12,7 @@ reasoning + keywords, reasoning + JSON. What differs from TRL's defaults:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset
@@ -24,20 +22,17 @@ from trl import SFTConfig, SFTTrainer
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rewriters import encode
-from recr1_lite.policy.rollouts import MergedCopy
 from recr1_lite.profiles import Profile
-from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.prompts import Prompt, format_answer, restyled
 from recr1_lite.train.loop import (
     KitTrainer,
     Monitor,
+    Run,
     Training,
-    Watch,
-    begin,
     best_step,
     draw_order,
     points,
-    run,
+    run_trainer,
     settings,
     steps,
 )
@@ -55,18 +50,17 @@ class KitSFTTrainer(KitTrainer, SFTTrainer):
 class SFTMonitor(Monitor):
     """The watch over an SFT run, which ends at `max_seconds` of training or when val has stopped improving."""
 
-    max_seconds: float | None = None
-    patience: int | None = PATIENCE
+    def __init__(self, *args, max_seconds: float | None, patience: int | None):
+        super().__init__(*args)
+        self.max_seconds, self.patience = max_seconds, patience
 
     def tell(self, row: dict, state, left: float) -> None:
-        log = state.log_history[-1]
+        log, last = state.log_history[-1], state.max_steps
         row |= {"loss": round(log["loss"], 4), "token_accuracy": round(log.get("mean_token_accuracy", 0.0), 4)}
-        if self.progress and (state.global_step % 5 == 0 or state.global_step == state.max_steps):
-            print(
-                f"step {row['step']:>4}/{state.max_steps}  loss {row['loss']:.3f}  "
-                f"token accuracy {row['token_accuracy']:.0%}  {row['seconds']:.1f} s  left {left / 60:.1f} min",
-                flush=True,
-            )
+        if self.run.progress and (state.global_step % 5 == 0 or state.global_step == last):
+            learned = f"loss {row['loss']:.3f}  token accuracy {row['token_accuracy']:.0%}"
+            took = f"{row['seconds']:.1f} s  left {left / 60:.1f} min"
+            print(f"step {row['step']:>4}/{last}  {learned}  {took}", flush=True)
 
     def on_step_end(self, args, state, control, **others):
         spent = sum(row["seconds"] for row in steps(state)) + time.perf_counter() - self.step_start
@@ -135,56 +129,35 @@ def train(
     targets: pd.DataFrame,
     prompt: Prompt,
     profile: Profile,
-    folder: str | Path,
-    validate: Callable[[MergedCopy | None], Interval] | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    progress: bool = True,
-    watch: Watch | None = None,
+    run: Run,
     loss_on: str = "answer",
     epochs: float | None = None,
     max_seconds: float | None = None,
     patience: int | None = PATIENCE,
     **overrides,
 ) -> Training:
-    """Train the policy's adapter on targets; keep the adapter that `validate` likes best.
+    """Train the policy's adapter on targets; keep the adapter that `run.validate` likes best.
 
     targets: DataFrame of request, rewrite, perhaps thought (for the styles with reasoning). epochs: default the
-    profile's. max_seconds: of training, validation not counted. Everything else is as in `grpo.train`; overrides are
-    fields of TRL's SFTConfig. A row of `curve` has step, loss, token_accuracy, grad_norm, seconds. Raises RecR1Error
-    for no targets, a target that cannot be written in the prompt's style, too long a prompt, or a folder in use.
+    profile's. max_seconds: of training,
+    validation not counted. overrides: fields of TRL's SFTConfig. A row of `curve` has step, loss, token_accuracy,
+    grad_norm, seconds. The rest is as in `grpo.train`. Raises RecR1Error for no targets, a target that cannot be
+    written in the prompt's style, too long a prompt, or a folder in use.
     """
-    folder = Path(folder)
-    checkpoint = begin(folder, resume)
+    checkpoint = run.checkpoint()
     if not len(targets):
         raise RecR1Error("there are no targets to train on; make some with targets.best_of_n or targets.read_pairs")
-    set_seed(seed)
+    set_seed(run.seed)
     data = tokenised(policy, targets, prompt, profile.max_prompt_tokens, loss_on)
     size = min(profile.sft_batch, len(data))
     count = max(1, round((epochs or profile.sft_epochs) * len(data) / size))
-    config = configure(profile, folder, seed, size, count, **overrides)
-    trainer = KitSFTTrainer(
-        model=policy.model,
-        args=config,
-        processing_class=policy.tokenizer,
-        train_dataset=data.select(draw_order(len(data), count * size, seed)),
-    )
-    monitor = SFTMonitor(trainer, policy, folder, profile, validate, progress, watch)
-    monitor.max_seconds, monitor.patience = max_seconds, patience
+    sizes = dict(max_steps=count, per_device_train_batch_size=size, max_length=None, packing=False)
+    fixed: dict = dict(learning_rate=profile.sft_learning_rate, train_sampling_strategy="sequential")
+    config = SFTConfig(**(settings(profile, run) | sizes | fixed | overrides))
+    rows = data.select(draw_order(len(data), count * size, run.seed))
+    trainer = KitSFTTrainer(model=policy.model, args=config, processing_class=policy.tokenizer, train_dataset=rows)
+    monitor = SFTMonitor(trainer, policy, profile, run, max_seconds=max_seconds, patience=patience)
     try:
-        return run(trainer, monitor, checkpoint)
+        return run_trainer(trainer, monitor, checkpoint)
     finally:
         policy.model.eval()
-
-
-def configure(profile: Profile, folder: Path, seed: int, batch: int, count: int, **overrides) -> SFTConfig:
-    """TRL's configuration of an SFT run of `count` steps of `batch` targets."""
-    sizes = dict(
-        max_steps=count,
-        per_device_train_batch_size=batch,
-        train_sampling_strategy="sequential",
-        learning_rate=profile.sft_learning_rate,
-        max_length=None,
-        packing=False,
-    )
-    return SFTConfig(**(settings(profile, folder, seed) | sizes | overrides))

@@ -4,8 +4,6 @@ Each target is a row of a file of JSON lines that only grows: example_id, reques
 cost. A run that was stopped or killed goes on from that file: what is in it is not asked for again.
 """
 
-# MERGED: """Targets of SFT from any OpenAI-compatible server: resumable, inside a budget, no request sent twice."""
-
 from __future__ import annotations
 
 import json
@@ -14,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +57,19 @@ class Cost:
         )
 
 
+@dataclass(frozen=True)
+class Budget:
+    """Where to stop asking a server: money in the currency of the prices (per million tokens), or requests."""
+
+    money: float | None = None
+    requests: int | None = None
+    input_price: float = 0.0
+    output_price: float = 0.0
+
+    def price(self, prompt_tokens: int, tokens: int) -> float:
+        return (prompt_tokens * self.input_price + tokens * self.output_price) / 1_000_000
+
+
 class TargetFile:
     """A file of JSON lines, its settings first. One process at a time; a torn last line is cut off.
 
@@ -75,9 +86,8 @@ class TargetFile:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise RecR1Error(
-                f"{self.path} is being written by another run; wait for it, or give another file"
-            ) from None
+            busy = f"{self.path} is being written by another run"
+            raise RecR1Error(f"{busy}; wait for it, or give another file") from None
         try:
             self._read()
         except BaseException:
@@ -103,10 +113,8 @@ class TargetFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as problem:
-            raise RecR1Error(
-                f"{self.path} cannot be written ({problem.strerror}); free space or mend its permissions, "
-                "and run again: what it holds is kept"
-            ) from problem
+            advice = "free space or mend its permissions, and run again: what it holds is kept"
+            raise RecR1Error(f"{self.path} cannot be written ({problem.strerror}); {advice}") from problem
 
     def _read(self) -> None:
         content = self.path.read_bytes() if self.path.exists() else b""
@@ -122,17 +130,14 @@ class TargetFile:
                 row = json.loads(line)
                 key = row["settings"] if number == 1 else row["example_id"]
             except (ValueError, KeyError, TypeError):
-                raise RecR1Error(
-                    f"line {number} of {self.path} is no row of a targets file; mend or remove it"
-                ) from None
+                wrong = f"line {number} of {self.path} is no row of a targets file"
+                raise RecR1Error(f"{wrong}; mend or remove it") from None
             if number > 1:
                 self.rows[key] = row
             elif key != self.settings:
                 names = sorted(name for name in {*key, *self.settings} if key.get(name) != self.settings.get(name))
-                raise RecR1Error(
-                    f"{self.path} was made with other settings ({', '.join(names)}); give another file, "
-                    "or the settings it was made with"
-                )
+                made = f"{self.path} was made with other settings ({', '.join(names)})"
+                raise RecR1Error(f"{made}; give another file, or the settings it was made with")
 
 
 def collect(path, examples: pd.DataFrame, settings: Mapping, ask: Callable) -> pd.DataFrame:
@@ -164,66 +169,50 @@ def best_of_n(
     choose: `vote` takes the query with the words that most of the n agree on and needs no labels, so that this is a
     teacher like any other; `reward` takes the highest nDCG of `scorer` (rejection sampling). Columns: example_id,
     request, rewrite, thought "", score and mean_score (nDCG of the chosen one and of all n; None without scorer),
-    raw_score, samples, tokens, seconds, money. The n rollouts of an example depend on the seed and its place alone:
-    a run that was killed ends as it would have without. Raises RecR1Error for an unknown choice and for `reward`
-    without a scorer.
+    raw_score, samples, tokens, seconds, money. The n rollouts of an example depend on the seed and its place alone: a
+    run that was killed ends as it would have without. Raises RecR1Error for an unknown choice and for `reward` without
+    a scorer.
     """
     if choose not in CHOICES or (choose == "reward" and scorer is None) or n < 1:
         raise RecR1Error(f"choose={choose!r}, n={n}: take `vote`, or `reward` with a scorer, and n from 1 on")
-    settings = {
-        "model": rewriter.policy.name,
-        "name": rewriter.name,
-        "prompt": repr(rewriter.prompt),
-        "n": n,
-        "choose": choose,
-        "temperature": temperature,
-        "max_new_tokens": rewriter.max_new_tokens,
-        "seed": seed,
-    }
+    settings = {"model": rewriter.policy.name, "name": rewriter.name, "prompt": repr(rewriter.prompt), "n": n}
+    settings |= {"choose": choose, "temperature": temperature, "max_new_tokens": rewriter.max_new_tokens, "seed": seed}
+    settings |= {"scorer": scorer and scorer.about}
+    sampler = rewriter.at(temperature)
 
     def ask(examples: pd.DataFrame, file: TargetFile) -> None:
-        greedy, rewriter.temperature = rewriter.temperature, temperature
-        chunks = [examples.iloc[at : at + CHUNK] for at in range(0, len(examples), CHUNK)]
-        try:
-            with bar(total=len(examples), desc=f"best of {n}", unit="request", progress=progress) as shown:
-                for number, chunk in enumerate(chunks):
-                    if not set(chunk["example_id"]) <= file.rows.keys():
-                        for row in _sample(rewriter, chunk, n, choose, scorer, 1000 * seed + number):
-                            file.keep(row)
-                    shown.update(len(chunk))
-        finally:
-            rewriter.temperature = greedy
+        with bar(total=len(examples), desc=f"best of {n}", unit="request", progress=progress) as shown:
+            for number, at in enumerate(range(0, len(examples), CHUNK)):
+                chunk = examples.iloc[at : at + CHUNK]
+                if not set(chunk["example_id"]) <= file.rows.keys():
+                    for row in _sample(sampler, chunk, n, choose, scorer, 1000 * seed + number):
+                        file.keep(row)
+                shown.update(len(chunk))
 
     return collect(path, examples, settings, ask)
 
 
-def _sample(rewriter: ModelRewriter, chunk: pd.DataFrame, n: int, choose: str, scorer, seed: int) -> list[dict]:
+def _sample(sampler: ModelRewriter, chunk: pd.DataFrame, n: int, choose: str, scorer, seed: int) -> list[dict]:
     start = time.perf_counter()
     set_seed(seed)
     repeated = chunk.loc[chunk.index.repeat(n)]
-    answers = rewriter.complete(repeated["request"].tolist())
+    answers = sampler.complete(repeated["request"].tolist())
     scored = scorer.score(repeated["example_id"].tolist(), [a.completion for a in answers]) if scorer else []
     seconds, rows = (time.perf_counter() - start) / len(chunk), []
     for place, example in enumerate(chunk.itertuples()):
-        own = slice(place * n, place * n + n)
-        scores = [row.ndcg for row in scored[own]]
-        queries = [rewriter.prompt.read(answer.completion).query for answer in answers[own]]
+        group = slice(place * n, place * n + n)
+        scores = [row.ndcg for row in scored[group]]
+        queries = [sampler.prompt.read(answer.completion).query for answer in answers[group]]
         best = int(np.argmax(scores)) if choose == "reward" else vote(queries)
-        rows.append(
-            {
-                "example_id": str(example.example_id),
-                "request": example.request,
-                "rewrite": queries[best],
-                "thought": "",
-                "score": scores[best] if scores else None,
-                "mean_score": float(np.mean(scores)) if scores else None,
-                "raw_score": scored[own][0].raw_ndcg if scores else None,
-                "samples": n,
-                "tokens": sum(answer.tokens for answer in answers[own]),
-                "seconds": seconds,
-                "money": 0.0,
-            }
-        )
+        row = {
+            "example_id": str(example.example_id),
+            "request": example.request,
+            "rewrite": queries[best],
+            "thought": "",
+        }
+        row |= {"score": scores[best] if scores else None, "mean_score": float(np.mean(scores)) if scores else None}
+        row |= {"raw_score": scored[group][0].raw_ndcg if scores else None, "samples": n}
+        rows.append(row | {"tokens": sum(a.tokens for a in answers[group]), "seconds": seconds, "money": 0.0})
     return rows
 
 
@@ -241,25 +230,23 @@ def vote(queries: Sequence[str]) -> int:
 class VoteRewriter(Rewriter):
     """The teacher of `best_of_n(..., choose="vote")` as a rewriter, to be scored like every other one."""
 
+    batch_size = CHUNK
+
     def __init__(
         self, rewriter: ModelRewriter, n: int = 8, temperature: float = 1.0, seed: int = 0, name: str = "teacher"
     ):
-        self.inner, self.n, self.temperature, self.seed, self.name = rewriter, n, temperature, seed, name
-        self.batch_size = CHUNK
+        self.sampler, self.n, self.seed, self.name = rewriter.at(temperature), n, seed, name
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
-        greedy, self.inner.temperature = self.inner.temperature, self.temperature
         set_seed(self.seed)
-        try:
-            answers = self.inner.complete([request for request in requests for _ in range(self.n)])
-        finally:
-            self.inner.temperature = greedy
-        chosen, prompt = [], self.inner.prompt
+        answers = self.sampler.complete([request for request in requests for _ in range(self.n)])
+        chosen, prompt = [], self.sampler.prompt
         for place, request in enumerate(requests):
-            own = answers[place * self.n : (place + 1) * self.n]
-            best = own[vote([prompt.read(answer.completion).query for answer in own])]
+            group = answers[place * self.n : (place + 1) * self.n]
+            best = group[vote([prompt.read(answer.completion).query for answer in group])]
             query = compose(request, prompt.read(best.completion).query, prompt.mode, prompt.weight)
-            chosen.append(Rewrite(query, best.completion, best.outcome, sum(answer.tokens for answer in own)))
+            tokens = sum(answer.tokens for answer in group)
+            chosen.append(Rewrite(query, best.completion, best.outcome, tokens))
         return chosen
 
 
@@ -271,39 +258,22 @@ def read_pairs(path: str | os.PathLike, examples: pd.DataFrame) -> pd.DataFrame:
     """
     pairs, path = read_table(path, "the pairs")
     key = "example_id" if "example_id" in pairs.columns else "request"
-    for column in (key, "rewrite"):
-        if column not in pairs.columns:
-            raise RecR1Error(f"{path} has no column {column!r}; it needs request (or example_id) and rewrite")
-    if pairs[key].duplicated().any():
-        raise RecR1Error(
-            f"{path} has two rewrites for {pairs[key][pairs[key].duplicated()].iloc[0]!r}; keep one of them"
-        )
+    if missing := [column for column in (key, "rewrite") if column not in pairs.columns]:
+        raise RecR1Error(f"{path} has no column {missing[0]!r}; it needs request (or example_id) and rewrite")
+    if (twice := pairs[key].duplicated()).any():
+        raise RecR1Error(f"{path} has two rewrites for {pairs[key][twice].iloc[0]!r}; keep one of them")
     empty = pairs["rewrite"].fillna("").astype(str).str.strip() == ""
     if empty.any():
-        raise RecR1Error(f"{path}, {pairs.index[int(np.argmax(empty))]}: the rewrite is empty; fill it in or drop the row")
-    found = examples.merge(pairs.drop(columns="request" if key == "example_id" else [], errors="ignore"), on=key)
-    if not len(found):
+        raise RecR1Error(
+            f"{path}, {pairs.index[int(np.argmax(empty))]}: the rewrite is empty; fill it in or drop the row"
+        )
+    fits = examples.merge(pairs.drop(columns="request" if key == "example_id" else [], errors="ignore"), on=key)
+    if not len(fits):
         raise RecR1Error(f"no {key} of {path} is one of the {len(examples)} training examples; check that they match")
-    thought = found["thought"] if "thought" in found.columns else ""
-    return found[["example_id", "request", "rewrite"]].assign(
+    thought = fits["thought"] if "thought" in fits.columns else ""
+    return fits[["example_id", "request", "rewrite"]].assign(
         thought=thought, samples=0, tokens=0, seconds=0.0, money=0.0
     )
-
-
-MILLION = 1_000_000
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Where to stop asking a server: money in the currency of the prices (per million tokens), or requests."""
-
-    money: float | None = None
-    requests: int | None = None
-    input_price: float = 0.0
-    output_price: float = 0.0
-
-    def price(self, prompt_tokens: int, tokens: int) -> float:
-        return (prompt_tokens * self.input_price + tokens * self.output_price) / MILLION
 
 
 def from_endpoint(
@@ -312,66 +282,49 @@ def from_endpoint(
     """One answer of a server for each example, each kept when it arrives; equal requests are sent once.
 
     Stops before the budget could be passed, with a sentence that says how far it came; Ctrl-C lets the answers that
-    are under way arrive and keeps them. A run that was killed asks again only for what was under way just then. An answer
-    that did not parse has the rewrite "": it is paid for and kept; leave it out of what is trained on.
+    are under way arrive and keeps them. A run that was killed asks again only for what was under way just then. An
+    answer that did not parse has the rewrite "": it is paid for and kept; leave it out of what is trained on.
     """
     budget = budget or Budget()
     settings = {"url": rewriter.url, "prompt": repr(rewriter.prompt), **rewriter.fields}
-    worst = budget.price(
-        2 * max(len(str(rewriter.prompt.messages(r))) for r in examples["request"]) // 3 + 1,
-        rewriter.fields.get("max_tokens") or rewriter.fields.get("max_completion_tokens") or 4096,
-    )
+    longest = max(len(str(rewriter.prompt.messages(request))) for request in examples["request"])
+    most = rewriter.fields.get("max_tokens") or rewriter.fields.get("max_completion_tokens") or 4096
+    worst = budget.price(2 * longest // 3 + 1, most)
+
+    def one(request: str) -> dict:
+        start = time.perf_counter()
+        answer, parsed = rewriter.answer(request)
+        row: dict = {"request": request, "rewrite": parsed.query, "thought": thought_of(answer.text), "samples": 1}
+        row |= {"score": None, "mean_score": None, "raw_score": None, "tokens": answer.tokens}
+        row |= {"seconds": (time.perf_counter() - start) / rewriter.workers}
+        return row | {"money": budget.price(answer.prompt_tokens, answer.tokens)}
 
     def ask(examples: pd.DataFrame, file: TargetFile) -> None:
-        known = {row["request"]: row for row in file.rows.values()}
-        todo: dict[str, list[str]] = {}
-        for example in examples.itertuples():
-            if example.example_id not in file.rows:
-                todo.setdefault(example.request, []).append(str(example.example_id))
-        spent = sum(row["money"] for row in file.rows.values())
-        asked = sum(row["samples"] for row in file.rows.values())
-        for request in [request for request in todo if request in known]:
-            _keep_all(file, todo.pop(request), known[request], shared=True)
-        allowed = len(todo)
-        if budget.requests is not None:
-            allowed = min(allowed, max(0, budget.requests - asked))
-        queue, running = list(todo)[:allowed], {}
+        todo, spent, asked = _open_requests(examples, file)
+        allowed = len(todo) if budget.requests is None else min(len(todo), max(0, budget.requests - asked))
+        queue = list(todo)[:allowed]
+        running: dict[Future, str] = {}
         pool = ThreadPoolExecutor(rewriter.workers)
 
-        def one(request: str) -> dict:
-            start = time.perf_counter()
-            answer, parsed = rewriter.answer(request)
-            money = budget.price(answer.prompt_tokens, answer.tokens)
-            row = {
-                "request": request,
-                "rewrite": parsed.query,
-                "thought": thought_of(answer.text),
-                "score": None,
-                "mean_score": None,
-                "raw_score": None,
-                "samples": 1,
-                "tokens": answer.tokens,
-                "seconds": (time.perf_counter() - start) / rewriter.workers,
-                "money": money,
-            }
+        def affordable() -> bool:
+            return budget.money is None or spent + worst * (len(running) + 1) <= budget.money
+
+        def answered(request: str) -> float:
+            row = one(request)
             _keep_all(file, todo[request], row)
-            return row
+            return row["money"]
 
         try:
             with bar(total=len(queue), desc=rewriter.name, unit="request", progress=progress) as shown:
                 while queue or running:
-                    while (
-                        queue
-                        and len(running) < rewriter.workers
-                        and (budget.money is None or spent + worst * (len(running) + 1) <= budget.money)
-                    ):
+                    while queue and len(running) < rewriter.workers and affordable():
                         request = queue.pop(0)
-                        running[pool.submit(one, request)] = request
+                        running[pool.submit(answered, request)] = request
                     if not running:
                         break
                     for job in wait(running, return_when=FIRST_COMPLETED).done:
                         del running[job]
-                        spent += job.result()["money"]
+                        spent += job.result()
                         shown.update()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # what was sent is paid for: its answer is kept
@@ -380,6 +333,23 @@ def from_endpoint(
             print(f"the budget is used up: {left} requests are not asked yet; raise it and run again to go on")
 
     return collect(path, examples, settings, ask)
+
+
+def _open_requests(examples: pd.DataFrame, file: TargetFile) -> tuple[dict[str, list[str]], float, int]:
+    """Requests without an answer with the examples that ask them, money spent so far, requests asked so far.
+
+    An example whose request was answered for another one gets that answer here.
+    """
+    known = {row["request"]: row for row in file.rows.values()}
+    todo: dict[str, list[str]] = {}
+    for example in examples.itertuples():
+        if example.example_id not in file.rows:
+            todo.setdefault(str(example.request), []).append(str(example.example_id))
+    spent = sum(row["money"] for row in file.rows.values())
+    asked = sum(row["samples"] for row in file.rows.values())
+    for request in [request for request in todo if request in known]:
+        _keep_all(file, todo.pop(request), known[request], shared=True)
+    return todo, spent, asked
 
 
 def _keep_all(file: TargetFile, example_ids: Sequence[str], row: Mapping, shared: bool = False) -> None:
