@@ -78,10 +78,8 @@ def mine(executed, tmp_path) -> Path:
 
 def test_run_writes_back_an_executed_clean_notebook(tmp_path):
     streams = "import sys\n\nfor i in range(3):\n    print(i)\n    print('e', file=sys.stderr)"
-    view = "{'application/vnd.jupyter.widget-view+json': {}}"
-    path = toy(
-        tmp_path, [*CODE, streams, f"from IPython.display import display\n\ndisplay({view}, raw=True)", "print()"]
-    )
+    bar = "display({'application/vnd.jupyter.widget-view+json': {}}, raw=True)"
+    path = toy(tmp_path, [*CODE, streams, f"from IPython.display import display\n\n{bar}", "print()"])
 
     def soil(book):
         book.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
