@@ -151,7 +151,7 @@ def test_requests_with_an_exclude_column(tmp_path):
     [
         ({"history": ["a", "zz"], "relevant": "c"}, "line 1: history holds item 'zz', which the catalogue lacks"),
         ({"history": [], "relevant": "c"}, "line 1: history is empty"),
-        ({"history": "[1", "relevant": "c"}, "line 1: history is no JSON .*check the quotes"),
+        ({"history": "[1", "relevant": "c"}, "line 1: history is no JSON .*; mend it"),
         ({"history": "a", "relevant": "c"}, "line 1: history is 'a'; write a JSON list"),
         ({"history": [1.5], "relevant": "c"}, "line 1: history: an id is 1.5"),
         ({"history": {"a": 1}, "relevant": "c"}, "line 1: history is {'a': 1}; write a JSON list"),

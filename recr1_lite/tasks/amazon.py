@@ -23,33 +23,9 @@ import pandas as pd
 
 from recr1_lite.assets.fetch import AMAZON_C4, AMAZON_REVIEWS
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import (
-    EXAMPLE_COLUMNS,
-    ITEM_COLUMNS,
-    LAST_TITLES,
-    SPLITS,
-    Task,
-    draw,
-    draw_splits,
-    history_examples,
-    is_count,
-    is_empty,
-    shown,
-)
-from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.tasks.readers import (
-    HubFiles,
-    Table,
-    cell,
-    check_once,
-    chosen,
-    known_category,
-    plain,
-    read_items,
-    read_rows,
-    text_of,
-    thin,
-)
+from recr1_lite.tasks import base, readers
+from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, shown
+from recr1_lite.tasks.prompts import Prompt, chosen
 
 C4_PROMPT = Prompt(
     style="compact",
@@ -63,8 +39,8 @@ LOST = "requests whose item is not in the catalogue, left out"
 
 def load_c4(
     category: str = "Video_Games",
-    items: Table | None = None,
-    requests: Table | None = None,
+    items: readers.Table | None = None,
+    requests: readers.Table | None = None,
     splits: str = "paper",
     catalogue: str = "all",
     n_val: int = 1000,
@@ -89,24 +65,24 @@ def load_c4(
     chosen(("all", "category"), catalogue=catalogue)
     if splits == "paper" and (catalogue == "category" or category == "all"):
         raise RecR1Error("splits='paper' trains on other categories than it tests on; take splits='seed' with this")
-    hub, notes = HubFiles(), Counter[str]()
+    hub, notes = readers.HubFiles(), Counter[str]()
     items = hub.instead_of(items, AMAZON_C4, "sampled_item_metadata_1M.jsonl", "items=", revision)
-    table, items_name = read_items(items, notes)
+    table, items_name = readers.read_items(items, notes)
     requests = hub.instead_of(requests, AMAZON_C4, "test.csv", "requests=", revision)
     examples, name = _c4_examples(requests, table, notes)
     if category != "all":
-        category = known_category(category, table, items_name, ALIASES)
+        category = readers.known_category(category, table, items_name, ALIASES)
     if splits == "paper":
         frames = _paper_splits(examples, category, n_val, name)
         made = "test: the category; train and val: the categories that the paper does not test on"
     else:
         examples = examples[(examples["category"] == category) | (category == "all")]
-        drawn = draw_splits(examples["request"], val, test, seed, name)
-        frames = {split: examples.set_index("request", drop=False).loc[drawn[split]] for split in SPLITS}
+        drawn = base.draw_splits(examples["request"], val, test, seed, name)
+        frames = {split: examples.set_index("request", drop=False).loc[drawn[split]] for split in base.SPLITS}
         made = f"drawn from the requests of the category with seed {seed}"
     if catalogue == "category" and category != "all":
         table = table[table["category"] == category].reset_index(drop=True)
-    table, size = thin(table, frames, max_items, seed)
+    table, size = readers.thin(table, frames, max_items, seed)
     about: dict = {
         "source": f"Amazon-C4; {hub}",
         "licence": "its page states none; made of Amazon Reviews 2023, for research",
@@ -117,24 +93,22 @@ def load_c4(
     return Task(f"amazon_c4-{category}", table[ITEM_COLUMNS], **frames, prompt=C4_PROMPT, about=about | +notes)
 
 
-def _c4_examples(requests: Table, items: pd.DataFrame, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
-    """EXAMPLE_COLUMNS and `category` (of the first item) where the item is known, and the file's name."""
-    name, rows = read_rows(requests, "requests")
+def _c4_examples(requests: readers.Table, items: pd.DataFrame, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
+    """EXAMPLE_COLUMNS and `category` of the first item, where the item is known, and the file's name."""
+    name, rows = readers.read_rows(requests, "requests")
     category_of = dict(zip(items["item_id"], items["category"]))
     examples: dict[str, dict] = {}
     lost: list[str] = []
-    for place, row in rows:
-        item, query, qid = text_of(row, "item_id", place), text_of(row, "query", place), cell(row, "qid", place)
+    for row in rows:
+        item, query, qid = row.text("item_id"), row.text("query"), row.cell("qid")
         if item not in category_of:
             lost.append(item)
             continue
         new = {"example_id": f"query-{qid}", "request": query, "relevant": {}, "category": category_of[item]}
         examples.setdefault(query, new)["relevant"][item] = 1.0
     if not examples:
-        raise RecR1Error(
-            f"{name} has no request whose item is among the items (first wanted: {lost[0]!r}, the items' ids look like "
-            f"{items['item_id'].iloc[0]!r}); give the items that the requests are about"
-        )
+        ids = f"first wanted: {lost[0]!r}, the items' ids look like {items['item_id'].iloc[0]!r}"
+        raise RecR1Error(f"{name} has no request whose item is among the items ({ids}); give the items they are about")
     notes[LOST] += len(lost)
     return pd.DataFrame(list(examples.values())), name
 
@@ -142,11 +116,9 @@ def _c4_examples(requests: Table, items: pd.DataFrame, notes: Counter[str]) -> t
 def _paper_splits(examples: pd.DataFrame, category: str, n_val: int, name: str) -> dict[str, pd.DataFrame]:
     test = examples[examples["category"] == category]
     others = examples[~examples["category"].isin({*PAPER, category})]
-    if not is_count(n_val) or n_val >= len(others):
-        raise RecR1Error(
-            f"n_val={n_val!r} of the {len(others)} requests in {name} about other categories than {', '.join(PAPER)} "
-            "leaves no train or no val split; take fewer, or splits='seed'"
-        )
+    if not base.is_count(n_val) or n_val >= len(others):
+        of = f"n_val={n_val!r} of the {len(others)} requests in {name} about other categories than {', '.join(PAPER)}"
+        raise RecR1Error(f"{of} leaves no train or no val split; take fewer, or splits='seed'")
     return {"train": others[:-n_val], "val": others[-n_val:], "test": test}
 
 
@@ -174,12 +146,9 @@ def load_reviews(
     setting: str = "transductive",
     cut: str = "timestamp",
     catalogue: str = "examples",
-    items: Table | None = None,
-    requests: Mapping[str, Table] | str | os.PathLike | None = None,
-    last: int = LAST_TITLES,
-    n_train: int | None = None,
-    n_val: int | None = None,
-    n_test: int | None = None,
+    items: readers.Table | None = None,
+    requests: Mapping[str, readers.Table] | str | os.PathLike | None = None,
+    last: int = base.LAST_TITLES,
     max_items: int | None = None,
     seed: int = 0,
     revision: str | None = None,
@@ -187,20 +156,18 @@ def load_reviews(
     """The Amazon Reviews task of a category, such as "All_Beauty", "Baby_Products" or "Video_Games".
 
     setting: which users val and test have, or "all". cut: the data set's "timestamp", or "last_out" (each user's last
-    item is for test, the one before for val). last: titles in a request. n_train, n_val, n_test: at most so many
-    examples, drawn with `seed`; the catalogue stays that of all, unless max_items thins it to what the drawn examples
-    hold and others. catalogue: "examples" for the items that examples hold, "metadata" for all of the file. items: the
-    metadata, rows of parent_asin, title and perhaps features, description, categories. requests: a folder with
-    <category>.train.csv, .valid.csv and .test.csv (or .csv.gz), or {"train", "valid", "test"} -> file, with user_id,
-    parent_asin and history (ids with spaces between, oldest first). Both default to the files of the Hub, read line by
-    line (the metadata of the largest categories takes 12 GB), with the examples and the texts of their items held in
-    memory; they were never fetched where the kit was written. revision: of that repo, instead of the pinned one.
-    Raises RecR1Error that names the file and the line.
+    item is for test, the one before for val). last: titles in a request. catalogue: "examples" for the items that
+    examples hold, "metadata" for all of the file; max_items: fewer of them, drawn with `seed` beside those of the
+    examples. items: the metadata, rows of parent_asin, title and perhaps features, description, categories. requests:
+    a folder with <category>.train.csv, .valid.csv and .test.csv (or .csv.gz), or {"train", "valid", "test"} -> file,
+    with user_id, parent_asin and history (ids with spaces between, oldest first). Both default to the files of the Hub
+    (the metadata of the largest categories takes 12 GB), read line by line; they were never fetched where the kit was
+    written. revision: of that repo, instead of the pinned one. Raises RecR1Error that names the file and the line.
     """
     chosen(SETTINGS, setting=setting)
     chosen(("timestamp", "last_out"), cut=cut)
     chosen(("examples", "metadata"), catalogue=catalogue)
-    hub, notes = HubFiles(), Counter[str]()
+    hub, notes = readers.HubFiles(), Counter[str]()
     bought = {}
     for split, name in FILES.items():
         source = None if requests is None else _local_file(requests, category, name)
@@ -214,19 +181,16 @@ def load_reviews(
     titles, splits = dict(zip(table["item_id"], table["title"])), {}
     bought = {split: _with_metadata(own, titles, notes) for split, own in bought.items()}
     trained = {one.user for one in bought["train"]}
-    for split, n in zip(FILES, (n_train, n_val, n_test)):
+    for split in FILES:
         if split != "train" and setting != "all":
             bought[split] = [one for one in bought[split] if (one.user in trained) == (setting == "transductive")]
             if not bought[split]:
-                raise RecR1Error(
-                    f"the {FILES[split]} file has no user {SETTINGS[setting]}, so the {setting} {split} split is "
-                    "empty; take setting='all' or the other one"
-                )
+                lacks = f"the {FILES[split]} file has no user {SETTINGS[setting]}"
+                raise RecR1Error(f"{lacks}, so the {setting} {split} split is empty; take setting='all'")
         rows = [(one.example_id, one.history, one.target) for one in bought[split]]
-        examples, repeats = history_examples(rows, titles, last)
+        splits[split], repeats = base.history_examples(rows, titles, last)
         notes["examples with an item bought again, left out"] += repeats
-        splits[split] = draw(examples, n, seed)
-    table, size = thin(table, splits, max_items, seed)
+    table, size = readers.thin(table, splits, max_items, seed)
     about: dict = {
         "source": f"Amazon Reviews 2023, {category}; {hub}",
         "licence": "its page states none; for research, cite arXiv 2403.03952",
@@ -240,7 +204,7 @@ def load_reviews(
     return Task(name, table, **splits, prompt=REVIEWS_PROMPT, k_train=5000, k_eval=50, metrics=metrics, about=about)
 
 
-def _local_file(requests: Mapping[str, Table] | str | os.PathLike, category: str, name: str) -> Table:
+def _local_file(requests: Mapping[str, readers.Table] | str | os.PathLike, category: str, name: str) -> readers.Table:
     if isinstance(requests, Mapping):
         if name not in requests:
             raise RecR1Error(f"requests names no {name!r} file (it has {', '.join(map(str, requests))}); add it")
@@ -252,50 +216,48 @@ def _local_file(requests: Mapping[str, Table] | str | os.PathLike, category: str
     return zipped if zipped.exists() and not plain_file.exists() else plain_file
 
 
-def _purchases(source: Table, split: str) -> list[Purchase]:
+def _purchases(source: readers.Table, split: str) -> list[Purchase]:
     """The rows with a history; a user's first purchase has none and is left out. Raises RecR1Error."""
-    name, rows = read_rows(source, f"requests[{FILES[split]!r}]")
+    name, rows = readers.read_rows(source, f"requests[{FILES[split]!r}]")
     bought = []
-    for place, row in rows:
-        user, target = text_of(row, "user_id", place), text_of(row, "parent_asin", place)
-        if history := text_of(row, "history", place, empty=True).split():
-            bought.append(Purchase(f"{split}-{place.rpartition(' ')[2]}", user, history, target))
+    for row in rows:
+        user, target = row.text("user_id"), row.text("parent_asin")
+        if history := row.text("history", empty=True).split():
+            bought.append(Purchase(f"{split}-{row.place.rpartition(' ')[2]}", user, history, target))
     if not bought:
         raise RecR1Error(f"{name} has no row with a history; give the {FILES[split]} file of a category that has some")
     return bought
 
 
-def _metadata(source: Table, asked: set[str], whole: bool, notes: Counter[str]) -> pd.DataFrame:
+def _metadata(source: readers.Table, asked: set[str], whole: bool, notes: Counter[str]) -> pd.DataFrame:
     """Items of the metadata, all or those that an example holds. Raises RecR1Error that names the row."""
-    name, rows = read_rows(source, "items")
+    name, rows = readers.read_rows(source, "items")
     kept, item = [], ""
     seen: dict[str, str] = {}
-    for place, row in rows:
-        item = text_of(row, "parent_asin", place)
+    for row in rows:
+        item = row.text("parent_asin")
         if not whole and item not in asked:
             continue
-        check_once(seen, item, "parent_asin", place)
-        parts = [plain(text_of(row, "title", place, empty=True))]
-        parts += [_part(row.get(key), f"{place}: {key}") for key in ("features", "categories", "description")]
+        row.once("parent_asin", item, seen)
+        parts = [readers.plain(row.text("title", empty=True))]
+        parts += [_part(row.get(key), f"{row.place}: {key}") for key in ("features", "categories", "description")]
         if parts[0]:
             kept.append((item, parts[0], " ".join(filter(None, parts))))
         else:
             notes["items without a title, left out"] += 1
     if asked.isdisjoint(seen) or not kept:
-        raise RecR1Error(
-            f"{name} has none of the items of the requests (its ids look like {item!r}, theirs like {min(asked)!r}); "
-            "give the metadata of the same category"
-        )
+        ids = f"its ids look like {item!r}, theirs like {min(asked)!r}"
+        raise RecR1Error(f"{name} has none of the items of the requests ({ids}); give the metadata of the category")
     return pd.DataFrame(kept, columns=ITEM_COLUMNS)
 
 
 def _part(value: object, place: str) -> str:
     """A text, or a list of texts, as one text; "" for nothing."""
-    if isinstance(value, str) or is_empty(value):
-        return plain(value) if isinstance(value, str) else ""
+    if isinstance(value, str) or base.is_empty(value):
+        return readers.plain(value) if isinstance(value, str) else ""
     if not isinstance(value, (list, tuple, np.ndarray)) or not all(isinstance(part, str) for part in value):
         raise RecR1Error(f"{place} is {shown(value)}; write text or a list of texts there")
-    return plain(" ".join(value))
+    return readers.plain(" ".join(value))
 
 
 def _with_metadata(bought: list[Purchase], titles: Mapping[str, str], notes: Counter[str]) -> list[Purchase]:

@@ -72,9 +72,8 @@ class Task(_Seal):
         for cutoff in ("k_train", "k_eval"):
             if not is_count(k := getattr(self, cutoff)):
                 raise RecR1Error(f"task {self.name!r} has {cutoff}={k!r}; take a whole number from 1 on")
-        self.items, self.train, self.val, self._test = (
-            frame.reset_index(drop=True) for frame in (self.items, self.train, self.val, test)
-        )
+        frames = (frame.reset_index(drop=True) for frame in (self.items, self.train, self.val, test))
+        self.items, self.train, self.val, self._test = frames
         splits = {"train": self.train, "val": self.val, "test": self._test}
         self.about = {**self.about, "splits": validate(self.items, splits, self.name)}
 
@@ -114,7 +113,15 @@ class Task(_Seal):
         The catalogue stays whole, so that scores stay comparable. Raises RecR1Error for a number below 1.
         """
         sizes = {"train": n_train, "val": n_val, "test": n_test}
-        return self.map_splits(lambda split, frame: draw(frame, sizes[split], seed))
+
+        def draw(split: str, frame: pd.DataFrame) -> pd.DataFrame:
+            if (n := sizes[split]) is None:
+                return frame
+            if not is_count(n):
+                raise RecR1Error(f"a split of {n!r} examples is none; ask for 1 or more")
+            return frame.sample(min(n, len(frame)), random_state=seed).sort_index()
+
+        return self.map_splits(draw)
 
     def describe(self) -> str:
         """Data card as plain text; of the test split it shows only counts."""
@@ -141,9 +148,8 @@ class Task(_Seal):
 
     def _opened(self) -> pd.DataFrame:
         if TRAINERS:
-            raise RecR1Error(
-                f"the test split of task {self.name!r} stays sealed while a trainer runs; follow the training on val"
-            )
+            why = "stays sealed while a trainer runs; follow the training on val"
+            raise RecR1Error(f"the test split of task {self.name!r} {why}")
         if (test := getattr(self, "_test", None)) is None:
             raise RecR1Error(f"this copy of task {self.name!r} holds no test split; load the task with load_task")
         return test
@@ -173,11 +179,10 @@ def _words(text: str) -> set[str]:
 def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str) -> dict[str, dict[str, int]]:
     """Counts per split of a sound task: examples, items, targets, unreachable, cold_items.
 
-    `items` and each split have the columns of `Task`; rows count from 1. A target that the catalogue lacks is counted
-    as unreachable; a cold item is a target in the catalogue that is none in train. Raises RecR1Error that names the
-    first offending row: a column missing, no row, an id twice, a text that is empty or no text, a request in two
-    splits, a gain that is not a positive finite number, an example without relevant item, an exclude that is no list
-    of ids of the catalogue or holds a target, a split whose targets are all unreachable.
+    A target that the catalogue lacks is unreachable; a cold item is a target in the catalogue that is none in train.
+    Raises RecR1Error that names the first offending row (from 1): a column missing, no row, an id twice, what should be
+    text and is not, a request in two splits, a gain that is not a positive finite number, no relevant item, ids to
+    exclude that are not in the catalogue or relevant, a split whose targets are all unreachable.
     """
     _check_texts(items, ITEM_COLUMNS, ITEM_COLUMNS, f"task {task!r}, catalogue")
     catalogue = set(items["item_id"])
@@ -193,11 +198,9 @@ def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str)
         targets = [item for relevant in frame["relevant"] for item in relevant]
         lost = sum(target not in catalogue for target in targets)
         if lost == len(targets):
-            raise RecR1Error(
-                f"task {task!r}, {split} split: no relevant item is in the catalogue (example "
-                f"{frame['example_id'].iloc[0]!r} wants {targets[0]!r}, the ids there look like "
-                f"{items['item_id'].iloc[0]!r}); write the ids alike in both"
-            )
+            example, item = frame["example_id"].iloc[0], items["item_id"].iloc[0]
+            wants = f"example {example!r} wants {targets[0]!r}, the ids there look like {item!r}"
+            raise RecR1Error(f"task {task!r}, {split} split: no relevant item is in the catalogue ({wants})")
         different = set(targets)
         counts[split] = dict(examples=len(frame), items=len(different), targets=len(targets), unreachable=lost)
         counts[split]["cold_items"] = len(different & catalogue - seen)
@@ -253,10 +256,8 @@ def _check_apart(splits: Mapping[str, pd.DataFrame], task: str) -> None:
             for key, value in zip(keys, (example, request.strip())):
                 other, first = first_of.setdefault((key, value), (split, example))
                 if other != split:
-                    raise RecR1Error(
-                        f"task {task!r}: {key} {shown(value)} stands in the {other} split (example {first!r}) and in "
-                        f"the {split} split (example {example!r}); keep one of the two"
-                    )
+                    places = f"the {other} split (example {first!r}) and in the {split} split (example {example!r})"
+                    raise RecR1Error(f"task {task!r}: {key} {shown(value)} stands in {places}; keep one of the two")
 
 
 def no_column(name: str, there: Iterable, where: str) -> str:
@@ -280,36 +281,21 @@ def is_count(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def draw(examples: pd.DataFrame, n: int | None, seed: int) -> pd.DataFrame:
-    """At most `n` examples (None: all), drawn with `seed`, in their order. Raises RecR1Error for a number below 1."""
-    if n is not None and not is_count(n):
-        raise RecR1Error(f"a split of {n!r} examples is none; ask for 1 or more")
-    return examples if n is None else examples.sample(min(n, len(examples)), random_state=seed).sort_index()
-
-
 def draw_splits(requests: pd.Series, val: float, test: float, seed: int, where: str) -> dict[str, list[str]]:
-    """The different requests, without spaces at their ends, in three splits drawn with `seed`.
-
-    Raises RecR1Error for shares that are none, and for too few requests.
-    """
+    """The different requests, without spaces at their ends, in three splits drawn with `seed`. Raises RecR1Error."""
     if not all(isinstance(share, Real) and share > 0 for share in (val, test)) or val + test >= 1:
         raise RecR1Error(f"val={val!r} and test={test!r} are no shares of the requests; take such as 0.2 and 0.2")
     distinct = requests.str.strip().drop_duplicates().tolist()
     n_val, n_test = max(round(val * len(distinct)), 1), max(round(test * len(distinct)), 1)
     if len(distinct) <= n_val + n_test:
-        raise RecR1Error(
-            f"{where} has {len(distinct)} different requests, too few for a train, a val and a test split; give it more"
-        )
+        raise RecR1Error(f"{where} has {len(distinct)} different requests, too few for three splits; give it more")
     rng = np.random.RandomState(seed)  # its stream is frozen: the same splits with any NumPy
     drawn = [distinct[at] for at in rng.permutation(len(distinct))]
     return {"train": drawn[n_test + n_val :], "val": drawn[n_test : n_test + n_val], "test": drawn[:n_test]}
 
 
 def past(history: Sequence[str], titles: Mapping[str, str], last: int, place: str) -> dict:
-    """What an example has of a history: `request` (the last `last` titles, the latest last), `exclude`, `history`.
-
-    Raises RecR1Error: a history without items, an item without title, `last` no whole number from 1 on.
-    """
+    """`request` (the last `last` titles of a history, the latest last), `exclude` and `history` of an example."""
     if not is_count(last):
         raise RecR1Error(f"last={last!r} shows no item of a history; use a whole number from 1 on")
     if not history:
@@ -327,8 +313,8 @@ def history_examples(
     """A split of a sequential task, in HISTORY_COLUMNS, and how many repeats were left out.
 
     rows: (example_id, history, target) with the ids of the items that the user had, oldest first; titles: item_id ->
-    title. A target that the history holds is a repeat: excluded, it could not be found; kept in the ranking, it would
-    be the only one of its kind. Raises RecR1Error as `past` does.
+    title. A target that the history holds is a repeat: excluded, it could not be found. Raises RecR1Error: a history
+    without items, an item without title, `last` no whole number from 1 on.
     """
     examples, repeats = [], 0
     for example, history, target in rows:

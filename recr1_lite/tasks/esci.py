@@ -22,22 +22,9 @@ import pyarrow.parquet as pq
 
 from recr1_lite.assets.fetch import BLAIR, ESCI
 from recr1_lite.common import RecR1Error
+from recr1_lite.tasks import readers
 from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, is_count, shown
-from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.tasks.readers import (
-    WITHOUT_TEXT,
-    HubFiles,
-    Table,
-    cell,
-    check_once,
-    chosen,
-    known_category,
-    plain,
-    read_items,
-    read_rows,
-    text_of,
-    thin,
-)
+from recr1_lite.tasks.prompts import Prompt, chosen
 
 PROMPT = Prompt(
     style="compact",
@@ -57,13 +44,13 @@ GAINS = {  # KDD Cup 2022: Exact, Substitute, Complement; Irrelevant has none
     "exact": {"E": 1.0},
     "graded": {"E": 1.0, "S": 0.1, "C": 0.01},
 }
-Judgements: TypeAlias = list[tuple[Table, str]]  # a table and its split; "": a column has it
+Judgements: TypeAlias = list[tuple[readers.Table, str]]  # a table and its split; "": a column has it
 
 
 def load(
     category: str = "Video_Games",
-    items: Table | None = None,
-    requests: Table | Mapping[str, Table] | None = None,
+    items: readers.Table | None = None,
+    requests: readers.Table | Mapping[str, readers.Table] | None = None,
     gains: str = "exact",
     n_val: int = 100,
     max_items: int | None = None,
@@ -87,7 +74,7 @@ def load(
     RecR1Error that names the file and the row.
     """
     chosen(GAINS, gains=gains)
-    hub, notes = HubFiles(), Counter({WITHOUT_TEXT: 0})
+    hub, notes = readers.HubFiles(), Counter({readers.WITHOUT_TEXT: 0})
     judged: set[str] | None = None
     if isinstance(requests, Mapping):
         if gains != "exact":
@@ -100,13 +87,13 @@ def load(
             tables = [(hub.instead_of(None, ESCI, name, "requests=", revision), split) for split, name in shards]
         queries, judged = _judged_queries(tables, GAINS[gains])
     items = hub.instead_of(items, BLAIR, CATALOGUE, "items=")
-    catalogue, name = _products(items, judged, notes) if _is_products(items) else read_items(items, notes)
+    catalogue, name = _products(items, judged, notes) if _is_products(items) else readers.read_items(items, notes)
     if judged is not None:
         queries = _reachable(queries, catalogue, notes)
         if category != "all":
             queries = _of_category(queries, catalogue, category, name)
     splits = _splits(queries, n_val, notes)
-    catalogue, size = thin(catalogue, splits, max_items, seed)
+    catalogue, size = readers.thin(catalogue, splits, max_items, seed)
     about = {
         "source": f"Shopping Queries (ESCI), small version, US; {hub}",
         "licence": "Apache-2.0 (ESCI); the items of Amazon Reviews 2023: see its page, for research",
@@ -125,46 +112,43 @@ def _judged_queries(tables: Judgements, gains: Mapping[str, float]) -> tuple[pd.
     examples: dict[tuple[str, str], dict] = {}
     judged: set[str] = set()
     for source, split_of_all in tables:
-        for place, row in read_rows(source, "requests", COLUMNS)[1]:
-            if cell(row, "product_locale", place) != LOCALE or cell(row, "small_version", place) != 1:
+        for row in readers.read_rows(source, "requests", COLUMNS)[1]:
+            if row.cell("product_locale") != LOCALE or row.cell("small_version") != 1:
                 continue
-            label, split = cell(row, "esci_label", place), split_of_all or cell(row, "split", place)
+            label, split = row.cell("esci_label"), split_of_all or row.cell("split")
             if label not in LABELS:
-                raise RecR1Error(f"{place}: esci_label is {shown(label)}; write one of {', '.join(LABELS)}")
+                raise RecR1Error(f"{row.place}: esci_label is {shown(label)}; write one of {', '.join(LABELS)}")
             if split not in SHARDS:
-                raise RecR1Error(f"{place}: split is {shown(split)}; write train or test")
-            request, product = text_of(row, "query", place).replace("\t", " "), text_of(row, "product_id", place)
+                raise RecR1Error(f"{row.place}: split is {shown(split)}; write train or test")
+            request, product = row.text("query").replace("\t", " "), row.text("product_id")
             judged.add(product)
-            example_id = f"query-{cell(row, 'query_id', place)}"
+            example_id = f"query-{row.cell('query_id')}"
             new: dict = {"example_id": example_id, "request": request, "relevant": {}, "split": split}
             relevant = examples.setdefault((split, request), new)["relevant"]
             if gain := gains.get(LABELS[label], 0.0):
                 relevant[product] = max(gain, relevant.get(product, 0.0))
     if not examples:
-        raise RecR1Error(
-            "the requests have no row with product_locale 'us' and small_version 1; give ESCI's examples file"
-        )
+        raise RecR1Error("the requests have no row with product_locale 'us' and small_version 1; give ESCI's examples")
     return pd.DataFrame(list(examples.values())), judged
 
 
-def _paper_queries(paths: Mapping[str, Table]) -> pd.DataFrame:
+def _paper_queries(paths: Mapping[str, readers.Table]) -> pd.DataFrame:
     """EXAMPLE_COLUMNS and `split` of two JSON files. A product that a list repeats counts once. Raises RecR1Error."""
     if set(paths) != set(SHARDS):
         raise RecR1Error(f"requests names the files {', '.join(map(repr, paths))}; name 'train' and 'test'")
     queries = []
     for split, source in paths.items():
         seen: dict[str, str] = {}
-        for number, (place, row) in enumerate(read_rows(source, f"requests[{split!r}]")[1]):
-            request, ids = text_of(row, "query", place).replace("\t", " "), cell(row, "item_id", place)
-            check_once(seen, request, "query", place)
+        for number, row in enumerate(readers.read_rows(source, f"requests[{split!r}]")[1]):
+            request, ids = row.once("query", row.text("query").replace("\t", " "), seen), row.cell("item_id")
             if not isinstance(ids, list) or not ids:
-                raise RecR1Error(f"{place}: item_id is {shown(ids)}; write a list of one id or more")
-            relevant = {text_of({"item_id": item}, "item_id", place): 1.0 for item in ids}
+                raise RecR1Error(f"{row.place}: item_id is {shown(ids)}; write a list of one id or more")
+            relevant = {readers.Row(row.place, {"item_id": item}).text("item_id"): 1.0 for item in ids}
             queries.append((f"{split}-{number}", request, relevant, split))
     return pd.DataFrame(queries, columns=[*EXAMPLE_COLUMNS, "split"])
 
 
-def _is_products(items: Table) -> bool:
+def _is_products(items: readers.Table) -> bool:
     """Whether this is a table in the form of ESCI's products file."""
     if isinstance(items, pd.DataFrame):
         return "product_id" in items
@@ -174,25 +158,24 @@ def _is_products(items: Table) -> bool:
         return False  # read as a table, it says what is wrong with it
 
 
-def _products(items: Table, judged: set[str] | None, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
+def _products(items: readers.Table, judged: set[str] | None, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
     """A catalogue of the US products, of those judged alone where these are known, and the file's name.
 
     text: title, description, bullet points, brand and colour, without HTML. Raises RecR1Error.
     """
-    name, rows = read_rows(items, "items", ("product_id", "product_locale", *PARTS))
+    name, rows = readers.read_rows(items, "items", ("product_id", "product_locale", *PARTS))
     kept: list[tuple] = []
     seen: dict[str, str] = {}
-    for place, row in rows:
-        if cell(row, "product_locale", place) != LOCALE:
+    for row in rows:
+        if row.cell("product_locale") != LOCALE:
             continue
-        product = text_of(row, "product_id", place)
-        check_once(seen, product, "product_id", place)
+        product = row.once("product_id", row.text("product_id"), seen)
         if judged is None or product in judged:
-            parts = [plain(text_of(row, part, place, empty=True)) for part in PARTS]
+            parts = [readers.plain(row.text(part, empty=True)) for part in PARTS]
             if parts[0]:
                 kept.append((product, parts[0], " ".join(filter(None, parts)), ""))
             else:
-                notes[WITHOUT_TEXT] += 1
+                notes[readers.WITHOUT_TEXT] += 1
     if not kept:
         raise RecR1Error(f"{name} has no judged product with a title and product_locale 'us'; give the one of ESCI")
     return pd.DataFrame(kept, columns=[*ITEM_COLUMNS, "category"]), name
@@ -204,9 +187,9 @@ def _reachable(queries: pd.DataFrame, catalogue: pd.DataFrame, notes: Counter[st
     left = [{item: gain for item, gain in relevant.items() if item in known} for relevant in queries["relevant"]]
     if not any(left):
         first = next((item for relevant in queries["relevant"] for item in relevant), None)
+        ids = f"first wanted: {first!r}, their ids look like {catalogue['item_id'].iloc[0]!r}"
         raise RecR1Error(
-            f"no relevant product of the requests is among the items (first wanted: {first!r}, their ids look like "
-            f"{catalogue['item_id'].iloc[0]!r}); give the items that the requests are about"
+            f"no relevant product of the requests is among the items ({ids}); give the items they are about"
         )
     gone = sum(map(len, queries["relevant"])) - sum(map(len, left))
     notes["relevant products not in the catalogue, left out"] = gone
@@ -217,11 +200,8 @@ def _reachable(queries: pd.DataFrame, catalogue: pd.DataFrame, notes: Counter[st
 def _of_category(queries: pd.DataFrame, catalogue: pd.DataFrame, category: str, name: str) -> pd.DataFrame:
     """The queries without the test queries of other categories; theirs is that of their best product."""
     if not catalogue["category"].any():
-        raise RecR1Error(
-            f"{name} has no categories (ESCI has none; the paper's come from Amazon Reviews 2023); take "
-            "category='all', or give items a column 'category'"
-        )
-    category = known_category(category, catalogue, name)
+        raise RecR1Error(f"{name} has no categories, as ESCI; take category='all', or give items a column 'category'")
+    category = readers.known_category(category, catalogue, name)
     category_of = dict(zip(catalogue["item_id"], catalogue["category"]))
     best = (max(relevant, key=relevant.get) for relevant in queries["relevant"])  # the first, of equal ones
     wanted = [category_of[product] == category for product in best]
@@ -237,8 +217,5 @@ def _splits(queries: pd.DataFrame, n_val: int, notes: Counter[str]) -> dict[str,
     notes["train queries that are also test queries, left out"] = int(again.sum())
     train = train[~again]
     if not is_count(n_val) or n_val >= len(train):
-        raise RecR1Error(
-            f"n_val={n_val!r} of {len(train)} train queries leaves no train or no val split; take a whole number from "
-            f"1 to {max(len(train) - 1, 1)}, or give more train queries"
-        )
+        raise RecR1Error(f"n_val={n_val!r} of {len(train)} train queries leaves no train or no val split; take fewer")
     return {"train": train[n_val:], "val": train[:n_val], "test": test}

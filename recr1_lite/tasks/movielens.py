@@ -17,7 +17,7 @@ from recr1_lite.assets import ASSETS, fetch
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import BETWEEN, LAST_TITLES, Task, history_examples
 from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.tasks.readers import csv_rows, text_of
+from recr1_lite.tasks.readers import csv_rows
 
 # Of three wordings the only one that was answered with genres (60 training requests; benchmarks/README.md).
 # An item's text is a few words, so genres find films; repeated, they outweigh the titles of films excluded.
@@ -82,9 +82,9 @@ def read(ratings: Path, films: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """The columns of a file of fields between tabs, every cell as text; the index holds the places."""
-    rows = dict(csv_rows(path, path.name, delimiter="\t", quoting=csv.QUOTE_NONE))
-    cells = [[text_of(row, column, place) for column in columns] for place, row in rows.items()]
-    return pd.DataFrame(cells, list(rows), columns)
+    rows = list(csv_rows(path, path.name, delimiter="\t", quoting=csv.QUOTE_NONE))
+    cells = [[row.text(column) for column in columns] for row in rows]
+    return pd.DataFrame(cells, [row.place for row in rows], columns)
 
 
 def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES) -> Task:

@@ -58,7 +58,7 @@ def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
     - "query" may be a list of texts, which are joined by spaces. White space becomes single spaces.
     Raises RecR1Error for an unknown style only.
     """
-    _check("style", style, STYLES)
+    chosen(STYLES, style=style)
     text = completion if isinstance(completion, str) else ""
     if style in ("think", "paper"):
         end = text.rfind("</answer>")
@@ -75,9 +75,11 @@ def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
     return parsed
 
 
-def _check(what: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise RecR1Error(f"there is no prompt {what} {value!r}; choose one of {', '.join(known)}")
+def chosen(known: Collection[str], **options: str) -> None:
+    """Raises RecR1Error for an option whose value is none of `known`."""
+    for option, value in options.items():
+        if value not in known:
+            raise RecR1Error(f"there is no {option}={value!r}; choose one of {', '.join(known)}")
 
 
 def _one_line(query: str) -> Parsed:
@@ -160,18 +162,16 @@ class Prompt:
     weight: int = 1
 
     def __post_init__(self) -> None:
-        _check("style", self.style, STYLES)
-        _check("mode", self.mode, MODES)
+        chosen(STYLES, style=self.style)
+        chosen(MODES, mode=self.mode)
         if self.weight < 1:
             raise RecR1Error(f"a prompt's weight of {self.weight} repeats nothing; take 1 or more")
         if "{request}" not in self.instruction:
             raise RecR1Error('the instruction lacks "{request}", the place where the request goes; add it')
         for number, (_, answer) in enumerate(self.examples):
             if (outcome := parse(answer, self.style).outcome) != Outcome.ok:
-                raise RecR1Error(
-                    f"the answer of few-shot example {number} is {outcome} in style {self.style}; write it with "
-                    "format_answer(query, style)"
-                )
+                example = f"few-shot example {number} is {outcome} in style {self.style}"
+                raise RecR1Error(f"the answer of {example}; write it with format_answer(query, style)")
 
     def messages(self, request: str) -> list[dict[str, str]]:
         """The chat for one request: the system's turn, if any, two turns per example, the request; not the prefix."""
@@ -206,32 +206,42 @@ class Prompt:
         return parse(completion if self.style == "compact" else self.prefix + completion, self.style, truncated)
 
 
+_REWRITE = (
+    "Turn the request below into {} for a search engine that matches words. First think between <think> and </think>: "
+    "which thing is wanted, and which words would describe it? Then give {}\n\n{{request}}"
+)
 PROMPTS = {
     "compact": Prompt(
-        style="compact",
-        instruction="What is the person below looking for, and what are its features? "
+        "compact",
+        "What is the person below looking for, and what are its features? "
         "Answer with one line of keywords.\n\n{request}",
     ),
     "json": Prompt(
-        style="json",
-        instruction="Turn the request below into a query for a search engine that matches words. Name the "
-        "thing that is wanted, then words that its description is likely to hold. Reply with a JSON object "
-        'of the form {"query": "..."}.\n\n{request}',
+        "json",
+        "Turn the request below into a query for a search engine that matches words. Name the thing that is wanted, "
+        "then words that its description is likely to hold. Reply with a JSON object of the form "
+        '{"query": "..."}.\n\n{request}',
         prefix='{"query": "',
     ),
     "think": Prompt(
-        style="think",
-        instruction="Turn the request below into keywords for a search engine that matches words. First think "
-        "between <think> and </think>: which thing is wanted, and which words would describe it? Then give one line "
-        "of keywords between answer tags: <answer>...</answer>.\n\n{request}",
+        "think",
+        _REWRITE.format("keywords", "one line of keywords between answer tags: <answer>...</answer>."),
         prefix="<think>",
     ),
     "paper": Prompt(
-        style="paper",
-        instruction="Turn the request below into a query for a search engine that matches words. First think "
-        "between <think> and </think>: which thing is wanted, and which words would describe it? Then give "
-        'the query as JSON between answer tags: <answer>{"query": "..."}</answer>.\n\n{request}',
+        "paper",
+        _REWRITE.format("a query", 'the query as JSON between answer tags: <answer>{"query": "..."}</answer>.'),
         prefix="<think>",
+    ),
+}
+_FORMATS = {  # what `restyled` adds to the instruction, and the prefix that opens the answer
+    "compact": ("", ""),
+    "json": (' Reply with a JSON object of the form {"query": "..."}.', '{"query": "'),
+    "think": (" First think between <think> and </think>, then answer between <answer> and </answer>.", "<think>"),
+    "paper": (
+        " First think between <think> and </think>, then give the answer as JSON between answer tags: "
+        '<answer>{"query": "..."}</answer>.',
+        "<think>",
     ),
 }
 
@@ -248,21 +258,9 @@ def break_special_tokens(tokenizer, text: str) -> str:
 
 def format_answer(query: str, style: str, thought: str = "The thing wanted and its features.") -> str:
     """`query` as a perfect completion of `style`: for few-shot examples, SFT targets and tests."""
-    _check("style", style, STYLES)
+    chosen(STYLES, style=style)
     answer = query if style in ("compact", "think") else json.dumps({"query": query}, ensure_ascii=False)
     return answer if style in ("compact", "json") else f"<think>{thought}</think>\n<answer>{answer}</answer>"
-
-
-_FORMATS = {  # what `restyled` adds to the instruction, and the prefix that opens the answer
-    "compact": ("", ""),
-    "json": (' Reply with a JSON object of the form {"query": "..."}.', '{"query": "'),
-    "think": (" First think between <think> and </think>, then answer between <answer> and </answer>.", "<think>"),
-    "paper": (
-        " First think between <think> and </think>, then give the answer as JSON between answer tags: "
-        '<answer>{"query": "..."}</answer>.',
-        "<think>",
-    ),
-}
 
 
 def restyled(prompt: Prompt, style: str) -> Prompt:
@@ -272,7 +270,7 @@ def restyled(prompt: Prompt, style: str) -> Prompt:
     """
     if style == prompt.style:
         return prompt
-    _check("style", style, STYLES)
+    chosen(STYLES, style=style)
     form, prefix = _FORMATS[style]
     return replace(prompt, style=style, instruction=prompt.instruction + form, prefix=prefix, examples=())
 
@@ -293,5 +291,5 @@ def compose(request: str, parsed_query: str, mode: str, weight: int = 1) -> str:
     For a bag of words, repeating a word weighs it (query2doc, arXiv 2303.07678, repeats the request). With no query
     ("", a completion that failed to parse) nothing is sent in `rewrite`, the request in `expand`.
     """
-    _check("mode", mode, MODES)
+    chosen(MODES, mode=mode)
     return parsed_query if mode == "rewrite" else " ".join([request, *[parsed_query] * weight]).strip()

@@ -1,8 +1,4 @@
-"""Rows of CSV, JSONL and Parquet files and of DataFrames, what their cells hold, and catalogues made of them.
-
-A row is a dict, beside its place for messages. Rows of a DataFrame or a Parquet file count from 1, without the header
-("items, row 3"); of a text file the line is named ("items.csv, line 4").
-"""
+"""Rows of CSV, JSON, JSONL and Parquet files and of DataFrames, what their cells hold, and catalogues made of them."""
 
 import csv
 import functools
@@ -30,12 +26,73 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import ITEM_COLUMNS, is_count, is_empty, no_column, shown
 
 Table: TypeAlias = pd.DataFrame | str | os.PathLike
-Rows: TypeAlias = Iterator[tuple[str, dict]]  # (place, row)
 ENDINGS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".json", ".parquet")
 CELL_LIMIT = 100_000_000  # characters; the csv module's own limit is shorter than a long item text
 BATCH = 65_536  # rows of a Parquet file in memory at once
 TITLE_WORDS = 25  # of a text whose title is not marked
 WITHOUT_TEXT = "items without text left out"
+
+
+class Row(dict[str, Any]):
+    """Column -> cell. `place` names the row in messages.
+
+    Rows of a DataFrame or a Parquet file count from 1, without the header ("items, row 3"); of a text file the line is
+    named ("items.csv, line 4").
+    """
+
+    def __init__(self, place: str, cells: Iterable) -> None:
+        super().__init__(cells)
+        self.place = place
+
+    def cell(self, column: str) -> Any:
+        """What the row has in a column. Raises RecR1Error where it has no such column."""
+        if column not in self:
+            raise RecR1Error(no_column(column, self, self.place))
+        return self[column]
+
+    def text(self, column: str, empty: bool = False) -> str:
+        """The text in a column, stripped; "" for an empty cell where `empty` allows it. Raises RecR1Error."""
+        value = self.cell(column)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+        if empty and is_empty(value):
+            return ""
+        raise RecR1Error(f"{self.place}: {column} is {shown(value)}; write text there")
+
+    def once(self, column: str, value: str, seen: dict[str, str]) -> str:
+        """`value`, with its place noted in `seen`. Raises RecR1Error where it stands in an earlier place."""
+        if (first := seen.setdefault(value, self.place)) != self.place:
+            raise RecR1Error(f"{self.place}: {column} {value!r} stands in {first.rpartition(', ')[2]} too; keep one")
+        return value
+
+    def id(self, column: str) -> str:
+        """An id as text. Raises RecR1Error where it is no text and no whole number."""
+        return _read_id(self.cell(column), f"{self.place}: {column}")
+
+    def ids(self, column: str) -> list[str]:
+        """The ids of a cell: a list, perhaps as JSON text; an empty cell holds none. Raises RecR1Error."""
+        value = _unpacked(self.cell(column), place := f"{self.place}: {column}")
+        if not isinstance(value, list) and not is_empty(value):
+            raise RecR1Error(f'{place} is {shown(value)}; write a JSON list of item ids, such as ["a", "b"]')
+        return [_read_id(item, f"{place}: an id") for item in value or []]
+
+    def relevant(self) -> dict[str, float]:
+        """`{item_id: gain}`. The cell `relevant` is an id, a list of ids or an object of gains, perhaps as JSON text;
+        `gain` is that of all its ids, 1 where it is empty or absent. Raises RecR1Error."""
+        value, gain = _unpacked(self.cell("relevant"), place := f"{self.place}: relevant"), self.get("gain")
+        no_gain = is_empty(gain) and not isinstance(gain, float)  # NaN is a gain that went wrong
+        if isinstance(value, dict) and not no_gain:
+            raise RecR1Error(f"{self.place} has gains in relevant and in gain; keep one of the two")
+        if not isinstance(value, dict):
+            ids = value if isinstance(value, list) else [value]
+            value = {_read_id(item, place): 1.0 if no_gain else gain for item in ids}
+        judged = {item: gain for item, gain in value.items() if gain is not None}  # Parquet fills up with None
+        if not judged:
+            raise RecR1Error(f"{place} is empty; name at least one item, or leave the row out")
+        return {_read_id(item, place): _gain(gain, self.place) for item, gain in judged.items()}
+
+
+Rows: TypeAlias = Iterator[Row]
 
 
 def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[str, Rows]:
@@ -48,28 +105,25 @@ def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[
     if isinstance(source, pd.DataFrame):
         _check_header(source.columns, what)
         rows = enumerate(source.to_dict("records"), start=1)
-        return what, _some(((f"{what}, row {number}", row) for number, row in rows), what)
+        return what, _some((Row(f"{what}, row {number}", cells) for number, cells in rows), what)
     if not isinstance(source, (str, os.PathLike)):
         raise RecR1Error(f"{what} is a {type(source).__name__}; give a path or a DataFrame")
     path = _checked_path(source, what)
     readers: dict[str, Callable[[Path, str], Rows]] = {"csv": csv_rows, "jsonl": _jsonl, "json": _json}
     readers["parquet"] = functools.partial(_parquet, columns=columns)
-    return path.name, _some(
-        readers[path.name.lower().removesuffix(".gz").rpartition(".")[2]](path, path.name), path.name
-    )
+    read = readers[path.name.lower().removesuffix(".gz").rpartition(".")[2]]
+    return path.name, _some(read(path, path.name), path.name)
 
 
 def read_table(source: Table, what: str) -> tuple[pd.DataFrame, str]:
     """All rows as a table whose index holds each one's place without the name ("line 4"), and the name."""
-    name, rows = read_rows(source, what)
-    cells = {place.removeprefix(f"{name}, "): row for place, row in rows}
-    columns = dict.fromkeys(key for row in cells.values() for key in row)
-    return pd.DataFrame(
-        {key: [row.get(key) for row in cells.values()] for key in columns}, list(cells), dtype=object
-    ), name
+    name, unread = read_rows(source, what)
+    rows = list(unread)
+    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    return pd.DataFrame(columns, [row.place.removeprefix(f"{name}, ") for row in rows], dtype=object), name
 
 
-def _some(rows: Iterable[tuple[str, dict]], name: str) -> Rows:
+def _some(rows: Rows, name: str) -> Rows:
     row = None
     for row in rows:
         yield row
@@ -90,9 +144,7 @@ def _checked_path(source: str | os.PathLike, what: str) -> Path:
     if not path.exists():
         raise RecR1Error(f"{what}: there is no file {path}; check the path (it starts from {Path.cwd()})")
     if not path.name.lower().endswith(ENDINGS):
-        raise RecR1Error(
-            f"{what}: {path.name} has not one of the endings {', '.join(ENDINGS)}; save it as one of these"
-        )
+        raise RecR1Error(f"{what}: {path.name} has not one of the endings {', '.join(ENDINGS)}; save it as one of them")
     try:
         with path.open("rb") as file:
             blank = not file.read(4096).strip() and not file.read(1)
@@ -114,28 +166,24 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         bad = f"byte {problem.object[problem.start]:#x}"
         raise RecR1Error(f"{path.name}, line {number} is not UTF-8 ({bad}); save the file again as UTF-8") from problem
     except (OSError, EOFError, zlib.error) as problem:
-        reason = getattr(problem, "strerror", None) or problem
-        raise RecR1Error(
-            f"{path.name} cannot be read after line {number} ({reason}); mend its permissions, or copy it again"
-        ) from problem
+        reason = f"{path.name} cannot be read after line {number} ({getattr(problem, 'strerror', None) or problem})"
+        raise RecR1Error(f"{reason}; mend its permissions, or copy it again") from problem
 
 
 def _loads(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as problem:
-        raise RecR1Error(
-            f"{place} is no JSON ({problem}); check the quotes, or copy the file again if it is cut short"
-        ) from problem
+        raise RecR1Error(f"{place} is no JSON ({problem}); mend it, or copy a file that was cut short") from problem
 
 
 def _jsonl(path: Path, name: str) -> Rows:
     for number, line in _lines(path):
         if line.strip():
-            row = _loads(line, place := f"{name}, line {number}")
-            if not isinstance(row, dict):
+            cells = _loads(line, place := f"{name}, line {number}")
+            if not isinstance(cells, dict):
                 raise RecR1Error(f"{place} is no JSON object; write one in each line")
-            yield place, row
+            yield Row(place, cells)
 
 
 def csv_rows(path: Path, name: str, **dialect: Any) -> Rows:
@@ -152,7 +200,7 @@ def csv_rows(path: Path, name: str, **dialect: Any) -> Rows:
                 counts = f"{len(cells)} cells and the header {len(header)}"
                 raise RecR1Error(f"{place} has {counts}; check the quotes, or copy the file again if it is cut short")
             else:
-                yield place, dict(zip(header, cells))
+                yield Row(place, zip(header, cells))
     except csv.Error as problem:
         raise RecR1Error(f"{name}, line {reader.line_num} is no CSV ({problem}); check the quotes") from problem
     finally:
@@ -163,7 +211,7 @@ def _json(path: Path, name: str) -> Rows:
     entries = _loads("".join(line for _, line in _lines(path)), name)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise RecR1Error(f"{name} holds no list of JSON objects; write [{{...}}, {{...}}]")
-    yield from ((f"{name}, entry {number}", entry) for number, entry in enumerate(entries, start=1))
+    yield from (Row(f"{name}, entry {number}", entry) for number, entry in enumerate(entries, start=1))
 
 
 def _parquet(path: Path, name: str, columns: Collection[str]) -> Rows:
@@ -171,74 +219,22 @@ def _parquet(path: Path, name: str, columns: Collection[str]) -> Rows:
         file, before = pq.ParquetFile(path), 0
         wanted = [column for column in file.schema_arrow.names if not columns or column in columns]
         for batch in file.iter_batches(BATCH, columns=wanted):
-            yield from ((f"{name}, row {before + at}", row) for at, row in enumerate(batch.to_pylist(), start=1))
+            yield from (Row(f"{name}, row {before + at}", cells) for at, cells in enumerate(batch.to_pylist(), start=1))
             before += len(batch)
     except (pa.ArrowException, OSError) as problem:
         first_line = (str(problem).splitlines() or [type(problem).__name__])[0][:200].rstrip(".")
         raise RecR1Error(
-            f"{name} cannot be read as Parquet ({first_line}); it may be cut short, so copy or save it again"
+            f"{name} cannot be read as Parquet ({first_line}); it may be cut short, copy it again"
         ) from problem
 
 
-def cell(row: Mapping, column: str, place: str) -> Any:
-    """What a row has in a column. Raises RecR1Error where it has no such column."""
-    if column not in row:
-        raise RecR1Error(no_column(column, row, place))
-    return row[column]
-
-
-def text_of(row: Mapping, column: str, place: str, empty: bool = False) -> str:
-    """The text in a row, stripped; "" for an empty cell where `empty` allows it. Raises RecR1Error."""
-    value = cell(row, column, place)
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if empty and is_empty(value):
-        return ""
-    raise RecR1Error(f"{place}: {column} is {shown(value)}; write text there")
-
-
-def check_once(seen: dict[str, str], value: str, column: str, place: str) -> None:
-    """Notes the place of an id in `seen`. Raises RecR1Error where it stands in an earlier place."""
-    if (first := seen.setdefault(value, place)) != place:
-        raise RecR1Error(f"{place}: {column} {value!r} stands in {first.rpartition(', ')[2]} too; keep one")
-
-
-def read_id(value: Any, place: str) -> str:
-    """An id as text. A number with decimals is refused: 7.0 is how a damaged "7" or "007" looks."""
+def _read_id(value: Any, place: str) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     if isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_)):
         return str(value)
+    # a number with decimals, too: 7.0 is how a damaged "7" or "007" looks
     raise RecR1Error(f"{place} is {shown(value)}; an id is text or a whole number")
-
-
-def read_ids(value: Any, place: str) -> list[str]:
-    """The ids of one cell: a list, perhaps as JSON text; an empty cell holds none."""
-    value = _unpacked(value, place)
-    if is_empty(value):
-        return []
-    if not isinstance(value, list):
-        raise RecR1Error(f'{place} is {shown(value)}; write a JSON list of item ids, such as ["a", "b"]')
-    return [read_id(item, f"{place}: an id") for item in value]
-
-
-def read_relevant(value: Any, gain: Any, place: str) -> dict[str, float]:
-    """`{item_id: gain}` of one cell: an id, or a list of ids or an object of gains, perhaps as JSON text."""
-    what = f"{place}: relevant"
-    value = _unpacked(value, what)
-    no_gain = is_empty(gain) and not isinstance(gain, float)  # NaN is a gain that went wrong
-    if isinstance(value, dict) and not no_gain:
-        raise RecR1Error(f"{place} has gains in relevant and in gain; keep one of the two")
-    if not isinstance(value, dict):
-        value = {
-            read_id(item, what): 1.0 if no_gain else gain for item in (value if isinstance(value, list) else [value])
-        }
-    relevant = {
-        read_id(item, what): _gain(own, place) for item, own in value.items() if own is not None
-    }  # None: Parquet
-    if not relevant:
-        raise RecR1Error(f"{what} is empty; name at least one item, or leave the row out")
-    return relevant
 
 
 def _unpacked(value: Any, place: str) -> Any:
@@ -267,7 +263,7 @@ class HubFiles(list[HubFile]):
     """The files of the Hub that a task took instead of local ones; as text where they are from, for `about`."""
 
     def instead_of(self, source: Any, repo: str, file: str, local: str, revision: str | None = None) -> Any:
-        """`source`, or where that is None the path of the Hub's file. Raises RecR1Error as assets.fetch does."""
+        """`source`, or where that is None the path of the Hub's file."""
         if source is None:
             self.append(fetch_file(repo, file, local, revision))
         return self[-1].path if source is None else source
@@ -279,22 +275,21 @@ class HubFiles(list[HubFile]):
 def read_items(source: Table, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
     """A catalogue (`item_id`, `title`, `text`, `category`) as BLaIR and Amazon-C4 have it, and its name.
 
-    Rows have item_id (or item), category, and metadata: title and description in one text, the title closed by a full
-    stop; so `title` is its start up to the first ". ". Rows may have title and text instead, and then need no
-    category. An item whose text is empty is left out and counted in `notes`. Raises RecR1Error that names the place.
+    Rows have item_id (or item), category, and metadata: title, full stop and description in one text. Rows may have
+    title and text instead, and then need no category. An item whose text is empty is left out and counted in `notes`.
     """
     kept: list[tuple] = []
     seen: dict[str, str] = {}
     name, rows = read_rows(source, "items")
-    for place, row in rows:
-        item = text_of(row, "item" if "item" in row and "item_id" not in row else "item_id", place)
-        check_once(seen, item, "item_id", place)
+    for row in rows:
+        column = "item" if "item" in row and "item_id" not in row else "item_id"
+        item = row.once("item_id", row.text(column), seen)
         if "metadata" in row or "text" not in row:
-            text, category = (text_of(row, key, place, empty=True) for key in ("metadata", "category"))
+            text, category = row.text("metadata", empty=True), row.text("category", empty=True)
             title = " ".join(text.split(". ")[0].split()[:TITLE_WORDS])
         else:
-            title, text = (text_of(row, key, place, empty=True) for key in ("title", "text"))
-            category = text_of(row, "category", place, empty=True) if "category" in row else ""
+            title, text = row.text("title", empty=True), row.text("text", empty=True)
+            category = row.text("category", empty=True) if "category" in row else ""
         if title and text:
             kept.append((item, title, text, category))
         else:
@@ -306,39 +301,26 @@ def read_items(source: Table, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
 
 def known_category(category: str, items: pd.DataFrame, name: str, aliases: Mapping[str, str] = {}) -> str:
     """The category as the items have it. Raises RecR1Error with those that there are."""
-    known = set(items["category"])
+    known = sorted(set(items["category"]) - {""})
     for way in (category, aliases.get(category, category)):
         if way in known:
             return way
-    there = ", ".join(sorted(filter(None, known))[:40]) or "(none is named)"
-    raise RecR1Error(f"{name} has no category {category!r}; choose 'all' or one of {there}")
+    raise RecR1Error(f"{name} has no category {category!r}; choose 'all' or one of {', '.join(known[:40])}")
 
 
-def thin(
-    items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], max_items: int | None, seed: int
-) -> tuple[pd.DataFrame, str]:
+def thin(items: pd.DataFrame, splits: Mapping, max_items: int | None, seed: int) -> tuple[pd.DataFrame, str]:
     """At most `max_items` items: all that the examples hold, the rest drawn with `seed`, in their order; a note on it.
 
-    Scores on a thinned catalogue are higher than on the whole: fewer items compete. Raises RecR1Error where the
-    examples hold more than `max_items`.
+    Scores on a thinned catalogue are higher: fewer items compete. Raises RecR1Error where the examples hold more.
     """
     columns = [frame[key] for frame in splits.values() for key in ("relevant", "exclude") if key in frame]
     needed = items["item_id"].isin({item for column in columns for ids in column for item in ids}).to_numpy(copy=True)
-    if max_items is not None and not is_count(max_items, max(needed.sum(), 1)):
-        raise RecR1Error(
-            f"max_items={max_items!r} is no number from the {needed.sum()} items on that the examples need; "
-            "raise it, or take fewer examples"
-        )
+    least = max(needed.sum(), 1)
+    if max_items is not None and not is_count(max_items, least):
+        raise RecR1Error(f"max_items={max_items!r} is no number from the {least} items on that the examples need")
     if max_items is None or max_items >= len(items):
         return items, f"whole: {len(items)} items"
     note = f"thinned to {max_items} of {len(items)} items, those of the examples kept, the rest drawn with seed {seed}"
     others = np.flatnonzero(~needed)
     needed[np.random.RandomState(seed).permutation(others)[: max_items - needed.sum()]] = True
     return items[needed].reset_index(drop=True), note
-
-
-def chosen(known: Collection[str], **options: str) -> None:
-    """Raises RecR1Error for an option whose value is none of `known`."""
-    for option, value in options.items():
-        if value not in known:
-            raise RecR1Error(f"there is no {option}={value!r}; choose one of {', '.join(known)}")
