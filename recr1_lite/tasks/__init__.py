@@ -28,11 +28,10 @@ def load_task(task: str, /, **options) -> Task:
         own = 'your own data: load_task("custom", items=..., requests=...)'
         raise RecR1Error(f"there is no task {task!r}; choose one of {', '.join(LOADERS)} ({own})")
     load = pkgutil.resolve_name(f"recr1_lite.tasks.{LOADERS[task]}")
-    known = inspect.signature(load).parameters
-    for option in options:
-        if option not in known:
-            raise RecR1Error(f"task {task!r} has no option {option!r}; its options are {', '.join(known)}")
-    for option, parameter in known.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise RecR1Error(f"task {task!r} needs {option}=; its options are {', '.join(known)}")
+    signature = inspect.signature(load)
+    try:
+        signature.bind(**options)
+    except TypeError as problem:
+        known = ", ".join(signature.parameters)
+        raise RecR1Error(f"task {task!r}: {problem}; its options are {known}") from problem
     return load(**options)
