@@ -179,12 +179,12 @@ def test_unknown_task_and_options():
         (
             "clothing",
             {"word": 3},
-            "task 'clothing': got an unexpected keyword argument 'word'; its options are words, seed",
+            "task 'clothing' has no option 'word'; its options are words, seed",
         ),
         (
             "custom",
             {"items": "items.csv"},
-            "task 'custom': missing a required argument: 'requests'; its options are items, requests, val",
+            "task 'custom' needs requests=; its options are items, requests, val",
         ),
         ("movielens", {"seed": 0}, "its options are last"),
     ]:

@@ -28,10 +28,10 @@ def load_task(task: str, /, **options) -> Task:
         own = 'your own data: load_task("custom", items=..., requests=...)'
         raise RecR1Error(f"there is no task {task!r}; choose one of {', '.join(LOADERS)} ({own})")
     load = pkgutil.resolve_name(f"recr1_lite.tasks.{LOADERS[task]}")
-    signature = inspect.signature(load)
-    try:
-        signature.bind(**options)
-    except TypeError as problem:
-        known = ", ".join(signature.parameters)
-        raise RecR1Error(f"task {task!r}: {problem}; its options are {known}") from problem
+    known = inspect.signature(load).parameters
+    needed = [option for option, parameter in known.items() if parameter.default is parameter.empty]
+    problems = [f"has no option {option!r}" for option in options if option not in known]
+    problems += [f"needs {option}=" for option in needed if option not in options]
+    if problems:
+        raise RecR1Error(f"task {task!r} {problems[0]}; its options are {', '.join(known)}")
     return load(**options)

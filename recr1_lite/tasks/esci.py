@@ -105,7 +105,7 @@ def load(
 def _judged_queries(tables: list[tuple], gains: Mapping[str, float]) -> tuple[pd.DataFrame, set[str]]:
     """EXAMPLE_COLUMNS and `split` of the judgements, queries in order of appearance; the ids of all products judged.
 
-    tables: pairs of a table and its split, "" where a column has it. Rows of another locale or outside the small version
+    tables: pairs of a table and its split, "" where a column has it. Rows of another locale or out of the small version
     are left alone; queries of one text in one split are one, and a product of two labels has its best.
     """
     examples: dict[tuple[str, str], dict] = {}
