@@ -1,21 +1,23 @@
 """The command line: help a newcomer can follow, and one sentence for everything a user can get wrong."""
 
-from __future__ import annotations
-
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 
-from recr1_lite.__main__ import COMMANDS, main, parser
+from recr1_lite.__main__ import COMMANDS, Command, main, parser
+from recr1_lite.common import RecR1Error
 
 ITEMS = "item_id,title,text\na,Red dress,a red dress of silk\nb,Blue jeans,blue jeans of denim\nc,Coat,a warm coat\n"
 REQUESTS = "request,relevant\n" + "".join(f"message number {i} about a dress,a\n" for i in range(12))
 
 
-def run(capsys, *arguments: str) -> tuple[int, str]:
-    code = main(list(arguments))
+def run(capsys, *words: str) -> tuple[int, str]:
+    code = main(list(words))
     return code, capsys.readouterr().err.strip()
 
 
@@ -27,64 +29,48 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_command_has_help_and_an_action(capsys):
-    text = parser().format_help()
-    for name in COMMANDS:
-        assert re.search(rf"^ +{name}\s", text, re.M), name
-        with pytest.raises(SystemExit) as stop:
-            main([name, "--help"])
-        assert stop.value.code == 0
+def raw(files, items: str = "items.csv") -> list[str]:
+    """`evaluate --raw` on the custom task of these files."""
+    places = ["--items", str(files / items), "--requests", str(files / "requests.csv")]
+    return ["evaluate", "--raw", "--profile", "smoke", "--task", "custom", *places]
+
+
+def rows(files) -> list[dict]:
+    return [json.loads(line) for line in (files / "runs" / "ledger.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    assert re.search(rf"^ +{name}\s", parser().format_help(), re.M)
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0 and "default" in capsys.readouterr().out or name in ("doctor", "prepare")
+
+
+def test_help_loads_no_torch():
+    """The package's first import looks for unsloth; where a GPU could use it, torch is loaded all the same."""
+    code = "import sys, recr1_lite.__main__ as m; m.parser().format_help(); sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "RECR1_BACKEND": "transformers"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
 def test_evaluate_raw_on_a_custom_task(files, capsys):
-    arguments = (
-        "evaluate",
-        "--raw",
-        "--profile",
-        "smoke",
-        "--task",
-        "custom",
-        "--items",
-        str(files / "items.csv"),
-        "--requests",
-        str(files / "requests.csv"),
-    )
-    assert main(list(arguments)) == 0
-    assert "ndcg@100" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (files / "runs" / "ledger.jsonl").read_text().splitlines()]
-    assert [row["kind"] for row in rows] == ["eval"] and rows[0]["metrics"]["ndcg@100"]["mean"] == 1.0
-    assert main([*arguments, "--split", "test"]) == 0
-    rows = [json.loads(line) for line in (files / "runs" / "ledger.jsonl").read_text().splitlines()]
-    assert [row["kind"] for row in rows] == ["eval", "unseal", "eval"]
+    assert main(raw(files)) == 0 and "ndcg@100" in capsys.readouterr().out
+    assert [row["kind"] for row in rows(files)] == ["eval"] and rows(files)[0]["metrics"]["ndcg@100"]["mean"] == 1.0
+    assert main([*raw(files), "--split", "test"]) == 0
+    assert [row["kind"] for row in rows(files)] == ["eval", "unseal", "eval"]
 
 
 def test_an_engine_by_address_and_options_of_a_task(files, capsys):
     from recr1_lite.search.base import CallableRetriever
     from recr1_lite.search.remote import serve
 
-    asked = []
+    asked: list[str] = []
     with serve(CallableRetriever(lambda queries, k: asked.extend(queries) or [["b", "a"]] * len(queries))) as url:
-        code, said = run(
-            capsys,
-            "evaluate",
-            "--raw",
-            "--profile",
-            "smoke",
-            "--task",
-            "custom",
-            "--items",
-            str(files / "items.csv"),
-            "--requests",
-            str(files / "requests.csv"),
-            "--retriever",
-            url,
-            "--option",
-            "k_eval=1",
-            "--option",
-            "name=mine",
-        )
+        options = ["--retriever", url, "--option", "k_eval=1", "--option", "name=mine"]
+        code, said = run(capsys, *raw(files), *options)
     assert code == 0 and asked, said
-    (row,) = [json.loads(line) for line in (files / "runs" / "ledger.jsonl").read_text().splitlines()]
+    (row,) = rows(files)
     assert (row["task"], row["retriever"]) == ("mine", "JSONRetriever")
     assert row["metrics"]["mrr"]["mean"] == 0.5  # the server's order
 
@@ -98,20 +84,7 @@ def test_an_engine_by_address_and_options_of_a_task(files, capsys):
     ],
 )
 def test_an_engine_or_option_that_is_none(files, capsys, words, said):
-    code, sentence = run(
-        capsys,
-        "evaluate",
-        "--raw",
-        "--profile",
-        "smoke",
-        "--task",
-        "custom",
-        "--items",
-        str(files / "items.csv"),
-        "--requests",
-        str(files / "requests.csv"),
-        *words,
-    )
+    code, sentence = run(capsys, *raw(files), *words)
     assert code == 2 and said in sentence and "\n" not in sentence
 
 
@@ -139,19 +112,7 @@ def test_bad_files_are_one_sentence(files, capsys, what):
     name, content, word = BAD[what]
     (files / name).unlink() if content is None else (files / name).write_bytes(content)
     before = sorted(path.name for path in files.iterdir())
-    code, said = run(
-        capsys,
-        "evaluate",
-        "--raw",
-        "--profile",
-        "smoke",
-        "--task",
-        "custom",
-        "--items",
-        str(files / "items.csv"),
-        "--requests",
-        str(files / "requests.csv"),
-    )
+    code, said = run(capsys, *raw(files))
     assert code == 2 and said.startswith("recr1_lite: ") and len(said.splitlines()) == 1, said
     assert word in said and "Traceback" not in said
     assert sorted(path.name for path in files.iterdir()) == before
@@ -167,7 +128,11 @@ def test_bad_files_are_one_sentence(files, capsys, what):
             ["evaluate", "--task", "custom", "--items", "{items}", "--requests", "{requests}", "--adapter", "nowhere"],
             "nowhere",
         ),
-        (["train", "--steps", "0"], "--steps"),
+        (["train", "--steps", "0"], "--steps 0"),
+        (["capability", "--limit", "0"], "--limit 0"),
+        (["capability", "--max-tokens", "-1"], "--max-tokens -1"),
+        (["export", "--adapter", "x", "--n", "0"], "--n 0"),
+        (["serve", "--k", "0"], "--k 0"),
         (["report"], "make demo"),
     ],
 )
@@ -175,6 +140,16 @@ def test_bad_arguments_are_one_sentence(files, capsys, arguments, word):
     places = {"{items}": str(files / "items.csv"), "{requests}": str(files / "requests.csv")}
     code, said = run(capsys, *[places.get(argument, argument) for argument in arguments])
     assert code == 2 and len(said.splitlines()) == 1 and word in said, said
+
+
+@pytest.mark.parametrize("error, status", [(BrokenPipeError(), 141), (KeyboardInterrupt(), 130), (RecR1Error("no"), 2)])
+def test_exit_codes(monkeypatch, capfd, error, status):
+    def fail(_):
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "doctor", Command(fail, ()))
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert main(["doctor"]) == status and "Traceback" not in capfd.readouterr().err
 
 
 def test_profile_from_the_environment(files, capsys, monkeypatch):
@@ -187,7 +162,5 @@ def test_parquet_that_is_cut_short(files, capsys):
     path = files / "items.parquet"
     pd.DataFrame({"item_id": ["a"], "title": ["b"], "text": ["c"]}).to_parquet(path)
     path.write_bytes(path.read_bytes()[:-20])
-    code, said = run(
-        capsys, "evaluate", "--raw", "--task", "custom", "--items", str(path), "--requests", str(files / "requests.csv")
-    )
+    code, said = run(capsys, *raw(files, "items.parquet"))
     assert code == 2 and len(said.splitlines()) == 1 and "items.parquet" in said

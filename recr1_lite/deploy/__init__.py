@@ -1,7 +1,7 @@
-"""Leaving with the model: export and serve."""
+"""Leaving with the model: export, its card, and serve."""
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submod_attrs={"export": ["export"], "serve": ["Service", "local_server"]}
+    __name__, submodules={"card", "export"}, submod_attrs={"serve": ["Service", "local_server"]}
 )
