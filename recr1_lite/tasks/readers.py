@@ -104,8 +104,8 @@ def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[
     """
     if isinstance(source, pd.DataFrame):
         _check_header(source.columns, what)
-        rows = enumerate(source.to_dict("records"), start=1)
-        return what, _some((Row(f"{what}, row {number}", cells) for number, cells in rows), what)
+        rows = enumerate(source.itertuples(index=False, name=None), start=1)
+        return what, _some((Row(f"{what}, row {number}", zip(source.columns, cells)) for number, cells in rows), what)
     if not isinstance(source, (str, os.PathLike)):
         raise RecR1Error(f"{what} is a {type(source).__name__}; give a path or a DataFrame")
     path = _checked_path(source, what)
