@@ -288,7 +288,7 @@ def test_install_cells_are_one_and_keep_colabs_torch(monkeypatch):
         clone, keep, pip = installed(source, gpu, monkeypatch)
         assert clone.endswith("https://github.com/me/kit kit") and "-c torch.txt" in pip
         assert keep == f"echo torch=={torch.__version__} > torch.txt"
-        assert ("-r kit/requirements-gpu.txt" in pip) == gpu and "-r kit/requirements.txt" in pip
+        assert ("-r kit/requirements-gpu.txt" in pip) == gpu and '-e "kit[api,server]"' in pip
     monkeypatch.delitem(sys.modules, "google.colab")
     assert InteractiveShell.instance().run_cell(source).success, "elsewhere it does nothing"
 
