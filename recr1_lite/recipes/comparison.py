@@ -73,7 +73,7 @@ def taught(examples: pd.DataFrame, teach: Teacher) -> pd.DataFrame:
 
 @dataclass
 class Arena:
-    """What all methods share: the task, its retriever, the profile, where things go, and the budget once it is set."""
+    """What all methods share: the task, its retriever, the profile, where things go, and the budget."""
 
     task: Task
     retriever: Retriever
@@ -82,13 +82,18 @@ class Arena:
     out: Path
     seed: int = 0
     ledger: Ledger = field(default_factory=Ledger)
-    seconds: float | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
         self.samples = self.profile.steps * self.profile.prompts_per_step * self.profile.group_size
         count = max(1, self.samples // self.profile.best_of)
         self.examples = self.task.train.sample(min(count, len(self.task.train)), random_state=self.seed)
+
+    @property
+    def seconds(self) -> float | None:
+        """What GRPO took, which is what the others may take; None until it is trained."""
+        row = self.done(GRPO)
+        return row["cost"]["seconds"] if row else None
 
     def folder(self, method: str) -> Path:
         return self.out / slug(method)
@@ -115,7 +120,8 @@ class Arena:
 
     def done(self, method: str) -> dict | None:
         """The ledger's row of a method that was trained to its end in this run; None otherwise."""
-        rows = [row for row in self.ledger.rows("train") if row.get("run") == self.out.name and row["method"] == method]
+        wanted = (self.out.name, method)
+        rows = [row for row in self.ledger.rows("train") if (row.get("run"), row["method"]) == wanted]
         whole = rows and rows[-1]["stopped"] == "finished" and (self.folder(method) / "best").is_dir()
         return rows[-1] if whole else None
 
@@ -142,7 +148,7 @@ def compare_methods(
     out = Path(out)
     book = (ledger or Ledger()).bind(run=out.name, profile=profile.name, seed=seed)
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
-    arena = Arena(task, BM25Retriever.build(task.items), profile, teach, out, seed, book, progress=progress)
+    arena = Arena(task, BM25Retriever.build(task.items), profile, teach, out, seed, book, progress)
     methods = [method for method in METHODS if method in methods]
     for method in methods:
         row = arena.done(method)
@@ -152,8 +158,6 @@ def compare_methods(
             gc.collect()  # a trainer and its policy refer to each other; the next pair comes
         if row["stopped"] != "finished":
             raise RecR1Error(f"{method} was stopped; run the same command again to go on")
-        if method == GRPO:
-            arena.seconds = row["cost"]["seconds"]
     results = test(arena, methods)
     print(report_markdown(book, out.name))
     print(f"look at {write_report(book, out / 'report.html', out.name)}")
@@ -182,7 +186,8 @@ def _train_grpo(arena: Arena, method: str) -> dict:
 def _train_sft(arena: Arena, method: str) -> dict:
     targets, spent = make_targets(arena, method)
     prompt, policy = arena.prompt(method), load_policy(arena.profile, arena.seed)
-    left = None if arena.seconds is None else arena.seconds - spent.seconds
+    budget = arena.seconds
+    left = None if budget is None else budget - spent.seconds
     done = sft.train(policy, targets, prompt, arena.profile, arena.run(policy, method), max_seconds=left)
     answers = [sft.answer_text(prompt, *pair) for pair in zip(targets["rewrite"], targets["thought"], strict=True)]
     length = sum(len(ids) for ids in policy.tokenizer(answers)["input_ids"]) / len(answers) + 1

@@ -35,7 +35,7 @@ def say(text: str) -> None:
 
 
 @dataclass
-class Run:
+class Loop:
     """What the steps of one demo share. rivals: recommenders without a language model, of a sequential task."""
 
     task: Task
@@ -87,8 +87,8 @@ def demo(
     encode(policy.tokenizer, prompts, profile.max_prompt_tokens)  # too long a prompt is said before the long work
 
     say(f"baselines on {len(task.val)} validation requests")
-    run = Run(task, engine, profile, book, seed, few_shot, baselines(task) if "history" in task.train else [])
-    print(methods_table(run.score("val", policy), ["raw request"]).to_string(index=False))
+    loop = Loop(task, engine, profile, book, seed, few_shot, baselines(task) if "history" in task.train else [])
+    print(methods_table(loop.score("val", policy), ["raw request"]).to_string(index=False))
 
     say(f"headroom: {ROLLOUTS} rollouts for each of {profile.n_headroom} training requests")
     headroom(policy, task, engine, profile, ledger=book)
@@ -100,23 +100,23 @@ def demo(
     gc.collect()  # the trainer and its policy refer to each other; two more models come
 
     say(f"sealed test: {profile.n_test} requests that nothing has seen so far")
-    results = test(run, done.adapter)
+    results = test(loop, done.adapter)
     page = write_report(book, out / "report.html", out.name)
     print(report_markdown(book, out.name))
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes; look at {page}")
     return results
 
 
-def test(run: Run, adapter: Path) -> list[EvalResult]:
+def test(loop: Loop, adapter: Path) -> list[EvalResult]:
     """Every method once on the sealed test, the trained one last; paired differences and an inspection are kept."""
-    results = run.score("test", load_policy(run.profile, trainable=False))
-    policy = load_policy(run.profile, run.seed, adapter=adapter, trainable=False)
-    trained = as_rewriter(policy, run.task.prompt, run.profile, "GRPO")
-    results.append(evaluate(trained, run.task, run.retriever, "test", run.ledger, run.seed))
-    methods_table(results, ["raw request", "zero-shot"], ledger=run.ledger)
-    inspection = inspect_rewrites(results[0], results[-1], run.task.items)
+    results = loop.score("test", load_policy(loop.profile, trainable=False))
+    policy = load_policy(loop.profile, loop.seed, adapter=adapter, trainable=False)
+    trained = as_rewriter(policy, loop.task.prompt, loop.profile, "GRPO")
+    results.append(evaluate(trained, loop.task, loop.retriever, "test", loop.ledger, loop.seed))
+    methods_table(results, ["raw request", "zero-shot"], ledger=loop.ledger)
+    inspection = inspect_rewrites(results[0], results[-1], loop.task.items)
     names = {"before": results[0].name, "after": results[-1].name}
-    run.ledger.append({"kind": "inspect", **names, "rows": inspection.to_rows()})
+    loop.ledger.append({"kind": "inspect", **names, "rows": inspection.to_rows()})
     return results
 
 
