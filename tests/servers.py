@@ -7,6 +7,8 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from recr1_lite.search.base import search_all
+
 
 @contextmanager
 def server(answer, root="/v1"):
@@ -21,7 +23,7 @@ def server(answer, root="/v1"):
                 body = json.loads(body)
             except ValueError:
                 pass
-            seen.append((self.path, dict(self.headers), body))
+            seen.append((self.path, {name.title(): value for name, value in self.headers.items()}, body))
             status, text, *headers = answer(self.path, self.headers, body)
             content = text if isinstance(text, bytes) else text.encode()
             try:
@@ -50,3 +52,19 @@ def in_turn(*answers):
     """Give these answers one after the other, the last one for ever."""
     left = list(answers)
     return lambda *_: left.pop(0) if len(left) > 1 else left[0]
+
+
+@contextmanager
+def search_server(retriever):
+    """Any retriever behind JSONRetriever's contract, as a service of a user's would be; gives its URL."""
+
+    def answer(_, __, asked):
+        try:
+            hits = search_all(retriever, asked["queries"], asked["k"])
+        except Exception as error:
+            return 400, json.dumps({"error": {"message": f"{type(error).__name__}: {error}"}})
+        results = [[{"id": item, "score": score} for item, score in zip(*pair, strict=True)] for pair in hits]
+        return 200, json.dumps({"results": results})
+
+    with server(answer, "/search") as (url, _):
+        yield url

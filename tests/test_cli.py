@@ -62,11 +62,14 @@ def test_evaluate_raw_on_a_custom_task(files, capsys):
 
 
 def test_an_engine_by_address_and_options_of_a_task(files, capsys):
+    from servers import search_server
+
     from recr1_lite.search.base import CallableRetriever
-    from recr1_lite.search.remote import serve
 
     asked: list[str] = []
-    with serve(CallableRetriever(lambda queries, k: asked.extend(queries) or [["b", "a"]] * len(queries))) as url:
+    with search_server(
+        CallableRetriever(lambda queries, k: asked.extend(queries) or [["b", "a"]] * len(queries))
+    ) as url:
         options = ["--retriever", url, "--option", "k_eval=1", "--option", "name=mine"]
         code, said = run(capsys, *raw(files), *options)
     assert code == 0 and asked, said

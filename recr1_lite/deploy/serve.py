@@ -1,153 +1,54 @@
-"""The kit's own model behind the chat-completions interface, on this machine only: to show and to test
-`endpoint.py` where no other server runs."""
+"""A small server of rewrites: POST /search gives rewrite and results as JSON, GET / a page to try it by hand, and POST
+/v1/chat/completions lets OpenAI clients ask the model itself.
 
-# MERGED: """A small server of rewrites: POST /search gives rewrite and results as JSON, GET / a page to try it by hand,
-# MERGED: and POST /v1/chat/completions lets OpenAI clients ask the model itself.
-# MERGED:
-# MERGED: For one person's trying: one generation at a time, no streaming, no key asked for, on this machine alone by
-# MERGED: default.
-# MERGED: """
-
-from __future__ import annotations
+For one person's trying: one generation at a time, no streaming, no key asked for, on this machine alone by default. It
+runs on Starlette and uvicorn, the optional extra `server`.
+"""
 
 import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from html import escape
+from functools import partial
+from importlib.resources import files
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+
+from jinja2 import Template
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.policy.models import Policy
-from recr1_lite.policy.rewriters import ModelRewriter, encode
+from recr1_lite.policy.models import Policy, load_policy
+from recr1_lite.policy.rewriters import ModelRewriter, as_rewriter, encode
 from recr1_lite.policy.rollouts import generate_grouped
-from recr1_lite.search.base import search_all
-from recr1_lite.search.remote import local_http
-from recr1_lite.tasks.prompts import break_special_tokens
+from recr1_lite.profiles import Profile
+from recr1_lite.search.base import Retriever, search_all
+from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.prompts import PROMPTS, break_special_tokens
 
-PAGE_CSS = (
-    ":root{color-scheme:light dark}body{margin:0;background:Canvas;color:CanvasText;"
-    "font:16px/1.5 system-ui,sans-serif}main{max-width:860px;margin:0 auto;padding:16px}"
-    "h1{font-size:1.4em;line-height:1.25;overflow-wrap:anywhere}"
-)
-PATH = "/v1/chat/completions"
-
-
-@contextmanager
-def local_server(policy: Policy, port: int = 0, max_prompt_tokens: int = 1024) -> Iterator[str]:
-    """Serve `policy` on 127.0.0.1 (port 0: a free one) while inside; gives the base URL.
-
-    For lessons and tests: one chat at a time, no streaming, no key asked for. The last message may be an
-    assistant's; the model then goes on with it.
-    """
-    busy = threading.Lock()
-
-    def answer(path: str, body: str) -> tuple[int, dict]:
-        if path != PATH:
-            return 404, {"error": {"message": f"there is no {path} here, only {PATH}"}}
-        with busy:
-            return 200, chat_completion(policy, json.loads(body), max_prompt_tokens)
-
-    with local_http(answer, port) as url:
-        yield url + "/v1"
-
-
-def chat_completion(policy: Policy, body: Mapping, limit: int) -> dict:
-    """The answer to one chat of the chat-completions interface. limit: tokens of the prompt."""
-    tokenizer = policy.tokenizer
-    chat = [
-        {"role": turn["role"], "content": break_special_tokens(tokenizer, turn["content"])} for turn in body["messages"]
-    ]
-    prefix = chat.pop()["content"] if chat[-1]["role"] == "assistant" else ""
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + prefix
-    ids, mask = encode(tokenizer, [text], limit, policy.model.device)
-    training = policy.model.training
-    row = generate_grouped(
-        policy.model.eval(),
-        ids,
-        mask,
-        int(body.get("max_tokens", 64)),
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-        float(body.get("temperature", 1.0)),
-    )[0].tolist()
-    policy.model.train(training)
-    content = tokenizer.decode(row, skip_special_tokens=True)
-    ended = tokenizer.eos_token_id in row
-    return {
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": policy.name,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": content},
-                "finish_reason": "stop" if ended else "length",
-            }
-        ],
-        "usage": {"prompt_tokens": ids.size(1), "completion_tokens": len(row)},
-    }
-
-
+CHAT_PATH = "/v1/chat/completions"
 BODY = 1 << 20  # bytes of a body
 REQUESTS = 32  # requests in one call
-LETTERS = 4000  # letters of a request
-CHAT = 32_000  # letters of a chat
+LETTERS, CHAT_LETTERS = 4000, 32_000  # letters of a request, and of a chat
 RESULTS = 100  # results that may be asked for
 NEW_TOKENS = 1024  # tokens of a chat's answer
 WAIT = 60.0  # seconds until a busy server says so
-_CSS = """form{display:flex;gap:.5rem}input[name=q]{flex:1;font:inherit;padding:.4rem}button{font:inherit}
-.two{display:grid;grid-template-columns:1fr 1fr;gap:1.5rem}.two ol{padding-left:1.4rem}small{opacity:.7}"""
+SAFE = {"X-Content-Type-Options": "nosniff"}
+PAGE = SAFE | {  # no script, nothing from elsewhere, whatever a title or a request holds
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+}
 
 
 class Service:
-    """What the server knows: a rewriter on a policy, the search engine, titles of the items."""
+    """What the server knows: a rewriter on a policy, the search engine (None: chats only), titles of the items."""
 
-    def __init__(self, rewriter: ModelRewriter, retriever, titles: Mapping[str, str], k: int = 10):
+    def __init__(self, rewriter: ModelRewriter, retriever: Retriever | None, titles: Mapping[str, str], k: int = 10):
         self.rewriter, self.retriever, self.titles, self.k = rewriter, retriever, titles, k
-        self._busy = threading.Lock()
+        self.busy = threading.Lock()
 
-    def answer(self, path: str, body: str) -> tuple[int, object]:
-        """Status and JSON of a POST; what cannot be answered is a 400 and one sentence."""
-        work = {"/search": self._search, PATH: self._chat}.get(path)
-        if work is None:
-            return 404, _error(f"there is no {path} here; POST to /search or {PATH}, or GET /")
-        try:
-            asked = json.loads(body)
-        except (ValueError, RecursionError):
-            asked = None
-        if not isinstance(asked, dict):
-            return 400, _error('the body is no JSON object; send such as {"request": "warm coat", "k": 5}')
-        if not self._busy.acquire(timeout=WAIT):
-            return 503, _error("the model is busy with other requests; try again later")
-        try:
-            return 200, work(asked)
-        except RecR1Error as error:
-            return 400, _error(str(error))
-        finally:
-            self._busy.release()
-
-    def page(self, path: str) -> tuple[int, object]:
-        """Status and HTML (text) or JSON of a GET."""
-        url = urlsplit(path)
-        if url.path == "/health":
-            return 200, {"status": "ok", "model": self.rewriter.policy.name, "rewriter": self.rewriter.name}
-        if url.path == "/v1/models":
-            return 200, {"object": "list", "data": [{"id": self.rewriter.policy.name, "object": "model"}]}
-        if url.path != "/":
-            return 404, _error(f"there is no {url.path} here; GET / or /health, POST to /search")
-        request = parse_qs(url.query).get("q", [""])[0].strip()
-        if not request:
-            return 200, _page("", "")
-        status, found = self.answer("/search", json.dumps({"request": request}))
-        if status == 200:
-            return 200, _page(request, _compared(found, self._hits([found["request"]], self.k)[0]))
-        return status, _page(request[:LETTERS], f"<p>{escape(found['error']['message'])}</p>")
-
-    def _search(self, asked: Mapping) -> dict | list[dict]:
+    def search(self, asked: Mapping) -> dict | list[dict]:
+        """{"request": text or list of texts, "k": n} -> rewrite, query and results of each. Raises RecR1Error."""
         given, k = asked.get("request"), asked.get("k", self.k)
         requests = given if isinstance(given, list) else [given]
         if not 1 <= len(requests) <= REQUESTS:
@@ -158,61 +59,160 @@ class Service:
             raise RecR1Error(f"a request has {longest} letters and {LETTERS} are allowed; shorten it")
         if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= RESULTS:
             raise RecR1Error(f'"k" is {json.dumps(k)[:40]}; send a whole number from 1 to {RESULTS}')
-        requests = [_whole(request) for request in requests]
-        size = self.rewriter.batch_size
-        answers = [
-            one
-            for start in range(0, len(requests), size)
-            for one in self.rewriter.complete(requests[start : start + size])
-        ]
-        hits = self._hits([answer.query for answer in answers], k)
-        found = [
-            {
-                "request": request,
-                "rewrite": answer.completion,
-                "query": answer.query,
-                "outcome": answer.outcome,
-                "results": results,
-            }
-            for request, answer, results in zip(requests, answers, hits)
-        ]
+        texts, size = [_whole(str(request)) for request in requests], self.rewriter.batch_size
+        batches = [texts[at : at + size] for at in range(0, len(texts), size)]
+        answers = [answer for batch in batches for answer in self.rewriter.complete(batch)]
+        results, found = self.hits([answer.query for answer in answers], k), []
+        for request, answer, hits in zip(texts, answers, results, strict=True):
+            said = {"request": request, "rewrite": answer.completion, "query": answer.query}
+            found.append(said | {"outcome": str(answer.outcome), "results": hits})
         return found if isinstance(given, list) else found[0]
 
-    def _hits(self, queries: Sequence[str], k: int) -> list[list[dict]]:
-        found = search_all(self.retriever, queries, k)
-        return [
-            [
-                {"item_id": item, "title": self.titles.get(item, item), "score": float(score)}
-                for item, score in zip(hits.ids, hits.scores)
-            ]
-            for hits in found
-        ]
+    def hits(self, queries: Sequence[str], k: int) -> list[list[dict]]:
+        """The results of each query: item_id, title, score."""
+        if self.retriever is None:
+            return [[] for _ in queries]
+        lists = []
+        for ids, scores in search_all(self.retriever, queries, k):
+            pairs = zip(ids, scores, strict=True)
+            lists.append([{"item_id": i, "title": self.titles.get(i, i), "score": float(s)} for i, s in pairs])
+        return lists
 
-    def _chat(self, asked: Mapping) -> dict:
+    def chat(self, asked: Mapping) -> dict:
+        """One chat of the chat-completions interface. Raises RecR1Error."""
         turns = asked.get("messages")
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
             raise RecR1Error('"messages" is no list of turns; send [{"role": "user", "content": "hello"}]')
         if asked.get("stream"):
             raise RecR1Error('this server does not stream; leave "stream" out')
         turns = [{"role": turn.get("role"), "content": _text(turn.get("content"))} for turn in turns]
-        letters = sum(len(turn["content"]) for turn in turns)
-        if letters > CHAT or not all(isinstance(turn["role"], str) for turn in turns):
-            raise RecR1Error(f"a turn has no role, or the chat more than {CHAT} letters; give roles, less")
-        numbers = {
-            "max_tokens": asked.get("max_completion_tokens") or asked.get("max_tokens") or 64,
-            "temperature": 1.0 if asked.get("temperature") is None else asked["temperature"],
-        }
-        for name, most in (("max_tokens", NEW_TOKENS), ("temperature", 2)):
-            value = numbers[name]
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
-                raise RecR1Error(f'"{name}" is {json.dumps(value)[:40]}; send a number up to {most}')
-        return chat_completion(self.rewriter.policy, {"messages": turns, **numbers}, self.rewriter.max_prompt_tokens)
+        if sum(len(turn["content"]) for turn in turns) > CHAT_LETTERS or not all(turn["role"] for turn in turns):
+            raise RecR1Error(f"a turn has no role, or the chat more than {CHAT_LETTERS} letters; give roles, less")
+        most = asked.get("max_completion_tokens") or asked.get("max_tokens") or 64
+        heat = 1.0 if asked.get("temperature") is None else asked["temperature"]
+        for name, value, limit in (("max_tokens", most, NEW_TOKENS), ("temperature", heat, 2)):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= limit:
+                raise RecR1Error(f'"{name}" is {json.dumps(value)[:40]}; send a number up to {limit}')
+        return complete_chat(self.rewriter.policy, turns, int(most), float(heat), self.rewriter.max_prompt_tokens)
+
+    def page(self, request: str) -> tuple[int, str]:
+        """Status and HTML: the request's own results beside the rewrite's."""
+        about: dict = {"request": request, "letters": LETTERS, "found": None, "problem": ""}
+        status = 200
+        if request:
+            status, said = self.locked(self.search, {"request": request})
+            about |= {"found": said} if status == 200 else {"problem": said["error"]["message"]}
+        if about["found"]:
+            about["raw"] = self.hits([about["found"]["request"]], self.k)[0]
+        text = files("recr1_lite.deploy").joinpath("templates/try.html.j2").read_text(encoding="utf-8")
+        return status, Template(text, autoescape=True).render(about | {"request": request[:LETTERS]})
+
+    def locked(self, work, asked) -> tuple[int, dict]:
+        """Status and JSON of one piece of work, one at a time; what cannot be answered is one sentence."""
+        if not isinstance(asked, dict):
+            return 400, _error('the body is no JSON object; send such as {"request": "warm coat", "k": 5}')
+        if not self.busy.acquire(timeout=WAIT):
+            return 503, _error("the model is busy with other requests; try again later")
+        try:
+            return 200, work(asked)
+        except RecR1Error as error:
+            return 400, _error(str(error))
+        finally:
+            self.busy.release()
+
+    def app(self):
+        """The Starlette application. Raises RecR1Error where the extra `server` is not installed."""
+        try:
+            from starlette.applications import Starlette
+            from starlette.concurrency import run_in_threadpool
+            from starlette.responses import HTMLResponse, JSONResponse
+            from starlette.routing import Route
+        except ImportError:
+            raise RecR1Error('serving needs starlette and uvicorn; run pip install -e ".[server]"') from None
+
+        def reply(pair: tuple[int, object]):
+            return JSONResponse(pair[1], pair[0], headers=SAFE)
+
+        async def post(work, request):
+            body, size = b"", int(request.headers.get("Content-Length") or 0)
+            parts = request.stream()
+            while size <= BODY and (part := await anext(parts, None)) is not None:
+                body += part
+                size = max(size, len(body))
+            if size > BODY:
+                return reply((413, _error(f"the body has {size} bytes and {BODY} are allowed; send less at a time")))
+            try:
+                asked = json.loads(body)
+            except (ValueError, RecursionError):
+                asked = None
+            return reply(await run_in_threadpool(self.locked, work, asked))
+
+        async def page(request):
+            query = request.query_params.get("q", "").strip()
+            status, html = await run_in_threadpool(self.page, query)
+            return HTMLResponse(html, status, headers=PAGE)
+
+        def told(request):
+            name = self.rewriter.policy.name
+            if request.url.path == "/health":
+                return reply((200, {"status": "ok", "model": name, "rewriter": self.rewriter.name}))
+            return reply((200, {"object": "list", "data": [{"id": name, "object": "model"}]}))
+
+        def nothing(request, error):
+            known = f"POST to /search or {CHAT_PATH}, or GET / or /health"
+            return reply((404, _error(f"there is no {request.url.path} here; {known}")))
+
+        def broken(request, error):
+            return reply((500, _error("the server failed on this request; its log says why")))
+
+        posts = (("/search", self.search), (CHAT_PATH, self.chat))
+        routes = [Route(path, partial(post, work), methods=["POST"]) for path, work in posts]
+        routes += [Route("/", page), Route("/health", told), Route("/v1/models", told)]
+        return Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing, 500: broken})
 
 
-def run(arguments, profile, task, retriever) -> None:
-    """The command `serve`: see recr1_lite/arguments.py. Ends with Ctrl-C."""
-    from recr1_lite.policy.models import load_policy
+@contextmanager
+def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
+    """Run an application on `host` (port 0: a free one) while inside; gives the root URL, without a slash.
 
+    Raises RecR1Error where the port is taken or the extra `server` is not installed.
+    """
+    import socket
+
+    import uvicorn
+
+    try:
+        listening = socket.create_server((host, port))
+    except (OSError, OverflowError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        advice = "give another --port, or 0 for a free one"
+        raise RecR1Error(f"{host}:{port} cannot be served on ({reason}); {advice}") from problem
+    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://{host}:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+        listening.close()
+
+
+@contextmanager
+def local_server(policy: Policy, port: int = 0, max_prompt_tokens: int = 1024) -> Iterator[str]:
+    """The kit's own model behind the chat-completions interface on 127.0.0.1 while inside; gives the base URL.
+
+    To show and to test `EndpointRewriter` where no other server runs. The last message may be an assistant's; the model
+    then goes on with it.
+    """
+    rewriter = ModelRewriter(policy, PROMPTS["compact"], policy.name, 64, max_prompt_tokens=max_prompt_tokens)
+    with serving(Service(rewriter, None, {}).app(), port) as url:
+        yield url + "/v1"
+
+
+def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) -> None:
+    """The command `serve`. arguments: adapter, model, host, port, k. Ends with Ctrl-C."""
     if arguments.adapter and arguments.model:
         raise RecR1Error("give --adapter or --model, not both: an adapter is put on the profile's model")
     if arguments.model:
@@ -222,29 +222,36 @@ def run(arguments, profile, task, retriever) -> None:
     if not 1 <= arguments.k <= RESULTS:
         raise RecR1Error(f"--k {arguments.k} is not served; give 1 to {RESULTS}")
     policy = load_policy(profile, adapter=arguments.adapter, trainable=False)
-    name = Path(profile.model).name
-    if arguments.adapter:
-        name += " + " + "/".join(Path(arguments.adapter).absolute().parts[-2:])
-    policy.name = name  # no path of this machine goes out
-    rewriter = ModelRewriter(
-        policy,
-        task.prompt,
-        name,
-        profile.max_completion_tokens,
-        profile.batch_size,
-        max_prompt_tokens=profile.max_prompt_tokens,
-    )
-    service = Service(rewriter, retriever, task.items.set_index("item_id")["title"].to_dict(), arguments.k)
-    with local_http(service.answer, arguments.port, arguments.host, service.page, BODY) as url:
-        print(
-            f"{name} answers at {url}: a page to try it, POST {url}/search, {url}/v1 for OpenAI clients; Ctrl-C stops"
-        )
+    adapter = f" + {'/'.join(Path(arguments.adapter).absolute().parts[-2:])}" if arguments.adapter else ""
+    name = policy.name = Path(profile.model).name + adapter  # no path of this machine goes out
+    titles = task.items.set_index("item_id")["title"].to_dict()
+    service = Service(as_rewriter(policy, task.prompt, profile, name), retriever, titles, arguments.k)
+    with serving(service.app(), arguments.port, arguments.host) as url:
+        ways = f"a page to try it, POST {url}/search, {url}/v1 for OpenAI clients"
+        print(f"{name} answers at {url}: {ways}; Ctrl-C stops")
         if not (arguments.host == "localhost" or arguments.host.startswith("127.")):
             print("warning: nobody is asked for a key, so whoever reaches this address can use the model")
-        try:
+        with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        except KeyboardInterrupt:
-            print("\nstopped serving")
+    print("\nstopped serving")
+
+
+def complete_chat(policy: Policy, chat: list[dict], most: int, temperature: float, limit: int) -> dict:
+    """The answer to one chat of the chat-completions interface. limit: tokens of the prompt."""
+    tokenizer, model = policy.tokenizer, policy.model
+    chat = [turn | {"content": break_special_tokens(tokenizer, turn["content"])} for turn in chat]
+    prefix = chat.pop()["content"] if chat[-1]["role"] == "assistant" else ""
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + prefix
+    ids, mask = encode(tokenizer, [text], limit, model.device)
+    training, ends = model.training, (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    row = generate_grouped(model.eval(), ids, mask, most, *ends, temperature)[0].tolist()
+    model.train(training)
+    message = {"role": "assistant", "content": tokenizer.decode(row, skip_special_tokens=True)}
+    reason = "stop" if tokenizer.eos_token_id in row else "length"
+    choices = [{"index": 0, "message": message, "finish_reason": reason}]
+    usage = {"prompt_tokens": ids.size(1), "completion_tokens": len(row)}
+    about = {"object": "chat.completion", "created": int(time.time()), "model": policy.name}
+    return about | {"choices": choices, "usage": usage}
 
 
 def _error(message: str) -> dict:
@@ -257,35 +264,9 @@ def _text(content: object) -> str:
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise RecR1Error('a turn\'s "content" is no text; this model reads text only')
-    return _whole("".join(texts))
+    return _whole("".join(map(str, texts)))
 
 
 def _whole(text: str) -> str:
     """The text with a question mark for each half of a character, which no tokenizer takes."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _compared(found: Mapping, raw: Sequence[Mapping]) -> str:
-    """The raw request's results beside the rewrite's, as HTML."""
-
-    def column(title: str, query: str, hits: Sequence[Mapping]) -> str:
-        rows = "".join(f"<li>{escape(str(hit['title']))} <small>{hit['score']:.2f}</small></li>" for hit in hits)
-        return f"<section><h2>{escape(title)}</h2><p><small>sent: {escape(query)}</small></p><ol>{rows}</ol></section>"
-
-    said = f"<p>The model says: <b>{escape(found['rewrite'])}</b> ({escape(found['outcome'])})</p>"
-    return (
-        f'{said}<div class="two">{column("The request itself", found["request"], raw)}'
-        f"{column('With the rewrite', found['query'], found['results'])}</div>"
-    )
-
-
-def _page(request: str, body: str) -> str:
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Try the rewriter</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{PAGE_CSS}{_CSS}</style></head><body><main><h1>Try the rewriter</h1>"
-        '<form action="/" method="get">'
-        f'<input name="q" aria-label="request" placeholder="What are you looking for?" maxlength="{LETTERS}" '
-        f'value="{escape(request, quote=True)}" autofocus><button>Search</button></form>{body}</main></body>'
-        "</html>"
-    )

@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "bm25": ["BM25Retriever"],
         "metrics": ["mean_interval", "ndcg", "next_run_interval", "paired_interval", "recall"],
-        "remote": ["local_http"],
+        "remote": ["JSONRetriever", "OpenSearchRetriever"],
     },
 )
 

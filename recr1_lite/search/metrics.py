@@ -114,9 +114,9 @@ def compute(name: str, ranking: Sequence[str], relevant: Relevant) -> float:
     Raises RecR1Error for another name.
     """
     kind, k = parse_name(name)
-    if kind == "ndcg":
-        return ndcg(ranking, relevant, k)
-    return recall(ranking, relevant, k) if kind == "recall" else reciprocal_rank(ranking, relevant, k)
+    if k is None or kind == "mrr":
+        return reciprocal_rank(ranking, relevant, k)
+    return ndcg(ranking, relevant, k) if kind == "ndcg" else recall(ranking, relevant, k)
 
 
 def parse_name(name: str) -> tuple[str, int | None]:
