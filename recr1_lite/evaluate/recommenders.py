@@ -192,6 +192,7 @@ class SASRec(Recommender):
             trainer.train()
         self.model.load_state_dict(best.weights)
         self.model.eval()
+        self.losses = best.losses  # on val, one per epoch
 
     def _tokens(self, items: list[str]) -> list[int]:
         return [self.rows[item] + 1 for item in items if item in self.rows]
