@@ -9,7 +9,6 @@ the rest goes on. Exit status: 0 all measured, 1 some cells failed, 2 nothing co
 """
 
 import argparse
-import importlib
 import os
 import sys
 import tempfile
@@ -18,6 +17,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+if __name__ == "__main__" and "--child" not in sys.argv:
+    # this process only counts what the others measure; unsloth would take memory on the GPU here too
+    os.environ["RECR1_BACKEND"] = "transformers"
+
+import gpu_cells  # noqa: E402
+import gpu_tables  # noqa: E402
+
+from recr1_lite.common import RecR1Error, runs_folder  # noqa: E402
+
 MODULES = {name: f"gpu_{name}" for name in ("environment", "correctness", "loop", "speed")}
 DONE, FAILED, REFUSED, AGAIN, STOPPED = 0, 1, 2, 3, 130
 
@@ -38,14 +46,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    if options.child:
-        importlib.import_module("gpu_cells").child(options.child)
-        return DONE
-    # this process only counts what the others measure; unsloth would take memory on the GPU here too
-    before = os.environ.get("RECR1_BACKEND")
-    os.environ["RECR1_BACKEND"] = "transformers"
-    from recr1_lite.common import RecR1Error
-
     try:
         return run(options)
     except RecR1Error as error:
@@ -54,17 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; what was measured is kept: call again with the same --out to go on", file=sys.stderr)
         return STOPPED
-    finally:
-        os.environ.pop("RECR1_BACKEND")
-        os.environ.update({"RECR1_BACKEND": before} if before is not None else {})
 
 
 def run(options: argparse.Namespace) -> int:
-    import gpu_cells
-    import gpu_tables
-
-    from recr1_lite.common import RecR1Error
-
+    if options.child:
+        gpu_cells.child(options.child)
+        return DONE
     if options.tables:
         print(gpu_tables.report(gpu_cells.read(options.tables)))
         return DONE
@@ -94,8 +89,6 @@ def run(options: argparse.Namespace) -> int:
 
 def places(options: argparse.Namespace) -> tuple[Path, Path]:
     """The JSON file and the work folder. Raises RecR1Error for a dry run among the results."""
-    from recr1_lite.common import RecR1Error, runs_folder
-
     if not options.dry_run:
         out = (options.out or Path("build/gpu.json")).resolve()
         return out, (options.work or runs_folder() / f"gpu-{out.stem}").resolve()

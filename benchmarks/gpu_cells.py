@@ -178,7 +178,8 @@ def run_part(book: Book, module: str, here: Machine, minutes: float, retry: bool
                 row |= {"state": "failed", "why": f"{row['why']}; give --minutes more than {minutes:g}"}
             ran = True
         row = book.put(cell, row, time.time() - started)
-        print(f"{cell.name}: {in_words(row)}", flush=True)
+        why = f" ({row['why']})" if "why" in row else ""
+        print(f"{cell.name}: {row['state']}{why}, {row['seconds']:.0f} s", flush=True)
         if row["state"] == "unfinished":
             return False
     return True
@@ -280,12 +281,3 @@ def forget(work: Path, parts: list[str]) -> None:
     """Take away what an earlier run of these parts left to go on from."""
     for path in [path for part in parts if part in ("loop", "correctness") for path in work.glob(f"{part}*")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def in_words(row: dict) -> str:
-    why = f" ({row['why']})" if row["state"] in ("failed", "unfinished", "not run") else ""
-    forms = {"tokens_per_second": "{:.0f} tokens/s", "relative": "gradients {:.1e} apart (relative)"}
-    forms["max_nats"] = "at most {:.2g} nats apart"
-    figures = [form.format(row[key]) for key, form in forms.items() if key in row]
-    figures += [f"peak {row['peak_allocated'] / GB:.1f} GB"] if row.get("peak_allocated") else []
-    return ", ".join([row["state"] + why, *figures, f"{row['seconds']:.0f} s"])

@@ -32,8 +32,6 @@ def measure(settings: dict, work: Path, stop_at: float) -> dict:
         except RecR1Error as error:
             verdicts[name] = {"error": str(error)}
     row = {
-        "device": ledger.device(),
-        "driver": smi("driver_version"),
         "nvidia_smi": smi("name,memory.total,memory.used"),
         "torch_cuda": torch.version.cuda,
         "cores": os.cpu_count(),
@@ -44,7 +42,6 @@ def measure(settings: dict, work: Path, stop_at: float) -> dict:
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         row |= {"memory": card.total_memory, "capability": [card.major, card.minor]}
-        row |= {"processors": card.multi_processor_count, "cudnn": torch.backends.cudnn.version()}
         row["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
     return row
 

@@ -1,7 +1,8 @@
 """The closed loop on the real 135M model: GRPO, SFT and rejection SFT at one budget, sealed test, capability.
 
-It is `comparison.compare_methods` with a profile derived from `cpu`. At the end of the minutes the process sends
-itself a Ctrl-C: the kit stops after the running step, keeps everything, and goes on from there in the next call.
+It is `comparison.compare_methods` with a profile derived from `cpu`; a cell's row holds the ledger rows that it made.
+At the end of the minutes the process sends itself a Ctrl-C: the kit stops after the running step, keeps everything,
+and goes on from there in the next call.
 """
 
 import os
@@ -51,26 +52,25 @@ def measure(settings: dict, work: Path, stop_at: float) -> dict:
     from recr1_lite.ledger import Ledger
     from recr1_lite.profiles import PROFILES
     from recr1_lite.recipes.comparison import check_capability, compare_methods
+    from recr1_lite.report.rows import select
 
     model = gpu_models.model_source(settings["model"], "float32", work)
     profile = replace(PROFILES["cpu"], name="benchmark", model=model, **settings["sizes"])
-    out, ledger = work / settings["run"], Ledger(work / f"{settings['run']}.jsonl")
+    out, ledger = work / settings["run"], Ledger(work / f"{settings['run']}.jsonl").bind(command="benchmarks/gpu.py")
     capability = settings["kind"] == "capability"
     with stopping_at(stop_at - SECONDS_TO_STOP) as stopped:
         try:
             if capability:
                 check_capability(profile, out, list(settings["methods"]), ledger=ledger)
             else:
-                book = ledger.bind(command="benchmarks/gpu.py")
-                compare_methods(profile, out, ledger=book, methods=settings["methods"])
+                compare_methods(profile, out, ledger=ledger, methods=settings["methods"])
         except (KeyboardInterrupt, RecR1Error) as error:
             if not stopped and isinstance(error, RecR1Error):
                 raise
             why = "the minutes were used up" if capability else progress(out, profile)
-            done = {} if capability else curves(ledger)
-            return {"state": "unfinished", "goes_on": not capability, "why": why} | done
-    figures = abilities(ledger) if capability else curves(ledger) | tests(ledger)
-    return {"state": "done", "profile": asdict(profile) | {"model": settings["model"]}, **figures}
+            return {"state": "unfinished", "goes_on": not capability, "why": why}
+    rows = [row for row in select(ledger)[1] if row["kind"].startswith("capability") == capability]
+    return {"state": "done", "profile": asdict(profile) | {"model": settings["model"]}, "rows": rows}
 
 
 @contextmanager
@@ -102,40 +102,3 @@ def progress(out: Path, profile) -> str:
     places = [f"{name} at step {point.name.rpartition('-')[2]}" for name, point in last.items() if point]
     place = ", ".join(places) or "before the first checkpoint"
     return f"the minutes were used up ({place}; GRPO takes {profile.steps} steps)"
-
-
-def curves(ledger) -> dict:
-    """What the "train" rows say, the last one of each method: val curve, cost, and the reward of each GRPO step."""
-    methods, point = {}, ("step", "mean", "low", "high", "n", "seconds")
-    for row in ledger.rows("train"):
-        curve = row["curve"]
-        methods[row["method"]] = {key: row[key] for key in ("best_step", "seconds", "stopped", "cost", "metric")} | {
-            "val": [{key: place[key] for key in point} for place in row["val"]],
-            "raw": row["baselines"]["raw request"],
-            "steps": len(curve),
-            "step_seconds": sum(step["seconds"] for step in curve) / max(1, len(curve)),
-            "reward": [[step["step"], step["reward"]] for step in curve if "reward" in step],
-        }
-    return {"methods": methods}
-
-
-def tests(ledger) -> dict:
-    """The last sealed-test row of each rewriter, and the paired differences between them."""
-    scores = {}
-    for row in ledger.rows("eval"):
-        if row["split"] == "test":
-            metric, interval = next(iter(row["metrics"].items()))
-            scores[row["method"]] = dict(interval, metric=metric)
-    pairs = [row for row in ledger.rows("compare") if row["split"] == "test"]
-    return {"test": scores, "differences": {f"{row['a']} - {row['b']}": row["difference"] for row in pairs}}
-
-
-def abilities(ledger) -> dict:
-    """Scores of the offline capability suite by model, and the paired differences to the untrained model."""
-    scores: dict[str, dict] = {}
-    for row in ledger.rows("capability"):
-        interval = {key: row[key] for key in ("mean", "low", "high", "n")}
-        scores.setdefault(row["method"], {})[f"{row['task']} {row['metric']}"] = interval
-    pairs = ledger.rows("capability_compare")
-    names = [f"{row['a']} - {row['b']}: {row['task']} {row['metric']}" for row in pairs]
-    return {"capability": scores, "changes": dict(zip(names, [row["difference"] for row in pairs]))}

@@ -3,9 +3,11 @@ asserted."""
 
 from gpu_cells import GB
 
+from recr1_lite.report.page import markdown_table
+from recr1_lite.report.rows import main_changes, shown, tables
+
 AIM_RATIO, AIM_MEMORY = 2.0, 8.0  # stock's tokens a second; GB for the 3B shape at group 8
 AIM_CELL = "speed/qwen2.5-3b/grpo/g8"
-LOOP_HEAD = "| loop | steps | seconds | validation nDCG@100 | sealed test | against the raw request |"
 SPEED_HEAD = "| step | side (backend) | tokens/s | x stock | rollout + update, s | peak allocated (reserved), GB | "
 SPEED_HEAD += "smallest card, GB |"
 
@@ -14,7 +16,7 @@ def report(content: dict) -> str:
     """Every table for which there is a row."""
     rows = content["cells"]
     parts = [head(content), environment(rows.get("environment/machine")), correctness(rows), loop(rows)]
-    parts += [capability(rows), speed(rows), aims(rows), left_out(rows)]
+    parts += [speed(rows), aims(rows), left_out(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -66,38 +68,18 @@ def correctness(rows: dict) -> str:
 
 
 def loop(rows: dict) -> str:
-    """Val curve and sealed test of each method."""
+    """What was trained, the scores of each method on validation and sealed test, and what changed elsewhere."""
     lines = []
-    for name in ("loop/methods", "loop/unsloth"):
-        row = rows.get(name) or {}
-        trained, tests = row.get("methods", {}), row.get("test", {})
-        for method in [*trained, *(other for other in tests if other not in trained)]:
-            cells = ["-", "-", "-"]
-            if method in trained:
-                run = trained[method]
-                best = max(run["val"], key=lambda point: point["mean"]) if run["val"] else None
-                curve = f"{interval(run['val'][0])} to {interval(best)} at step {best['step']}" if best else "-"
-                cells = [str(run["steps"]), f"{run['seconds']:.0f}", curve]
-            gain = row.get("differences", {}).get(f"{method} - raw request")
-            cells = [
-                f"{name.removeprefix('loop/')}: {method}",
-                *cells,
-                interval(tests.get(method)),
-                interval(gain, "+"),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return table(LOOP_HEAD, lines)
-
-
-def capability(rows: dict) -> str:
-    """What training changed elsewhere."""
-    changes = rows.get("loop/capability", {}).get("changes", {})
-    lines = [f"| {name} | {interval(change, '+')} |" for name, change in changes.items()]
-    return table("| capability, after minus before | difference |", lines)
-
-
-def interval(mean: dict | None, sign: str = "") -> str:
-    return f"{mean['mean']:{sign}.3f} [{mean['low']:{sign}.3f}, {mean['high']:{sign}.3f}]" if mean else "-"
+    for name in ("loop/methods", "loop/unsloth", "loop/capability"):
+        made = rows.get(name, {}).get("rows", [])
+        for row in [row for row in made if row["kind"] == "train"]:
+            spent = f"{len(row['curve'])} steps, {row['seconds']:.0f} s, best on validation at step {row['best_step']}"
+            lines.append(f"- {name}, {row['method']}: {spent}: {shown(max(row['val'], key=lambda at: at['mean']))}")
+        for scores in tables(made):
+            lines += ["", f"{name}, {scores.name}:", "", *markdown_table(scores.head(), scores.body())]
+        changes = [[row["method"], row["task"], shown(row["difference"], True)] for row in main_changes(made)]
+        lines += ["", *markdown_table(["method", "capability", "minus untrained"], changes)] if changes else []
+    return "\n".join(lines)
 
 
 def speed(rows: dict) -> str:

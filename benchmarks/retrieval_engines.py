@@ -15,37 +15,27 @@ from typing import NamedTuple
 from retrieval_corpus import K1, B
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-NUMBA = "numba" if importlib.util.find_spec("numba") else "numpy"
 
 
 class BM25S:
     """bm25s as its README uses it, on NumPy and one thread."""
 
-    backend, threads = "numpy", 0
-
     def __init__(self, texts: list[str], folder: Path):
         import bm25s
 
         self.bm25s = bm25s
-        self.index = bm25s.BM25(k1=K1, b=B, method="lucene", backend=self.backend)
+        self.index = bm25s.BM25(k1=K1, b=B, method="lucene", backend="numpy")
         self.index.index(self._split(texts), show_progress=False)
 
     def _split(self, texts: list[str], ids: bool = True):
         return self.bm25s.tokenize(texts, stopwords=None, stemmer=None, return_ids=ids, show_progress=False)
 
     def search(self, queries: list[str], k: int):
-        options = dict(n_threads=self.threads, backend_selection="numpy" if self.backend == "numpy" else "auto")
-        words = self._split(queries, ids=False)
-        return self.index.retrieve(words, k=k, show_progress=False, **options).documents
+        options = dict(n_threads=0, backend_selection="numpy", show_progress=False)
+        return self.index.retrieve(self._split(queries, ids=False), k=k, **options).documents
 
     def save(self, folder: Path) -> None:
         self.index.save(folder, show_progress=False)
-
-
-class BM25SAllCores(BM25S):
-    """bm25s with a thread a core: its numba backend where numba is installed, else its pool of threads."""
-
-    backend, threads = NUMBA, CORES
 
 
 class Kit:
@@ -139,7 +129,6 @@ OKAPI = (
 )
 ENGINES = {
     "bm25s": Engine("bm25s, 1 thread", BM25S, "bm25s", APART),
-    "bm25s-all-cores": Engine(f"bm25s, {CORES} threads, {NUMBA}", BM25SAllCores, "bm25s", "as bm25s"),
     "kit": Engine("this kit's BM25Retriever", Kit, "bm25s", LISTS),
     "tantivy": Engine("tantivy, 1 thread", Tantivy, "tantivy", ROUNDED),
     "rank_bm25": Engine("rank_bm25", RankBM25, "rank_bm25", OKAPI),
@@ -153,7 +142,5 @@ def missing(engine: str) -> bool:
 
 
 def version(engine: str) -> str:
-    """What was measured: package, version, and for bm25s the backend."""
-    package = ENGINES[engine].package
-    extra = f", {NUMBA}, {CORES} threads" if engine == "bm25s-all-cores" else ""
-    return f"{package} {importlib.metadata.version(package)}{extra}"
+    """What was measured: package and version."""
+    return f"{ENGINES[engine].package} {importlib.metadata.version(ENGINES[engine].package)}"

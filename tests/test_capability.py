@@ -1,7 +1,5 @@
 """General capability: the kit's own items, the harness's scores on them and on benchmarks, KL, and the sandbox."""
 
-from __future__ import annotations
-
 import json
 import math
 import random
@@ -18,7 +16,7 @@ from tiny import perturb, tiny_policy, tiny_tokenizer
 from recr1_lite import assets
 from recr1_lite.__main__ import main
 from recr1_lite.common import RecR1Error
-from recr1_lite.evaluate import capability, harness
+from recr1_lite.evaluate import harness
 from recr1_lite.evaluate.capability import capability_table, check, compare, forward_kl, neutral_prompts
 from recr1_lite.evaluate.harness import run_program
 from recr1_lite.ledger import Ledger
@@ -51,15 +49,12 @@ def scored(suite: str, answer: str, doc: dict | None = None, **options) -> dict:
 
 
 def test_there_are_enough_items_and_each_has_one_name():
-    assert sum(map(len, SETS.values())) >= 300
-    names = [row["id"] for rows in SETS.values() for row in rows]
-    assert len(set(names)) == len(names)
-    texts = [
-        json.dumps([row.get(key) for key in ("passage", "question", "prompt")])
-        for rows in SETS.values()
-        for row in rows
-    ]
-    assert len(set(texts)) == len(texts)
+    rows = [row for rows in SETS.values() for row in rows]
+    texts = {tuple(map(row.get, ("passage", "question", "prompt"))) for row in rows}
+    assert len({row["id"] for row in rows}) == len(texts) == len(rows) >= 300
+    lines = (FOLDER / "prompts.txt").read_text().splitlines()
+    assert len(set(lines)) == len(lines) == 40 and all(lines)
+    assert neutral_prompts(tiny_tokenizer())[0].startswith("<|im_start|> user")
 
 
 @pytest.mark.parametrize("name", ["knowledge", "reading"])
@@ -71,13 +66,10 @@ def test_each_choice_item_has_four_different_answers_and_one_right_one(name):
     assert min(places) > len(SETS[name]) / 8, places  # no place is the safe guess
 
 
-def test_the_arithmetic_is_right():
+def test_the_arithmetic_is_right_and_the_mechanical_sets_are_what_the_committed_script_makes():
     for row in SETS["arithmetic"]:
         result = {"+": row["a"] + row["b"], "-": row["a"] - row["b"], "*": row["a"] * row["b"]}[row["sign"]]
         assert row["answer"] == str(result) and str(row["a"]) in row["question"] and str(row["b"]) in row["question"]
-
-
-def test_the_mechanical_sets_are_what_the_committed_script_makes():
     made = runpy.run_path(str(FOLDER / "make.py"))
     for name in ("instructions", "arithmetic"):
         assert made["text"](made[name]()) == (FOLDER / f"{name}.jsonl").read_text()
@@ -111,10 +103,8 @@ def test_an_answer_that_follows_the_instruction_scores_1_and_another_0(name):
 
 def test_the_arithmetic_filter_takes_the_first_number():
     task = next(task for task in harness.load_tasks("offline") if task.task_name == "recr1_arithmetic")
-    asked = [
-        SimpleNamespace(doc={}, resps=[answer], filtered_resps={})
-        for answer in (" 12", "It is 12, not 13.", "twelve", "-3")
-    ]
+    answers = (" 12", "It is 12, not 13.", "twelve", "-3")
+    asked = [SimpleNamespace(doc={}, resps=[answer], filtered_resps={}) for answer in answers]
     (chain,) = task._filters
     chain.apply(asked)
     assert [one.filtered_resps["first_number"] for one in asked] == ["12", "12", "[invalid]", "-3"]
@@ -124,6 +114,9 @@ def test_the_offline_suite_touches_no_network(policy, network, monkeypatch):
     monkeypatch.setenv("RECR1_OFFLINE", "1")
     harness.punkt()
     assert len(check(policy, limit=1).scores) == 6 and network == []
+    with pytest.raises(RecR1Error, match="data_dir"):
+        harness.load_tasks("gsm8k")  # from the Hub
+    assert network == []
 
 
 def test_the_chat_template_is_applied_and_the_tokenizer_is_as_before(checked, policy):
@@ -156,7 +149,10 @@ def test_the_shared_prompt_pass_gives_the_harnesses_own_log_probabilities(policy
 def test_the_same_seed_draws_the_same_items_and_another_seed_others(policy, checked):
     again = check(policy, limit=4, name="again")
     assert again.scores.equals(checked.scores)
-    assert set(check(policy, limit=4, seed=1).scores["item"]) != set(checked.scores["item"])
+    other = check(policy, limit=4, seed=1)
+    assert set(other.scores["item"]) != set(checked.scores["item"])
+    with pytest.raises(RecR1Error, match="same items"):
+        compare(other, checked)
 
 
 def test_before_and_after_go_to_the_ledger_with_paired_differences(policy, checked, tmp_path):
@@ -176,17 +172,11 @@ def test_before_and_after_go_to_the_ledger_with_paired_differences(policy, check
     assert compare(after, checked)["recr1_knowledge", "accuracy"].mean == 0
 
 
-def test_two_models_with_other_items_are_not_compared(policy, checked):
-    with pytest.raises(RecR1Error, match="same items"):
-        compare(check(policy, limit=3), checked)
-
-
 def test_kl_of_the_base_to_itself_is_0_and_of_a_changed_model_above(tiny_folder, policy):
     prompts = neutral_prompts(policy.tokenizer)[:5]
-    fresh = tiny_policy(tiny_folder, scale=0.0)
-    assert max(forward_kl(fresh, prompts, tokens=6)) < 1e-6
-    values = forward_kl(policy, prompts, tokens=6)
-    assert min(values) > 0 and values == pytest.approx(forward_kl(policy, prompts, tokens=6, batch_size=5), rel=0.5)
+    fresh, values = tiny_policy(tiny_folder, scale=0.0), forward_kl(policy, prompts, tokens=6)
+    assert max(forward_kl(fresh, prompts, tokens=6)) < 1e-6 < min(values)
+    assert values == pytest.approx(forward_kl(policy, prompts, tokens=6, batch_size=5), rel=0.5)
     assert sum(forward_kl(perturb(fresh, 0.01), prompts, tokens=6)) < sum(values)
 
 
@@ -203,56 +193,38 @@ def test_kl_is_the_textbook_sum(tiny_folder):
     assert forward_kl(policy, [prompt], tokens=1) == pytest.approx([by_hand], rel=1e-3)
 
 
-def test_kl_without_a_base_is_refused(policy):
-    bare = Policy(policy.model.get_base_model(), policy.tokenizer, "transformers")
-    with pytest.raises(RecR1Error, match="base"):
-        forward_kl(bare, ["find"])
-
-
-def builtin(*parts: str) -> Path:
-    import lm_eval.tasks
-
-    return Path(lm_eval.tasks.__file__).parent.joinpath(*parts)
-
-
 def test_mmlu_from_local_files_scores_as_the_harness_does(shared_data, policy):
     """Same prompts, same log-probability of each letter, same score, on the first 10 items of a subject."""
+    import lm_eval.tasks
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    builtin = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default" / "mmlu_nutrition.yaml"
     folder = shared_data / "capability"
-    ours = next(task for task in harness.load_tasks("mmlu", folder) if task.task_name == "mmlu_nutrition")
+    ours = {task.task_name: task for task in harness.load_tasks("mmlu", folder)}["mmlu_nutrition"]
     ours.dataset["test"] = ours.dataset["test"].select(range(10))
     mine = harness.run_tasks(policy.model, policy.tokenizer, [ours], batch_size=7)["mmlu_nutrition"]
 
     def read(split: str) -> list[dict]:
         rows = pd.read_csv(folder / "mmlu" / f"nutrition_{split}.csv", dtype=str, keep_default_na=False)
-        return [
-            {
-                "question": row.question,
-                "choices": [row.choice0, row.choice1, row.choice2, row.choice3],
-                "answer": int(row.answer),
-            }
-            for row in rows.itertuples()
-        ]
+        rows["choices"] = rows[[f"choice{at}" for at in range(4)]].values.tolist()
+        return rows[["question", "choices"]].assign(answer=rows["answer"].astype(int)).to_dict("records")
 
     data = {split: Dataset.from_list(read(split)) for split in ("test", "dev")}
-    config = load_yaml(builtin("mmlu", "default", "mmlu_nutrition.yaml"))
+    config = load_yaml(builtin)
     config.pop("tag")
     task = ConfigurableTask(config=config | {"custom_dataset": lambda **_: data})
-    found = simple_evaluate(
-        model=HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=4),
-        tasks=[task],
-        limit=10,
-        apply_chat_template=True,
-        bootstrap_iters=0,
-        log_samples=True,
-        task_manager=TaskManager(include_defaults=False),
-    )["samples"]["mmlu_nutrition"]
-    same_samples(mine, found)
+    model = HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=4)
+    how = dict(limit=10, apply_chat_template=True, bootstrap_iters=0, task_manager=TaskManager(include_defaults=False))
+    theirs = simple_evaluate(model=model, tasks=[task], log_samples=True, **how)["samples"]["mmlu_nutrition"]
+    assert len(mine) == len(theirs) == 10
+    for a, b in zip(mine, theirs, strict=True):
+        assert a["doc"] == b["doc"] and a["arguments"] == b["arguments"] and a["acc"] == b["acc"]
+        for (left,), (right,) in zip(a["resps"], b["resps"], strict=True):
+            assert left[0] == pytest.approx(right[0], abs=1e-3)
 
 
 def test_gsm8k_from_local_files_scores_as_the_harness_does(shared_data, policy):
@@ -263,11 +235,9 @@ def test_gsm8k_from_local_files_scores_as_the_harness_does(shared_data, policy):
     answers = [doc["answer"] if at % 2 else "It is #### 123456789" for at, doc in enumerate(docs)]
     from lm_eval.api.registry import get_metric
 
-    exact = get_metric("exact_match")
+    exact, noise = get_metric("exact_match"), [",", "\\$", "(?s).*#### ", "\\.$"]
     for at, (doc, answer) in enumerate(zip(docs, answers, strict=True)):
-        expected = exact(
-            references=[doc["answer"]], predictions=[answer], regexes_to_ignore=[",", "\\$", "(?s).*#### ", "\\.$"]
-        )["exact_match"]
+        expected = exact(references=[doc["answer"]], predictions=[answer], regexes_to_ignore=noise)["exact_match"]
         assert task.process_results(doc, [answer])["exact_match"] == expected == at % 2
     result = check(policy, "gsm8k", limit=3, data_dir=folder, max_gen_toks=4)
     assert {metric for _, metric in result.measures} == {"exact_match (strict-match)", "exact_match (flexible-extract)"}
@@ -296,11 +266,8 @@ def test_the_real_model_scores_a_benchmark_as_the_harness_does(shared_data):
     from lm_eval.models.huggingface import HFLM
 
     policy = load_policy(get_profile("cpu"), trainable=False)
-    task = next(
-        task
-        for task in harness.load_tasks("mmlu", shared_data / "capability")
-        if task.task_name == "mmlu_miscellaneous"
-    )
+    tasks = {task.task_name: task for task in harness.load_tasks("mmlu", shared_data / "capability")}
+    task = tasks["mmlu_miscellaneous"]
     task.dataset["test"] = task.dataset["test"].select(range(4))
     mine = harness.run_tasks(policy.model, policy.tokenizer, [task])["mmlu_miscellaneous"]
     plain = HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=2)
@@ -310,14 +277,6 @@ def test_the_real_model_scores_a_benchmark_as_the_harness_does(shared_data):
         expected = [value for value, _ in plain._loglikelihood_tokens(rows, disable_tqdm=True)]
         assert [resp[0][0] for resp in sample["resps"]] == pytest.approx(expected, abs=2e-3)
         assert sample["acc"] == float(max(range(4), key=expected.__getitem__) == sample["doc"]["answer"])
-
-
-def same_samples(mine: list[dict], others: list[dict]) -> None:
-    assert len(mine) == len(others) > 0
-    for a, b in zip(mine, others, strict=True):
-        assert a["doc"] == b["doc"] and a["arguments"] == b["arguments"] and a["acc"] == b["acc"]
-        for (left,), (right,) in zip(a["resps"], b["resps"], strict=True):
-            assert left[0] == pytest.approx(right[0], abs=1e-3)
 
 
 HUMANEVAL = {"prompt": "def add(a, b):\n", "entry_point": "add", "test": "def check(f):\n    assert f(2, 3) == 5\n"}
@@ -368,27 +327,27 @@ def test_a_program_that_runs_away_is_stopped(what, tmp_path):
 
 def test_an_ordinary_program_passes_without_the_environment(monkeypatch):
     monkeypatch.setenv("SECRET", "x")
-    assert (
-        run_program(
-            "import math, re, os, collections\nassert 'SECRET' not in os.environ and math.gcd(4, 6) == 2", seconds=20
-        )
-        == "passed"
-    )
+    program = "import math, re, os, collections\nassert 'SECRET' not in os.environ and math.gcd(4, 6) == 2"
+    assert run_program(program, seconds=20) == "passed"
 
 
 @pytest.mark.parametrize(
     ("call", "word"),
     [
-        (lambda: harness.load_tasks("chess"), "chess"),
-        (lambda: harness.load_tasks("gsm8k", "nowhere"), "gsm8k_test.jsonl"),
-        (lambda: harness.load_tasks("mmlu", "nowhere"), "mmlu"),
-        (lambda: harness.load_tasks("humaneval", "nowhere"), "HumanEval"),
-        (lambda: check(None, limit=0), "limit"),
+        (lambda policy: harness.load_tasks("chess"), "chess"),
+        (lambda policy: harness.load_tasks("gsm8k", "nowhere"), "gsm8k_test.jsonl"),
+        (lambda policy: harness.load_tasks("mmlu", "nowhere"), "mmlu"),
+        (lambda policy: harness.load_tasks("humaneval", "nowhere"), "HumanEval"),
+        (lambda policy: check(None, limit=0), "limit"),
+        (
+            lambda policy: forward_kl(Policy(policy.model.get_base_model(), policy.tokenizer, "transformers"), []),
+            "base",
+        ),
     ],
 )
-def test_wrong_use_is_one_sentence(call, word):
+def test_wrong_use_is_one_sentence(policy, call, word):
     with pytest.raises(RecR1Error, match=word) as error:
-        call()
+        call(policy)
     assert "\n" not in str(error.value)
 
 
@@ -401,13 +360,6 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "x"')
     with pytest.raises(RecR1Error, match="gsm8k_test.jsonl"):
         harness.load_tasks("gsm8k", tmp_path)
-
-
-def test_a_benchmark_from_the_hub_is_refused_offline(monkeypatch, network):
-    monkeypatch.setenv("RECR1_OFFLINE", "1")
-    with pytest.raises(RecR1Error, match="data_dir"):
-        harness.load_tasks("gsm8k")
-    assert network == []
 
 
 def test_the_items_missing_is_one_sentence(monkeypatch, tmp_path):
@@ -435,9 +387,3 @@ def test_the_command_line(tiny_folder, tmp_path, monkeypatch, capsys):
     assert "GRPO - untrained" in said and "perplexity" in said
     assert {row["kind"] for row in Ledger(tmp_path / "ledger.jsonl").rows()} == {"capability", "capability_compare"}
     assert main(["capability", "--suite", "gsm8k", "--data-dir", str(tmp_path / "no")]) == 2
-
-
-def test_every_prompt_of_the_kl_is_one_line():
-    lines = (FOLDER / "prompts.txt").read_text().splitlines()
-    assert len(set(lines)) == len(lines) == 40 and all(lines)
-    assert capability.neutral_prompts(tiny_tokenizer())[0].startswith("<|im_start|> user")

@@ -43,9 +43,10 @@ def test_the_dry_run_is_complete(dry_run):
     assert rows["environment/machine"]["backend"]["gpu24"]["name"] == "transformers"
     assert rows["correctness/gradient/tiny/float32/transformers"]["relative"] < 1e-4
     assert 0 < rows["correctness/4-bit/tiny/float32"]["max_nats"] < 1
-    assert set(rows["loop/methods"]["methods"]) == set(gpu_loop.METHODS) <= set(rows["loop/methods"]["test"])
-    assert len(rows["loop/methods"]["methods"]["GRPO"]["val"]) == 3
-    assert set(rows["loop/capability"]["capability"]) == {"untrained", *gpu_loop.METHODS}
+    trained = {row["method"]: row for row in rows["loop/methods"]["rows"] if row["kind"] == "train"}
+    tested = {row["method"] for row in rows["loop/methods"]["rows"] if row["kind"] == "eval" and row["split"] == "test"}
+    assert set(trained) == set(gpu_loop.METHODS) <= tested and len(trained["GRPO"]["val"]) == 3
+    assert {row.get("method", row.get("a")) for row in rows["loop/capability"]["rows"]} == {"untrained", *trained}
     for side in gpu_speed.SIDES:
         row = rows[f"speed/tiny/grpo/g4/{side}"]
         assert row["counted_steps"] == 2 and row["tokens"] == 2 * 2 * 4 * row["lengths"]["mean"]
@@ -66,7 +67,12 @@ def test_again_the_dry_run_measures_nothing(dry_run, capsys, monkeypatch):
     assert gpu.main([f"--tables={out}"]) == 0
     tables = capsys.readouterr().out
     assert tables.strip() == gpu_tables.report(json.loads(out.read_text())) and tables.strip() in printed
-    for words in ("DRY RUN", "| 4-bit/tiny/float32 | NF4", "methods: rejection SFT", "tiny/grpo/g4 | stock (trl)"):
+    for words in (
+        "DRY RUN",
+        "| 4-bit/tiny/float32 | NF4",
+        "loop/methods, rejection SFT: ",
+        "tiny/grpo/g4 | stock (trl)",
+    ):
         assert words in tables
     assert "needs CUDA" in tables and "not yet measured" in tables
 

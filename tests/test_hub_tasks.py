@@ -56,16 +56,20 @@ def relevant(frame: pd.DataFrame) -> dict[str, dict]:
 # ESCI
 
 
-@pytest.fixture
-def esci(tmp_path):
-    paths = hub_files.esci(tmp_path)
+def loader(task: str, paths: dict, **sound):
+    """load_task(task) with these options, and others of a test."""
 
     def load(**options):
-        files = {"items": paths["catalogue"], "requests": paths["examples"], "category": "all", "n_val": 2}
-        return load_task("esci", **files | options)
+        return load_task(task, **sound | options)
 
     load.paths = paths
     return load
+
+
+@pytest.fixture
+def esci(tmp_path):
+    paths = hub_files.esci(tmp_path)
+    return loader("esci", paths, items=paths["catalogue"], requests=paths["examples"], category="all", n_val=2)
 
 
 def test_esci_small_us_exact(esci):
@@ -78,13 +82,10 @@ def test_esci_small_us_exact(esci):
     assert task.about["source"].endswith("local files") and task.about["licence"].startswith("Apache-2.0")
 
 
-def test_esci_graded(esci):
+def test_esci_graded_and_of_a_category(esci):
     task = esci(gains="graded")
     assert relevant(task.val)["a lamp"] == {"P0": 1.0, "P1": 0.1, "P2": 0.01}  # P3 is irrelevant
     assert task.about["gains"] == "E 1, S 0.1, C 0.01"
-
-
-def test_esci_category_is_that_of_the_first_relevant_product(esci):
     task = esci(category="Video_Games")
     assert set(relevant(task.unseal_test("here"))) == {f"a {hub_files.WORDS[i]}" for i in (7, 9)}
     assert len(task.train) == 4 and len(task.items) == 10  # of all categories, as in the paper
@@ -172,12 +173,7 @@ def test_esci_from_the_hub(esci, tmp_path, a_hub):
 @pytest.fixture
 def c4(tmp_path):
     paths = hub_files.c4(tmp_path)
-
-    def load(**options):
-        return load_task("amazon_c4", **paths | options)
-
-    load.paths = paths
-    return load
+    return loader("amazon_c4", paths, **paths)
 
 
 def test_c4_as_the_paper_splits_it(c4):
@@ -240,12 +236,7 @@ def test_c4_options(c4):
 @pytest.fixture
 def reviews(tmp_path):
     paths = hub_files.reviews(tmp_path)
-
-    def load(**options):
-        return load_task("amazon_reviews", **{"requests": paths["folder"], "items": paths["items"]} | options)
-
-    load.paths = paths
-    return load
+    return loader("amazon_reviews", paths, requests=paths["folder"], items=paths["items"])
 
 
 def test_reviews_transductive(reviews):

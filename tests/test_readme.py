@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 KINDS = ["red dress", "blue skirt", "wool sweater", "denim jacket", "black trousers", "white blouse"]
 
 
@@ -49,4 +50,9 @@ def test_your_own_data_and_engine(own_files, tiny_folder, monkeypatch, capsys):
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
 def test_a_link_leads_somewhere(link):
-    assert (Path(__file__).parents[1] / link).exists(), link
+    assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("file", sorted(set(re.findall(r"`((?:\w+/)+\w+\.py)`", README))))
+def test_a_file_that_is_named_is_there(file):
+    assert (ROOT / file).exists() or (ROOT / "recr1_lite" / file).exists(), file

@@ -176,8 +176,16 @@ def test_unsound_parts(changed, words):
 def test_unknown_task_and_options():
     for task, options, words in [
         ("clothes", {}, "no task 'clothes'; choose one of clothing, movielens, esci, "),
-        ("clothing", {"word": 3}, "'clothing' has no option 'word'; its options are words, seed"),
-        ("custom", {"items": "items.csv"}, "'custom' needs requests="),
+        (
+            "clothing",
+            {"word": 3},
+            "task 'clothing' has no option 'word'; its options are words, seed",
+        ),
+        (
+            "custom",
+            {"items": "items.csv"},
+            "task 'custom' needs requests=; its options are items, requests, val",
+        ),
         ("movielens", {"seed": 0}, "its options are last"),
     ]:
         with pytest.raises(RecR1Error, match=words):
@@ -213,28 +221,20 @@ def test_clothing_stays_the_same(clothing, ledger):
     assert cold == {"train": 0, "val": 6, "test": 9}
 
 
-def test_no_review_stands_in_two_places(clothing, ledger):
-    examples = pd.concat([clothing.train, clothing.val, clothing.unseal_test()])
-    assert not examples["request"].str.lower().duplicated().any()
-    assert examples["request"].str.split().str.len().between(10, 40).all()
-    everything = "\n".join(clothing.items["text"])
-    assert not [request for request in examples["request"] if request in everything]
-
-
-def test_splits_are_alike(clothing):
-    """Garments with many reviews fill their quota early: in the order of drawing they filled one split."""
-
-    def share(rows: pd.DataFrame) -> float:
-        words = clothing.items.set_index("item_id")["text"].str.split().str.len()
-        return sum(words[next(iter(relevant))] > 5000 for relevant in rows["relevant"]) / len(rows)
-
-    assert share(clothing.val) == pytest.approx(share(clothing.train), abs=0.06)
-
-
-def test_clothing_options(clothing):
+def test_clothing_with_another_seed(clothing, ledger):
+    """No review stands in two places; garments with many reviews do not fill one split."""
     short = load_task("clothing", words=20, seed=1)
-    assert short.val["request"].str.split().str.len().max() == 20
+    examples = pd.concat([short.train, short.val, short.unseal_test()])
     assert set(short.val["example_id"]) != set(clothing.val["example_id"])
+    assert not examples["request"].str.lower().duplicated().any()
+    assert examples["request"].str.split().str.len().between(10, 20).all()
+    everything = "\n".join(clothing.items["text"])
+    assert not [request for request in clothing.val["request"] if request in everything]
+    words = short.items.set_index("item_id")["text"].str.split().str.len()
+    shares = [
+        sum(words[next(iter(own))] > 5000 for own in rows["relevant"]) / len(rows) for rows in (short.val, short.train)
+    ]
+    assert shares[0] == pytest.approx(shares[1], abs=0.06)
     with pytest.raises(RecR1Error, match="words=5 is too short"):
         load_task("clothing", words=5)
 

@@ -136,15 +136,9 @@ def compare(after: CapabilityResult, before: CapabilityResult, ledger=None) -> d
             raise RecR1Error(f"{who}; check both with one limit and one seed")
         differences[task, metric] = paired_interval(a, b[a.index], seed=after.seed)
         if ledger is not None and task != "all":
-            row: dict = {
-                "kind": "capability_compare",
-                "a": after.name,
-                "b": before.name,
-                "suite": after.suite,
-                "task": task,
-            }
-            row |= {"metric": metric, "n": len(a), "difference": differences[task, metric]._asdict()}
-            ledger.append(row | {"seed": after.seed})
+            row: dict = {"kind": "capability_compare", "a": after.name, "b": before.name, "suite": after.suite}
+            row |= {"task": task, "metric": metric, "n": len(a), "seed": after.seed}
+            ledger.append(row | {"difference": differences[task, metric]._asdict()})
     return differences
 
 
@@ -217,7 +211,7 @@ def _next_tokens(model, ids, mask, ends, kept) -> torch.Tensor:
 
 
 def _scores(task: str, samples: list[dict]) -> list[dict]:
-    """One row an item and metric; a list of values, one an instruction of the item, becomes their mean."""
+    """One row per item and metric; a list of values, one per instruction of the item, becomes their mean."""
     rows = []
     for sample in samples:
         item = str(sample["doc"].get("id", sample["doc_id"]))

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from recr1_lite.common import RecR1Error, bar
+from recr1_lite.ledger import Ledger
 from recr1_lite.search.base import Retriever, search_all
 from recr1_lite.search.metrics import Interval, compute, mean_interval, paired_interval, parse_name, without
-from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.base import SPLITS, Task
 from recr1_lite.tasks.prompts import Outcome, Rewrite
 
-SPLITS = ("train", "val", "test")
-TOP = 10  # hits kept for each example, for the inspector
+TOP = 10  # hits kept per example, for the inspector
 SEARCH_BATCH = 1024
 
 
@@ -25,10 +25,10 @@ SEARCH_BATCH = 1024
 class EvalResult:
     """What one rewriter scored on one split.
 
-    rows: one per example: example_id, request, query (as sent to the retriever), completion, outcome, tokens, one
-    column per metric (0 to 1), ranks {relevant item_id: rank from 1, or None when not found}, top (first 10 item ids).
-    summary: metric -> mean with its 95% interval. seconds: rewriting and searching, all examples. retriever: its class, ""
-    where none was asked. depth: places of the ranking that were scored. seed: of the bootstrap.
+    rows: one per example, with example_id, request, query (as sent to the retriever), completion, outcome, tokens, one
+    column per metric (0 to 1), ranks {relevant item_id: rank from 1, or None}, top (first 10 item ids). summary: metric
+    -> mean with its 95% interval. seconds: of rewriting and searching all examples. retriever: its class, "" where none
+    was asked. depth: places of the ranking that were scored. seed: of the bootstrap.
     """
 
     name: str
@@ -69,16 +69,22 @@ class EvalResult:
 
 
 def evaluate(
-    rewriter, task: Task, retriever: Retriever, split: str = "val", ledger=None, seed: int = 0, progress: bool = True
+    rewriter,
+    task: Task,
+    retriever: Retriever,
+    split: str = "val",
+    ledger: Ledger | None = None,
+    seed: int = 0,
+    progress: bool = True,
 ) -> EvalResult:
     """Rewrite every request of a split, search, and score the rankings against the relevant items.
 
     rewriter: a Rewriter (`complete(requests)`), or any callable list[str] -> list[str]. A Rewriter gets the requests
     longest first in batches, so that little is padded; a callable gets all at once, in order. The test split is opened
-    through `task.unseal_test`, which leaves its mark in the ledger. Where the examples have a column `exclude` (ids
-    that an example's ranking must not hold: films seen already), the search goes deeper by the longest of them. Appends
-    an "eval" row to the ledger. Raises RecR1Error for an unknown or empty split and where there is not one answer per
-    request; a retriever's own failure passes through, it never becomes a zero.
+    through `task.unseal_test`, which leaves its mark in the ledger. What an example has in `exclude` (films seen
+    already) is taken out of its ranking first. seed: of the bootstrap. Appends an "eval" row to the ledger. Raises
+    RecR1Error for an unknown or empty split and where there is not one answer per request. A retriever's failure passes
+    through: it never becomes a zero.
     """
     name = rewriter_name(rewriter)
     examples = _examples(task, split, f"evaluate {name}", ledger)
@@ -88,19 +94,17 @@ def evaluate(
     for at in range(0, len(queries), SEARCH_BATCH):
         rankings += [hits.ids for hits in search_all(retriever, queries[at : at + SEARCH_BATCH], depth)]
     about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
-    result = _scored(task, examples, rewrites, rankings, retriever=type(retriever).__name__, **about)
-    if ledger is not None:
-        ledger.append(result.ledger_row())
-    return result
+    return _kept(_scored(task, examples, rewrites, rankings, retriever=type(retriever).__name__, **about), ledger)
 
 
-def evaluate_recommender(recommender, task: Task, split: str = "val", ledger=None, seed: int = 0) -> EvalResult:
+def evaluate_recommender(
+    recommender, task: Task, split: str = "val", ledger: Ledger | None = None, seed: int = 0
+) -> EvalResult:
     """Score rankings that no retriever made: of popularity, a neighbourhood, SASRec, a re-ranker.
 
-    recommender: has a name and `recommend(examples, k)`, one list of item ids, best first, for each row of the
-    DataFrame `examples` (the split's own columns, without its targets); or such a function. The rest is as in
-    `evaluate`: same depth, same exclusion, same metrics, same row in the ledger, with "retriever" empty. Where it has
-    `answers`, one Rewrite per example of the last call, these stand in the result as a rewriter's do.
+    recommender: has a name and `recommend(examples, k)`, one list of item ids, best first, per row of the DataFrame
+    `examples` (the split's columns without its targets); or such a function. Depth, exclusion, metrics and ledger row
+    are those of `evaluate`. Where it has `answers`, one Rewrite per example of the last call, they stand in the rows.
     """
     name = rewriter_name(recommender)
     examples = _examples(task, split, f"evaluate {name}", ledger)
@@ -109,10 +113,7 @@ def evaluate_recommender(recommender, task: Task, split: str = "val", ledger=Non
     rankings = _one_each(recommend(asked, _search_depth(task, examples)), asked, name)
     about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
     answers = getattr(recommender, "answers", None) or [Rewrite("", "", Outcome.ok, 0)] * len(examples)
-    result = _scored(task, examples, answers, rankings, **about)
-    if ledger is not None:
-        ledger.append(result.ledger_row())
-    return result
+    return _kept(_scored(task, examples, answers, rankings, **about), ledger)
 
 
 def _depth(task: Task) -> int:
@@ -130,9 +131,9 @@ def _search_depth(task: Task, examples: pd.DataFrame) -> int:
 def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, **about) -> EvalResult:
     """Every ranking, less what its example excludes, scored with every metric of the task."""
     depth, rows = _depth(task), []
-    excluded = _excluded(examples)
-    for example, rewrite, found, gone in zip(examples.itertuples(), rewrites, rankings, excluded, strict=True):
-        ranking = without(found, gone, depth)
+    columns = examples.itertuples(), rewrites, rankings, _excluded(examples)
+    for example, rewrite, ids, gone in zip(*columns, strict=True):
+        ranking = without(ids, gone, depth)
         place = {item: rank for rank, item in reversed(list(enumerate(ranking, start=1)))}
         row = {"example_id": str(example.example_id), "request": example.request, "query": rewrite.query}
         row |= {"completion": rewrite.completion, "outcome": str(rewrite.outcome), "tokens": int(rewrite.tokens)}
@@ -144,7 +145,15 @@ def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, **about) -> 
     return EvalResult(rows=frame, summary=summary, task=task.name, depth=depth, **about)
 
 
-def compare(a: EvalResult, b: EvalResult, metric: str | None = None, ledger=None, seed: int = 0) -> Interval:
+def _kept(result: EvalResult, ledger: Ledger | None) -> EvalResult:
+    if ledger is not None:
+        ledger.append(result.ledger_row())
+    return result
+
+
+def compare(
+    a: EvalResult, b: EvalResult, metric: str | None = None, ledger: Ledger | None = None, seed: int = 0
+) -> Interval:
     """Mean over the examples of a's metric minus b's, with its paired 95% interval: above 0, a is better.
 
     Appends a "compare" row to the ledger. Raises RecR1Error when the two were not scored on the same examples, or not
@@ -163,8 +172,7 @@ def paired(a: EvalResult, b: EvalResult, metric: str) -> tuple[pd.DataFrame, pd.
     """The rows of a and of b in one order, indexed by example_id; RecR1Error when they cannot be paired."""
     for result in (a, b):
         if metric not in result.summary:
-            known = ", ".join(result.summary)
-            raise RecR1Error(f"{result.name} was not scored with {metric!r}; pick one of {known}")
+            raise RecR1Error(f"{result.name} was not scored with {metric!r}; pick one of {', '.join(result.summary)}")
     left, right = a.rows.set_index("example_id"), b.rows.set_index("example_id")
     strangers = sorted(set(left.index) ^ set(right.index))
     if strangers or len(left) != len(right):
@@ -176,29 +184,29 @@ def paired(a: EvalResult, b: EvalResult, metric: str) -> tuple[pd.DataFrame, pd.
 
 
 def methods_table(
-    results: Sequence[EvalResult], baselines: Iterable[str | EvalResult] = (), metric: str | None = None, ledger=None
+    results: Sequence[EvalResult],
+    baselines: Iterable[str] = (),
+    metric: str | None = None,
+    ledger: Ledger | None = None,
 ) -> pd.DataFrame:
     """One row per method: n, metric with its 95% interval, paired difference to each baseline, tokens, seconds.
 
-    Baselines are results, or names of results; of two baselines the later one is compared with the earlier. Each
-    difference also goes to the ledger when one is given.
+    Baselines are names of results; of two baselines the later one is compared with the earlier. Each difference also
+    goes to the ledger when one is given.
     """
     if not results:
         raise RecR1Error("no results to put in a table; pass what evaluate() returned")
-    metric = metric or results[0].metric
+    metric, baselines = metric or results[0].metric, list(baselines)
     by_name = {result.name: result for result in results}
-    bases = []
-    for base in baselines:
-        if isinstance(base, str) and base not in by_name:
-            raise RecR1Error(f"no result named {base!r} to compare with; there are {', '.join(by_name)}")
-        bases.append(by_name[base] if isinstance(base, str) else base)
+    if unknown := [name for name in baselines if name not in by_name]:
+        raise RecR1Error(f"no result named {unknown[0]!r} to compare with; there are {', '.join(by_name)}")
     heading, table = f"{metric_label(metric)} [95%]", []
     for place, result in enumerate(results):
         ahead = {other.name for other in results[place:]}
         row = {"method": result.name, "n": len(result.rows), heading: show(result.summary[metric])}
-        for base in bases:
-            known = base.name not in ahead
-            row[f"vs {base.name}"] = show(compare(result, base, metric, ledger), sign=True) if known else ""
+        for name in baselines:
+            difference = None if name in ahead else compare(result, by_name[name], metric, ledger)
+            row[f"vs {name}"] = show(difference, sign=True) if difference else ""
         table.append(row | {"tokens": result.tokens, "seconds": round(result.seconds, 1)})
     return pd.DataFrame(table)
 
@@ -216,11 +224,11 @@ def metric_label(metric: str) -> str:
 
 
 def rewriter_name(rewriter) -> str:
-    """The rewriter's own name, or a function's."""
+    """The rewriter's `name`, else that of the function or class."""
     return str(getattr(rewriter, "name", "") or getattr(rewriter, "__name__", type(rewriter).__name__))
 
 
-def _examples(task: Task, split: str, reason: str, ledger) -> pd.DataFrame:
+def _examples(task: Task, split: str, reason: str, ledger: Ledger | None) -> pd.DataFrame:
     if split not in SPLITS:
         raise RecR1Error(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")
     examples = task.unseal_test(reason, ledger) if split == "test" else getattr(task, split)

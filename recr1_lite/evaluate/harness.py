@@ -21,6 +21,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -102,9 +103,10 @@ def _guard(event, details):
         mode, flags = str(details[1] or ""), int(details[2] or 0)
         if any(letter in mode for letter in "wax+") or flags & 3:
             raise PermissionError("a generated program may not write files")
-    elif event in _REFUSED or event.partition(".")[0] in {"subprocess", "socket", "shutil", "ctypes",
-    "_posixsubprocess"}:     raise PermissionError("a generated program may not use " + event)
-_REFUSED = {"os." + name for name in ("remove rename rmdir mkdir system exec fork forkpty posix_spawn spawn kill killpg "
+    elif event in _EVENTS or event.partition(".")[0] in _MODULES:
+        raise PermissionError("a generated program may not use " + event)
+_MODULES = {"subprocess", "socket", "shutil", "ctypes", "_posixsubprocess"}
+_EVENTS = {"os." + name for name in ("remove rename rmdir mkdir system exec fork forkpty posix_spawn spawn kill killpg "
             "chmod chown link symlink truncate putenv chdir utime setxattr removexattr").split()}
 _sys.addaudithook(_guard)
 del _sys
@@ -232,9 +234,9 @@ def load_tasks(
 def run_tasks(
     model, tokenizer, tasks: Sequence, limit: int | None = None, seed: int = 0, batch_size: int = 50
 ) -> dict[str, list[dict]]:
-    """Samples as the harness logs them, task -> one dict an item: doc_id, doc, arguments, resps, metrics, scores.
+    """Samples as the harness logs them, task -> one dict per item: doc_id, doc, arguments, resps, metrics, scores.
 
-    limit: items a task, drawn with `seed`. The chat template is applied. The model's training mode and the
+    limit: items per task, drawn with `seed`. The chat template is applied. The model's training mode and the
     tokenizer's padding are as before afterwards.
     """
     from lm_eval.evaluator import evaluate
@@ -332,15 +334,12 @@ def _task(path: Path, changes: dict, max_gen_toks: int | None = None, resolve: b
             raise
         except (OSError, ValueError, ConnectionError) as error:
             advice = "mend the network, or name a folder that holds its files with data_dir (--data-dir)"
-            raise RecR1Error(
-                f"{path.stem} could not be loaded ({' '.join(str(error).split())[:200]}); {advice}"
-            ) from error
+            why = " ".join(str(error).split())[:200]
+            raise RecR1Error(f"{path.stem} could not be loaded ({why}); {advice}") from error
 
 
 def _padded(rows: Sequence[list[int]], side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows))
-    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long, device=device)
-    for row, tokens in enumerate(rows):
-        place = slice(width - len(tokens), width) if side == "left" else slice(len(tokens))
-        ids[row, place], mask[row, place] = torch.tensor(tokens, device=device), 1
-    return ids, mask
+    """Ids and mask (n, longest), padded on the "left" or the "right"."""
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
+    return pad(ids).to(device), pad([torch.ones_like(row) for row in ids]).to(device)

@@ -31,11 +31,8 @@ from recr1_lite.common import RecR1Error, bar
 from recr1_lite.evaluate.evaluation import EvalResult, evaluate_recommender
 from recr1_lite.tasks.base import BETWEEN, Task
 
-PAD, IGNORED, PATIENCE = (
-    0,
-    -100,
-    5,
-)  # SASRec's token of no item; its label of a place without loss; epochs without a better one
+PAD, IGNORED = 0, -100  # SASRec's token of no item; its label of a place without loss
+PATIENCE = 5  # epochs without a lower loss on val
 
 
 def last_title(requests: Sequence[str]) -> list[str]:
@@ -120,7 +117,7 @@ class ItemKNN(Recommender):
 
 class MatrixFactorisation(Recommender):
     """Implicit-feedback ALS; a history that training has not seen is folded in. Hu, Koren and Volinsky, ICDM 2008; by
-    the library implicit. An item that no training user had keeps the factor 0, so it is ranked below the likely ones."""
+    the library implicit. An item that no training user had keeps the factor 0, so it comes below the likely ones."""
 
     name = "matrix factorisation"
 
@@ -157,13 +154,8 @@ class SASRec(Recommender):
     def __init__(
         self, train, items, val: pd.DataFrame, epochs=100, length=50, learning_rate=2e-3, progress=True, **sizes
     ):
-        self.val, self.epochs, self.length, self.learning_rate, self.progress = (
-            val,
-            epochs,
-            length,
-            learning_rate,
-            progress,
-        )
+        self.val, self.epochs, self.length = val, epochs, length
+        self.learning_rate, self.progress = learning_rate, progress
         dropout: dict = dict(resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3)
         self.sizes: dict = dict(n_embd=64, n_layer=2, n_head=2, n_positions=length + 1) | dropout | sizes
         super().__init__(train, items)
@@ -175,17 +167,15 @@ class SASRec(Recommender):
         self.model.loss_type = "ForCausalLM"  # GPT-2 names none, and transformers warns before it takes this one
         pieces = [piece for had in sequences for piece in _pieces(self._tokens(had), self.length)]
         ahead = [self._tokens(had)[-self.length - 1 :] for had in train_sequences(self.val)]
-        data: dict = dict(
-            train_dataset=[(piece, 1) for piece in pieces], eval_dataset=[(had, len(had) - 1) for had in ahead]
-        )
+        data: dict = {"train_dataset": [(piece, 1) for piece in pieces]}
+        data["eval_dataset"] = [(had, len(had) - 1) for had in ahead]  # the loss of the last item alone
         shown = bar(total=self.epochs, desc="SASRec", unit="epoch", progress=self.progress)
         best = _Best(self.model, shown)
         with tempfile.TemporaryDirectory() as folder, shown:  # Trainer makes its folder though nothing is saved
             silent: dict = dict(save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True)
-            sizes: dict = dict(
-                per_device_train_batch_size=64, per_device_eval_batch_size=256, num_train_epochs=self.epochs
-            )
-            rate: dict = dict(learning_rate=self.learning_rate, weight_decay=0.01, seed=0, eval_strategy="epoch")
+            sizes: dict = dict(per_device_train_batch_size=64, per_device_eval_batch_size=256)
+            rate: dict = dict(learning_rate=self.learning_rate, weight_decay=0.01, num_train_epochs=self.epochs)
+            rate |= dict(seed=0, eval_strategy="epoch")
             arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), **silent, **sizes, **rate)
             trainer = Trainer(self.model, arguments, data_collator=_collate, callbacks=[best], **data)
             trainer.remove_callback(PrinterCallback)

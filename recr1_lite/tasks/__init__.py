@@ -29,10 +29,9 @@ def load_task(task: str, /, **options) -> Task:
         raise RecR1Error(f"there is no task {task!r}; choose one of {', '.join(LOADERS)} ({own})")
     load = pkgutil.resolve_name(f"recr1_lite.tasks.{LOADERS[task]}")
     known = inspect.signature(load).parameters
-    for option in options:
-        if option not in known:
-            raise RecR1Error(f"task {task!r} has no option {option!r}; its options are {', '.join(known)}")
-    for option, parameter in known.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise RecR1Error(f"task {task!r} needs {option}=; its options are {', '.join(known)}")
+    needed = [option for option, parameter in known.items() if parameter.default is parameter.empty]
+    problems = [f"has no option {option!r}" for option in options if option not in known]
+    problems += [f"needs {option}=" for option in needed if option not in options]
+    if problems:
+        raise RecR1Error(f"task {task!r} {problems[0]}; its options are {', '.join(known)}")
     return load(**options)

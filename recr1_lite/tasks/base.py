@@ -239,9 +239,7 @@ def _check_example(row: dict, catalogue: set[str], where: str) -> None:
             raise RecR1Error(f"{where}: {column} is {shown(ids)}; write a list of item ids, [] for none")
         for item in ids:
             if item not in catalogue:
-                raise RecR1Error(
-                    f"{where}: {column} holds {item!r}, which is not in the catalogue; write the ids alike"
-                )
+                raise RecR1Error(f"{where}: {column} holds {item!r}, which is not in the catalogue; add the item")
             if column == "exclude" and item in relevant:
                 raise RecR1Error(f"{where} excludes its own relevant item {item!r}; keep it in one of the two")
 

@@ -55,32 +55,7 @@ def load(words: int = 40, seed: int = 0) -> Task:
     """
     if words < MIN_WORDS:
         raise RecR1Error(f"words={words} is too short for a message; use {MIN_WORDS} or more")
-    return build(read_reviews(), words, seed)
-
-
-def name_garments(message: str) -> tuple[str, str]:
-    """The rule as a teacher: the garment words of a message, each once, and the thought behind them.
-
-    ("", "") for a message that names none: there the teacher has nothing to say.
-    """
-    words = dict.fromkeys(word.strip(".,!?") for word in message.lower().split())
-    named = [word for word in words if word in GARMENTS]
-    return " ".join(named), f"The message names: {', '.join(named)}." if named else ""
-
-
-def read_reviews() -> pd.DataFrame:
-    """The published reviews, no text twice: `row` (in the file), `garment`, `kind`, `department`, `text`."""
-    raw = pd.read_parquet(fetch("clothing-reviews"))
-    raw = raw.dropna(subset=["Review Text", "Class Name", "Department Name"]).rename_axis("row").reset_index()
-    names = {"row": "row", "Clothing ID": "garment", "Class Name": "kind", "Department Name": "department"}
-    reviews = raw[list(names)].rename(columns=names).astype({"garment": str, "kind": str, "department": str})
-    reviews["text"] = [" ".join(html.unescape(text).split()) for text in raw["Review Text"]]
-    opening = reviews["text"].str.lower().str.findall(r"\w+").str[:OPENING].str.join(" ")
-    return reviews[(opening != "") & ~opening.duplicated()].reset_index(drop=True)
-
-
-def build(reviews: pd.DataFrame, words: int, seed: int) -> Task:
-    """Task from cleaned reviews (see `read_reviews`)."""
+    reviews = read_reviews()
     reviews = reviews[reviews.groupby("garment")["row"].transform("size") >= MIN_REVIEWS]
     messages = _hold_out(reviews, seed)
     items = _items(reviews[~reviews["row"].isin(messages["row"])])
@@ -103,6 +78,27 @@ def build(reviews: pd.DataFrame, words: int, seed: int) -> Task:
             "seed": seed,
         },
     )
+
+
+def name_garments(message: str) -> tuple[str, str]:
+    """The rule as a teacher: the garment words of a message, each once, and the thought behind them.
+
+    ("", "") for a message that names none: there the teacher has nothing to say.
+    """
+    words = dict.fromkeys(word.strip(".,!?") for word in message.lower().split())
+    named = [word for word in words if word in GARMENTS]
+    return " ".join(named), f"The message names: {', '.join(named)}." if named else ""
+
+
+def read_reviews() -> pd.DataFrame:
+    """The published reviews, no text twice: `row` (in the file), `garment`, `kind`, `department`, `text`."""
+    raw = pd.read_parquet(fetch("clothing-reviews"))
+    raw = raw.dropna(subset=["Review Text", "Class Name", "Department Name"]).rename_axis("row").reset_index()
+    names = {"row": "row", "Clothing ID": "garment", "Class Name": "kind", "Department Name": "department"}
+    reviews = raw[list(names)].rename(columns=names).astype({"garment": str, "kind": str, "department": str})
+    reviews["text"] = [" ".join(html.unescape(text).split()) for text in raw["Review Text"]]
+    opening = reviews["text"].str.lower().str.findall(r"\w+").str[:OPENING].str.join(" ")
+    return reviews[(opening != "") & ~opening.duplicated()].reset_index(drop=True)
 
 
 def _hold_out(reviews: pd.DataFrame, seed: int) -> pd.DataFrame:

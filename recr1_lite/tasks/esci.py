@@ -14,11 +14,8 @@ paper's own query files as `requests` for exactly its queries.
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TypeAlias
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recr1_lite.assets.fetch import BLAIR, ESCI
 from recr1_lite.common import RecR1Error
@@ -44,7 +41,6 @@ GAINS = {  # KDD Cup 2022: Exact, Substitute, Complement; Irrelevant has none
     "exact": {"E": 1.0},
     "graded": {"E": 1.0, "S": 0.1, "C": 0.01},
 }
-Judgements: TypeAlias = list[tuple[readers.Table, str]]  # a table and its split; "": a column has it
 
 
 def load(
@@ -81,13 +77,16 @@ def load(
             raise RecR1Error("the query files hold Exact products alone; take gains='exact', or ESCI's examples file")
         queries = _paper_queries(requests)
     else:
-        tables: Judgements = [(requests, "")]
+        tables: list[tuple] = [(requests, "")]
         if requests is None:
             shards = ((split, name) for split, names in SHARDS.items() for name in names)
             tables = [(hub.instead_of(None, ESCI, name, "requests=", revision), split) for split, name in shards]
         queries, judged = _judged_queries(tables, GAINS[gains])
     items = hub.instead_of(items, BLAIR, CATALOGUE, "items=")
-    catalogue, name = _products(items, judged, notes) if _is_products(items) else readers.read_items(items, notes)
+    if "product_id" in next(readers.read_rows(items, "items")[1]):  # ESCI's products file
+        catalogue, name = _products(items, judged, notes)
+    else:
+        catalogue, name = readers.read_items(items, notes)
     if judged is not None:
         queries = _reachable(queries, catalogue, notes)
         if category != "all":
@@ -103,11 +102,11 @@ def load(
     return Task(f"esci-{category}", catalogue[ITEM_COLUMNS], **splits, prompt=PROMPT, about=about | +notes)
 
 
-def _judged_queries(tables: Judgements, gains: Mapping[str, float]) -> tuple[pd.DataFrame, set[str]]:
+def _judged_queries(tables: list[tuple], gains: Mapping[str, float]) -> tuple[pd.DataFrame, set[str]]:
     """EXAMPLE_COLUMNS and `split` of the judgements, queries in order of appearance; the ids of all products judged.
 
-    Rows of another locale or outside the small version are left alone; queries of one text in one split are one, and a
-    product of two labels has its best. Raises RecR1Error that names the row.
+    tables: pairs of a table and its split, "" where a column has it. Rows of another locale or out of the small version
+    are left alone; queries of one text in one split are one, and a product of two labels has its best.
     """
     examples: dict[tuple[str, str], dict] = {}
     judged: set[str] = set()
@@ -146,16 +145,6 @@ def _paper_queries(paths: Mapping[str, readers.Table]) -> pd.DataFrame:
             relevant = {readers.Row(row.place, {"item_id": item}).text("item_id"): 1.0 for item in ids}
             queries.append((f"{split}-{number}", request, relevant, split))
     return pd.DataFrame(queries, columns=[*EXAMPLE_COLUMNS, "split"])
-
-
-def _is_products(items: readers.Table) -> bool:
-    """Whether this is a table in the form of ESCI's products file."""
-    if isinstance(items, pd.DataFrame):
-        return "product_id" in items
-    try:
-        return str(items).lower().endswith(".parquet") and "product_id" in pq.read_schema(items).names
-    except (pa.ArrowException, OSError):
-        return False  # read as a table, it says what is wrong with it
 
 
 def _products(items: readers.Table, judged: set[str] | None, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
