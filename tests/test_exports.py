@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import tiny_policy, tiny_profile
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Tokenizer
 
 from recr1_lite import __main__
 from recr1_lite.assets import gguf
@@ -152,6 +152,23 @@ def test_any_text_has_the_same_tokens(tokenizers, text):
     before, after = tokenizers
     ids = before(text).input_ids  # its vocabulary lacks some bytes, which become the unknown token
     assert after(text).input_ids == ids and after.decode(ids) == before.decode(ids)
+
+
+def test_the_splitting_of_qwen2_is_its_own():
+    """The same pieces as transformers' own Qwen2 tokenizer makes."""
+    theirs, (normalizer, split) = Qwen2Tokenizer().backend_tokenizer, gguf.SPLITS["qwen2"]()
+    for text in (*SHOP, "a\n\nb \n c\r\n  d\t\te   ", "IT'S 12.5% we'll", "cafe\u0301 \u0663\u00bd", "T\u00a0x\u3000y"):
+        assert theirs.pre_tokenizer.pre_tokenize_str(text) == split.pre_tokenize_str(text)
+        assert theirs.normalizer.normalize_str(text) == normalizer.normalize_str(text)
+
+
+def test_start_and_pad_token_are_what_the_file_says(small):
+    fields = {name: field.contents() for name, field in gguf_package.GGUFReader(small).fields.items()}
+    plain = gguf.tokenizer_of(fields, 256)("a").input_ids
+    started = gguf.tokenizer_of(fields | {"tokenizer.ggml.add_bos_token": True}, 256)
+    assert started("a").input_ids == [1, *plain]
+    both = fields | {"tokenizer.ggml.padding_token_id": 2, "tokenizer.ggml.unknown_token_id": 0}
+    assert gguf.tokenizer_of(both, 256).pad_token_id == 0  # a masked end would never be learned
 
 
 def test_what_the_converter_refuses_is_a_sentence(tiny_folder, converter, tmp_path):

@@ -13,10 +13,40 @@ import sys
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
 
 from recr1_lite.common import RecR1Error
 
 KINDS = ("llama", "qwen2")
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
+MARKS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}  # in a GGUF: in transformers
+# Qwen2's own pattern: as GPT-2's, but digits one by one, any letter case, line ends kept together
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def _words() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+
+
+SPLITS = {  # name: (normaliser, splitting)
+    "smollm": lambda: (None, pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _words()])),
+    "qwen2": lambda: (
+        normalizers.NFC(),
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_QWEN2), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        ),
+    ),
+    "gpt-2": lambda: (None, _words()),
+}
 
 
 def convert(source: Path, folder: Path) -> None:
@@ -27,11 +57,9 @@ def convert(source: Path, folder: Path) -> None:
     """
     from transformers import GenerationConfig
 
-    from recr1_lite.deploy import gguf_export as gguf_tokenizer
-
     with open_gguf(source) as (fields, tensors):
         config = config_of(fields, tensors)
-        tokenizer = gguf_tokenizer.read(fields, config.max_position_embeddings)
+        tokenizer = tokenizer_of(fields, config.max_position_embeddings)
         ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
         config.update(ids)
         config.save_pretrained(folder)
@@ -121,6 +149,58 @@ def config_of(fields: dict, tensors: dict):
     )
 
 
+def tokenizer_of(fields: dict[str, Any], length: int):
+    """The tokenizer in the fields of a GGUF file; `length`: the model's positions. Padding goes to the left.
+
+    A pad token that is the end token too is replaced by the unknown token, where there is one: a masked end
+    would never be learned. Raises RecR1Error for a kind of tokenizer or a splitting that is not known here.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    kind, split = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or split not in SPLITS:
+        what = f"of kind {kind!r}" if kind != "gpt2" else f"split by {split!r}"
+        raise RecR1Error(
+            f"its tokenizer is {what}, and this kit reads byte-level BPE (gpt2) split by one of "
+            f"{', '.join(SPLITS)}; take the model as a safetensors folder"
+        )
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    ids = {name: fields.get(f"tokenizer.ggml.{kind}_token_id") for kind, name in MARKS.items()}
+    if ids["pad"] in (None, ids["eos"]) and ids["unk"] not in (None, ids["eos"]):
+        ids["pad"] = ids["unk"]
+    names = {f"{name}_token": tokens[number] for name, number in ids.items() if number is not None}
+    unknown = names.get("unk_token")
+    numbers = {token: number for number, token in enumerate(tokens) if types[number] != UNUSED}
+    backend = Tokenizer(
+        BPE(numbers, merges, unk_token=unknown, fuse_unk=unknown is not None, byte_fallback=unknown is not None)
+    )
+    normalizer, backend.pre_tokenizer = SPLITS[split]()
+    backend.normalizer = normalizer or normalizers.Sequence([])
+    backend.decoder = decoders.ByteLevel()
+    for number, token in enumerate(tokens):
+        if types[number] in (CONTROL, USER_DEFINED):
+            backend.add_tokens([AddedToken(token, normalized=False, special=types[number] == CONTROL)])
+    started = fields.get("tokenizer.ggml.add_bos_token")
+    backend.post_processor = _start(names.get("bos_token"), ids["bos"], started)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side="left",
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+        chat_template=fields.get("tokenizer.chat_template"),
+        **names,
+    )
+
+
+def _start(token: str | None, number: int | None, wanted: object) -> processors.PostProcessor:
+    if not wanted or token is None:
+        return processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    return processors.TemplateProcessing(
+        single=[token, "$A"], pair=[token, "$A", f"{token}:1", "$B:1"], special_tokens=[(token, number)]
+    )
+
+
 def expected(config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight that a model of this configuration stores, in transformers' names."""
     import torch
@@ -134,7 +214,7 @@ def expected(config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def gguf_names(config) -> dict[str, str]:
+def gguf_names(config) -> dict[str, str | None]:
     """llama.cpp's name of each of these weights."""
     from gguf import MODEL_ARCH, get_tensor_name_map
 
@@ -143,17 +223,15 @@ def gguf_names(config) -> dict[str, str]:
     return {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in expected(config)}
 
 
-def interleave(weight, name: str, config, back: bool = False):
-    """Query and key rows of the Llama kind in llama.cpp's order: it turns neighbouring pairs where
-    transformers turns the first half of a head against the second. `back`: from that order to
-    transformers'."""
+def deinterleave(weight, name: str, config):
+    """Query and key rows of the Llama kind in transformers' order: llama.cpp turns neighbouring pairs where
+    transformers turns the first half of a head against the second."""
     counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     heads = counts.get(name.split(".")[-2])
     if config.model_type != "llama" or heads is None:
         return weight
     half = weight.shape[0] // heads // 2
-    order = (heads, half, 2) if back else (heads, 2, half)
-    return weight.reshape(*order, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return weight.reshape(heads, half, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def _write_weights(path: Path, config, tensors: dict) -> None:
@@ -169,7 +247,8 @@ def _write_weights(path: Path, config, tensors: dict) -> None:
             f"it holds a tensor {surplus[0]!r} that its kind of model has no place for; take "
             "the model as a safetensors folder"
         )
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    end = 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     for name in sorted(shapes):
         start, end = end, end + 4 * prod(shapes[name])
         header[name] = {"dtype": "F32", "shape": shapes[name], "data_offsets": [start, end]}
@@ -185,7 +264,7 @@ def _write_weights(path: Path, config, tensors: dict) -> None:
                     f"its tensor {tensor.name!r} has another shape than its fields say, or no "
                     "numbers; download it again"
                 )
-            np.ascontiguousarray(interleave(weight, name, config, back=True), dtype="<f4").tofile(file)
+            np.ascontiguousarray(deinterleave(weight, name, config), dtype="<f4").tofile(file)
             shown.update(weight.nbytes)
 
 
