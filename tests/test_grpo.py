@@ -234,7 +234,7 @@ def test_an_unsloth_policy_gets_the_plain_trainer_and_whole_groups(tiny_folder, 
             used.append(others["args"].per_device_train_batch_size)
             super().__init__(*args, **others)
 
-    monkeypatch.setattr("recr1_lite.train.grpo.UnslothGRPOTrainer", Seen)
+    monkeypatch.setattr("recr1_lite.train.grpo.PlainGRPOTrainer", Seen)
     policy.backend = "unsloth"
     with pytest.raises(RecR1Error, match="whole groups, and a micro_batch of 2 is no multiple of group_size=4"):
         run(policy, tiny_profile(tiny_folder, steps=1, micro_batch=2), tmp_path / "part")

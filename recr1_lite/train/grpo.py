@@ -11,17 +11,13 @@ Against stock TRL 1.12.0 (same loss, same gradients: tests compare them on the s
 - the KL to the untrained model is measured every few steps where the loss has no KL term;
 - no telemetry, no model card.
 
-Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights, one
-device.
+Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights, one device.
 
-Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages divided by the group's
-standard deviation, each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p
-0.95. `modern`: no KL and a higher upper clip (DAPO, arXiv 2503.14476), no length bias in the loss (Dr.
-GRPO, arXiv 2503.20783), advantages divided by the batch's standard deviation (arXiv 2508.08221),
-temperature 1.
+Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages divided by the group's standard deviation,
+each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p 0.95. `modern`: no KL and a higher
+upper clip (DAPO, arXiv 2503.14476), no length bias in the loss (Dr. GRPO, arXiv 2503.20783), advantages divided by the
+batch's standard deviation (arXiv 2508.08221), temperature 1.
 """
-
-from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
@@ -52,17 +48,9 @@ PRESETS = {
 KL_EVERY = 5  # steps between two measurements of the KL to the untrained model, where the loss has no KL term
 
 # Settings of stock TRL that the grouped rollouts and scores do not have: with one of them nothing would fail.
-UNSUPPORTED = {
-    "use_vllm": False,
-    "use_transformers_continuous_batching": False,
-    "top_k": 0,
-    "min_p": None,
-    "repetition_penalty": 1.0,
-    "generation_kwargs": None,
-    "use_liger_kernel": False,
-    "entropy_coef": 0.0,
-    "use_adaptive_entropy": False,
-}
+OFF = ("use_vllm", "use_transformers_continuous_batching", "use_liger_kernel", "use_adaptive_entropy")
+NEUTRAL = dict(top_k=0, min_p=None, repetition_penalty=1.0, generation_kwargs=None, entropy_coef=0.0)
+UNSUPPORTED = dict.fromkeys(OFF, False) | NEUTRAL
 
 
 class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
@@ -83,9 +71,10 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
         size = len(prompt_ids) if self.use_vllm else self.rollout_batch or len(prompt_ids)
         parts = [self._write_rollouts(prompt_ids[at : at + size], *others) for at in range(0, len(prompt_ids), size)]
         completions = [row for rows, _ in parts for row in rows]
-        self._note_distinct(completions)
-        logps = None if parts[0][1] is None else [row for _, rows in parts for row in rows]
-        return completions, logps
+        group = self.num_generations
+        groups = [{tuple(row) for row in completions[at : at + group]} for at in range(0, len(completions), group)]
+        self._note("distinct", sum(map(len, groups)) / len(completions))
+        return completions, None if parts[0][1] is None else [row for _, rows in parts for row in rows]
 
     def _write_rollouts(self, prompt_ids, *others):
         """Completions (lists of ids) of some prompts, and their log-probabilities or None."""
@@ -97,27 +86,18 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
         self._note("zero_advantage", (groups.amax(1) - groups.amin(1) < 1e-6).float().mean().item())
         return parts
 
-    def _note_distinct(self, completions) -> None:
-        size: int = self.num_generations  # type: ignore[assignment]
-        groups = [{tuple(row) for row in completions[at : at + size]} for at in range(0, len(completions), size)]
-        self._note("distinct", sum(map(len, groups)) / len(completions))
-
     def _note(self, name: str, value: float) -> None:
         self._metrics["train" if self.model.training else "eval"][name].append(value)  # type: ignore[union-attr]
+
+    def log(self, logs, *others):
+        if self.beta == 0:
+            self._metrics["train"].pop("kl", None)  # unsloth logs a 0 that nobody measured
+        super().log(logs, *others)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         # beside the KL reference in its subfolder, Trainer passes over the policy's own adapter
         (model or self.model).load_adapter(resume_from_checkpoint, "default", is_trainable=True)
-
-
-class UnslothGRPOTrainer(PlainGRPOTrainer):
-    """The same on unsloth's trainer, which logs a KL of 0 that nobody measured where the loss has no KL term."""
-
-    def log(self, logs, *others):
-        if self.beta == 0:
-            self._metrics["train"].pop("kl", None)
-        super().log(logs, *others)
 
 
 class GroupedGRPOTrainer(PlainGRPOTrainer):
@@ -132,18 +112,11 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
 
     def _write_rollouts(self, prompt_ids, *others):
         tokenizer, model = self.processing_class, self.accelerator.unwrap_model(self.model)
-        batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
-        batch, merged, training = batch.to(model.device), self.merged(), model.training
-        tokens = generate_grouped(
-            merged.refresh() if merged else model.eval(),
-            batch.input_ids,
-            batch.attention_mask,
-            self.max_completion_length,
-            tokenizer.eos_token_id,
-            tokenizer.pad_token_id,
-            self.temperature,
-            self.top_p,
-        )
+        batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(model.device)
+        training, ends = model.training, (tokenizer.eos_token_id, tokenizer.pad_token_id)
+        writer, drawn = self.merged.refresh() if self.merged else model.eval(), (self.temperature, self.top_p)
+        prompts, length = (batch.input_ids, batch.attention_mask), self.max_completion_length
+        tokens = generate_grouped(writer, *prompts, length, *ends, *drawn)
         model.train(training)
         ended = tokens == tokenizer.eos_token_id
         kept = ended.cumsum(1) - ended.int() == 0  # up to the first end token, and with it
@@ -152,34 +125,28 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **_
     ):
-        size, values, entropies = batch_size or len(input_ids), [], []
+        size, parts = batch_size or len(input_ids), []
         for at in range(0, len(input_ids), size):
-            ids, mask = input_ids[at : at + size], attention_mask[at : at + size]
-            logps, entropy = completion_logps(
-                model,
-                ids[:, :-logits_to_keep],
-                mask[:, :-logits_to_keep],
-                ids[:, -logits_to_keep:],
-                mask[:, -logits_to_keep:],
-                self.temperature,
-                compute_entropy,
-            )
-            values.append(logps)
-            entropies.append(entropy)
+            rows = input_ids[at : at + size], attention_mask[at : at + size]
+            parts.append(self._logps(model, *rows, logits_to_keep, compute_entropy))
+        values, entropies = zip(*parts, strict=True)
         values = torch.cat(values)
         if compute_entropy and self.beta == 0 and self.state.global_step % KL_EVERY == 0:
             self._note_kl(model, input_ids, attention_mask, logits_to_keep, values.detach())
         return values, torch.cat(entropies) if compute_entropy else None, None
 
+    def _logps(self, model, ids, mask, keep: int, entropy: bool = False):
+        """Log-probabilities and entropies of rows whose last `keep` tokens are the completion."""
+        prompt, completion = (ids[:, :-keep], mask[:, :-keep]), (ids[:, -keep:], mask[:, -keep:])
+        return completion_logps(model, *prompt, *completion, self.temperature, entropy)
+
     @torch.no_grad()
-    def _note_kl(self, model, input_ids, attention_mask, keep, values) -> None:
-        """Log how far the policy is from the untrained model (Schulman's k3 estimate), which stock does
-        with KL only."""
-        ids, mask = input_ids[:, :-keep], attention_mask[:, :-keep]
-        ends, end_mask = input_ids[:, -keep:], attention_mask[:, -keep:]
+    def _note_kl(self, model, ids, mask, keep: int, values) -> None:
+        """Log how far the policy is from the untrained model (Schulman's k3); stock does so with a KL term only."""
         with self.accelerator.unwrap_model(model).disable_adapter():
-            difference = completion_logps(model, ids, mask, ends, end_mask, self.temperature)[0] - values
-        self._note("kl", (((difference.exp() - difference - 1) * end_mask).sum() / end_mask.sum()).item())
+            difference = self._logps(model, ids, mask, keep)[0] - values
+        kl, counted = difference.exp() - difference - 1, mask[:, -keep:]
+        self._note("kl_to_untrained", ((kl * counted).sum() / counted.sum()).item())
 
 
 def train(
@@ -202,7 +169,7 @@ def train(
     encode(tokenizer, list(texts.values()), profile.max_prompt_tokens)
     prompts = [texts[request] for request in rows["request"]]
     dataset = Dataset.from_dict({"prompt": prompts, "example_id": rows["example_id"].tolist()})
-    kind = trainer_class or (UnslothGRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer)
+    kind = trainer_class or (PlainGRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer)
     pay = reward_functions(profile.recipe, scorer, {tokenizer.eos_token_id})
     parts: dict = dict(train_dataset=dataset, processing_class=tokenizer, reward_funcs=pay)
     if issubclass(kind, PlainGRPOTrainer):  # not TRL's own, which a benchmark or a test may ask for

@@ -1,8 +1,6 @@
 """What a run of either trainer shares: its folder, its order and settings, going on where it was stopped, and the watch
 over it: validation, the best adapter, a line per step, a sentence when something looks wrong."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math
@@ -13,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +26,15 @@ from recr1_lite.profiles import Profile
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import sealed
 
-NAMES = {  # TRL's name in the log -> this kit's name in a step's row
-    "reward": "reward",
-    "reward_std": "reward_std",
+SAME = ("reward", "reward_std", "entropy", "kl", "distinct", "ndcg", "raw_ndcg", "gain", "grad_norm")
+NAMES = {name: name for name in SAME} | {  # TRL's name in the log -> this kit's name in a step's row
     "frac_reward_zero_std": "zero_advantage_share",
     "zero_advantage": "zero_advantage_share",
     "completions/mean_length": "completion_length",
     "completions/clipped_ratio": "truncated_share",
     "clip_ratio/region_mean": "clip_ratio",
-} | {name: name for name in ("entropy", "kl", "distinct", "ndcg", "raw_ndcg", "gain", "grad_norm")}
+    "kl_to_untrained": "kl",
+}
 LINE = {  # what a step's line shows, where its trainer logs it (unsloth's logs no entropy)
     "reward": "reward {:.3f}",
     "gain": "gain {:+.3f}",
@@ -102,15 +101,13 @@ class KitTrainer:
     def __init__(self, model, *args, **others):
         exact = {name: weight.data.float() for name, weight in model.named_parameters() if weight.requires_grad}
         super().__init__(model, *args, **others)
-        self._merged: MergedCopy | None = None
         for name, weight in self.model.named_parameters():
             if name in exact:
                 weight.data = exact[name]
 
+    @cached_property
     def merged(self) -> MergedCopy | None:
-        if self._merged is None:
-            self._merged = MergedCopy.of(self.accelerator.unwrap_model(self.model))  # type: ignore[attr-defined]
-        return self._merged
+        return MergedCopy.of(self.accelerator.unwrap_model(self.model))  # type: ignore[attr-defined]
 
     def _send_telemetry(self):
         pass
@@ -134,12 +131,13 @@ def settings(profile: Profile, run: Run) -> dict:
     return here | told | kept | steps | data | dict(gradient_checkpointing=profile.gradient_checkpointing)
 
 
-def run_trainer(trainer, monitor: Monitor, checkpoint: Path | None) -> Training:
+def run_trainer(trainer, monitor: "Monitor", checkpoint: Path | None) -> Training:
     """Train to the end or to Ctrl-C, the tests sealed, watched by `monitor`; the seconds are the whole run's."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(monitor)
-    start = time.perf_counter() - (_seconds_so_far(monitor.run.folder) if checkpoint else 0.0)
-    with sealed(), interruptible(monitor):
+    before = _read(monitor.run.folder / "training.json") if checkpoint else None  # a killed run left none
+    start = time.perf_counter() - (before or {}).get("seconds", 0.0)
+    with sealed(), monitor.interruptible():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return monitor.close(time.perf_counter() - start)
 
@@ -147,31 +145,24 @@ def run_trainer(trainer, monitor: Monitor, checkpoint: Path | None) -> Training:
 def draw_order(examples: int, count: int, seed: int) -> list[int]:
     """`count` row numbers: all examples in random order, then all again in another. A longer draw starts alike."""
     generator = np.random.default_rng(seed)
-    order: list[int] = []
-    while len(order) < count:
-        order += generator.permutation(examples).tolist()
-    return order[:count]
-
-
-def _seconds_so_far(folder: Path) -> float:
-    """What the stopped run took, as it said itself; 0 where it was killed before it could."""
-    try:
-        return float(json.loads((folder / "training.json").read_text())["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
+    rounds = [generator.permutation(examples).tolist() for _ in range(-(-count // examples))]
+    return sum(rounds, [])[:count]
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
     """The newest checkpoint that was written to its end (trainer_state.json comes last), or None."""
-    whole = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit() and _whole(path)]
+    numbered = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
+    whole = [path for path in numbered if _read(path / "trainer_state.json") is not None]
     return max(whole, key=lambda path: int(path.name[11:]), default=None)
 
 
-def _whole(checkpoint: Path) -> bool:
+def _read(path: Path) -> dict | None:
+    """What a JSON file says; None where it is missing or torn."""
     try:
-        return isinstance(json.loads((checkpoint / "trainer_state.json").read_text()), dict)
+        said = json.loads(path.read_text())
     except (OSError, ValueError):
-        return False
+        return None
+    return said if isinstance(said, dict) else None
 
 
 class Monitor(TrainerCallback):
@@ -237,7 +228,7 @@ class Monitor(TrainerCallback):
     def score(self, state) -> None:
         if self.run.validate is None:
             return
-        interval = self.run.validate(getattr(self.trainer, "merged", lambda: None)())
+        interval = self.run.validate(getattr(self.trainer, "merged", None))
         state.log_history.append({"step": state.global_step, "val": interval._asdict()})
         if self.run.progress:
             best = "  best so far" if best_step(state) == state.global_step else ""
@@ -261,6 +252,25 @@ class Monitor(TrainerCallback):
         told = asdict(done) | {"folder": folder.name, "profile": asdict(self.profile)}
         atomic_write(folder / "training.json", json.dumps(told, indent=1))
         return done
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """First Ctrl-C: stop after this step and keep everything; second: stop now."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number, frame):
+            if self.stop_asked:
+                raise KeyboardInterrupt
+            self.stop_asked = True
+            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def points(state) -> list[dict]:
@@ -304,23 +314,3 @@ def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str
         "raise the temperature": mean("distinct") < 0.3,
     }
     return [sentence for sentence, seen in signs.items() if seen]
-
-
-@contextmanager
-def interruptible(monitor: Monitor) -> Iterator[None]:
-    """First Ctrl-C: stop after this step and keep everything; second: stop now."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number, frame):
-        if monitor.stop_asked:
-            raise KeyboardInterrupt
-        monitor.stop_asked = True
-        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

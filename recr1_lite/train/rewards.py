@@ -1,14 +1,11 @@
-"""From completions to rewards: parse, search, score, then a recipe that says what each outcome pays.
+"""Where a reward is paid: from a completion to a number.
 
     completion -> parse -> compose -> retriever -> nDCG at k_train -> components -> their sum is the reward
 
-A component is a function of one `Scored`; a recipe is a few of them, and its reward is their sum. TRL gets
-each component as a reward function of its own, so each has its own curve in the log. A miss, a completion
-that fails to parse and a broken retriever are three things: a miss scores 0, a bad completion is counted by
-its outcome, a broken retriever stops the run.
+A component is a function of one `Scored`; a recipe is a few of them, and its reward is their sum. TRL gets each
+component as a reward function, so each has its curve in the log. A miss, a completion that fails to parse and a broken
+retriever are three things: a miss scores 0, a bad completion is counted by its outcome, a broken retriever stops all.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -28,8 +25,8 @@ FREE_WORDS, WORD_LIMIT, LENGTH_COST = 16, 64, 0.1
 class Scored(NamedTuple):
     """One completion: how it parsed, what was sent to the retriever, and what came of it.
 
-    ndcg: of the query sent (in `expand` mode a failed parse sends the request alone); raw_ndcg: of the
-    request itself; both 0 to 1 at the scorer's k. words: of the parsed rewrite, 0 unless ok.
+    ndcg: of the query sent (in `expand` mode a failed parse sends the request alone); raw_ndcg: of the request itself;
+    both 0 to 1 at the scorer's k. words: of the parsed rewrite, 0 unless ok.
     """
 
     outcome: Outcome
@@ -37,79 +34,6 @@ class Scored(NamedTuple):
     ndcg: float
     raw_ndcg: float
     words: int
-
-
-class Scorer:
-    """Scores completions with the fixed retriever, against the targets of their examples.
-
-    examples: DataFrame of example_id, request, relevant ({item_id: gain}); give it the validation rows as
-    well if the trainer evaluates. Targets are found by example_id, so two users with the same words keep
-    their own. A column `exclude` (ids) takes items out of an example's rankings before they are scored, as in
-    `evaluate`. k: cut-off of the nDCG, whose gains are `linear` or `exponential`. Raises RecR1Error for a
-    missing column, an example_id that comes twice, a bad k or gain.
-    """
-
-    def __init__(self, retriever: Any, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
-        for column in ("example_id", "request", "relevant"):
-            if column not in examples.columns:
-                raise RecR1Error(f"the examples have no column {column!r}; pass task.train or task.val")
-        ids = list(examples["example_id"])
-        if len(set(ids)) != len(ids):
-            twice = Counter(ids).most_common(1)[0][0]
-            raise RecR1Error(f"example_id {twice!r} comes twice, so its target is unclear; keep one of them")
-        ndcg([], {}, k, gain)  # a bad k or gain fails here, not in the first step of a run
-        self.retriever, self.prompt, self.k, self.gain = retriever, prompt, int(k), gain
-        self.requests = dict(zip(ids, examples["request"]))
-        self.relevant = dict(zip(ids, examples["relevant"]))
-        self.exclude = {example: set(gone) for example, gone in zip(ids, examples.get("exclude", ()))}
-        self.depth = self.k + max(map(len, self.exclude.values()), default=0)  # to fill k places all the same
-        self._raw: dict[str, float] = {}  # nDCG of the request itself, found once for each example
-
-    @property
-    def about(self) -> dict:
-        """What tells one scorer from another in a file of targets: the engine, the mode and the cut-off."""
-        engine = type(self.retriever).__name__
-        return {"retriever": engine, "settings": getattr(self.retriever, "about", None), "k": self.k, "gain": self.gain}
-
-    def score(
-        self, example_ids: Sequence[str], completions: Sequence[str], truncated: Sequence[bool] | None = None
-    ) -> list[Scored]:
-        """One `Scored` a completion, in order.
-
-        completions: what the model generated, without the prompt's prefix (it is put back here). truncated:
-        which of them hit the token limit; None: not known. Raises RecR1Error for an unknown example_id or
-        lists of different lengths, RetrieverError with the query when a search fails.
-        """
-        truncated = [False] * len(completions) if truncated is None else truncated
-        if not len(example_ids) == len(completions) == len(truncated):
-            raise RecR1Error(
-                f"{len(example_ids)} example ids, {len(completions)} completions, {len(truncated)} flags of "
-                "truncation; pass one of each for every completion"
-            )
-        for example in example_ids:
-            if example not in self.requests:
-                raise RecR1Error(f"example {example!r} is unknown to the scorer; give it that example's row")
-        prompt = self.prompt
-        parsed = [prompt.read(text, cut) for text, cut in zip(completions, truncated)]
-        sent = [compose(self.requests[e], p.query, prompt.mode, prompt.weight) for e, p in zip(example_ids, parsed)]
-        new = [example for example in dict.fromkeys(example_ids) if example not in self._raw]
-        rankings = self.rank([*example_ids, *new], [*sent, *[None] * len(new)])
-        for example, ids in zip(new, rankings[len(sent) :]):
-            self._raw[example] = self._ndcg(example, ids)
-        return [
-            Scored(p.outcome, query, self._ndcg(example, ids), self._raw[example], len(p.query.split()))
-            for example, p, query, ids in zip(example_ids, parsed, sent, rankings)
-        ]
-
-    def rank(self, example_ids: Sequence[str], queries: Sequence[str | None]) -> list[list[str]]:
-        """One ranking, best first, for each query sent on behalf of an example; None stands for the request itself."""
-        pairs = zip(example_ids, queries, strict=True)
-        asked = [self.requests[example] if query is None else query for example, query in pairs]
-        return [ids for ids, _ in search_all(self.retriever, asked, self.depth)]
-
-    def _ndcg(self, example: str, ids: list[str]) -> float:
-        left = without(ids, self.exclude.get(example, ()), self.k)
-        return ndcg(left, self.relevant[example], self.k, self.gain)
 
 
 Component = Callable[[Scored], float]
@@ -133,8 +57,7 @@ def _minus_raw(row: Scored) -> float:
 
 
 def _length(row: Scored) -> float:
-    """0 up to FREE_WORDS, then falling to -LENGTH_COST at WORD_LIMIT and beyond; the full cost without an
-    answer."""
+    """0 up to FREE_WORDS, then falling to -LENGTH_COST at WORD_LIMIT and beyond; the full cost without an answer."""
     over = (row.words - FREE_WORDS) / (WORD_LIMIT - FREE_WORDS) if row.outcome == Outcome.ok else 1.0
     return -LENGTH_COST * min(max(over, 0.0), 1.0)
 
@@ -162,16 +85,86 @@ def reward(recipe: str, row: Scored) -> float:
     return sum(component(row) for component in components(recipe).values())
 
 
-def reward_functions(recipe: str, scorer: Scorer, end_ids: Collection[int] = ()) -> list[Callable[..., list[float]]]:
-    """The recipe as reward functions for TRL's GRPOTrainer, one a component, weight 1 each (TRL's default).
+class Scorer:
+    """Scores completions with the fixed retriever, against the targets of their examples.
 
-    TRL calls f(prompts, completions, completion_ids, **columns) with completions as texts or as lists of
-    messages, and logs `rewards/<component>/mean`; the dataset needs the column `example_id`. The first
-    function also logs the share of each outcome (`outcome/ok`, ...), `query_words`, `ndcg`, `raw_ndcg` and
-    `gain`, and adds the query and the outcome to TRL's table of completions. A whole batch is parsed and
-    searched once for all components. end_ids: token ids that end an answer; a completion that does not end in
-    one was cut by the token limit. Without them truncation is unknown and nothing is called truncated, which
-    changes no reward.
+    examples: DataFrame of example_id, request, relevant ({item_id: gain}). Targets are keyed by example_id, so two
+    users with the same words keep their own. A column `exclude` (ids) takes items out of an example's rankings, as in
+    `evaluate`. k: cut-off of the nDCG, whose gains are `linear` or `exponential`. Raises RecR1Error for a
+    missing column, an example_id that comes twice, a bad k or gain.
+    """
+
+    def __init__(self, retriever: Any, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
+        for column in ("example_id", "request", "relevant"):
+            if column not in examples.columns:
+                raise RecR1Error(f"the examples have no column {column!r}; pass task.train or task.val")
+        ids = list(examples["example_id"])
+        if len(set(ids)) != len(ids):
+            twice = Counter(ids).most_common(1)[0][0]
+            raise RecR1Error(f"example_id {twice!r} comes twice, so its target is unclear; keep one of them")
+        ndcg([], {}, k, gain)  # a bad k or gain fails here, not in the first step of a run
+        self.retriever, self.prompt, self.k, self.gain = retriever, prompt, int(k), gain
+        self.requests = dict(zip(ids, examples["request"]))
+        self.relevant = dict(zip(ids, examples["relevant"]))
+        self.exclude = {example: set(gone) for example, gone in zip(ids, examples.get("exclude", ()))}
+        self.depth = self.k + max(map(len, self.exclude.values()), default=0)  # to fill k places all the same
+        self._raw: dict[str, float] = {}  # nDCG of the request itself, searched once for each example
+
+    @property
+    def about(self) -> dict:
+        """What tells one scorer from another in a file of targets: the engine, the mode and the cut-off."""
+        engine = type(self.retriever).__name__
+        return {"retriever": engine, "settings": getattr(self.retriever, "about", None), "k": self.k, "gain": self.gain}
+
+    def score(
+        self, example_ids: Sequence[str], completions: Sequence[str], truncated: Sequence[bool] | None = None
+    ) -> list[Scored]:
+        """One `Scored` per completion, in order.
+
+        completions: what the model generated, without the prompt's prefix (it is put back here). truncated: which of
+        them hit the token limit; None: not known. Raises RecR1Error for an unknown example_id or lists of different
+        lengths, RetrieverError with the query when a search fails.
+        """
+        truncated = [False] * len(completions) if truncated is None else truncated
+        if not len(example_ids) == len(completions) == len(truncated):
+            given = (
+                f"{len(example_ids)} example ids, {len(completions)} completions, {len(truncated)} flags of truncation"
+            )
+            raise RecR1Error(f"{given}; pass one of each for every completion")
+        for example in example_ids:
+            if example not in self.requests:
+                raise RecR1Error(f"example {example!r} is unknown to the scorer; give it that example's row")
+        prompt = self.prompt
+        parsed = [prompt.read(text, cut) for text, cut in zip(completions, truncated)]
+        sent = [compose(self.requests[e], p.query, prompt.mode, prompt.weight) for e, p in zip(example_ids, parsed)]
+        new = [example for example in dict.fromkeys(example_ids) if example not in self._raw]
+        rankings = self.rank([*example_ids, *new], [*sent, *[None] * len(new)])
+        for example, ids in zip(new, rankings[len(sent) :]):
+            self._raw[example] = self._ndcg(example, ids)
+        return [
+            Scored(p.outcome, query, self._ndcg(example, ids), self._raw[example], len(p.query.split()))
+            for example, p, query, ids in zip(example_ids, parsed, sent, rankings)
+        ]
+
+    def rank(self, example_ids: Sequence[str], queries: Sequence[str | None]) -> list[list[str]]:
+        """One ranking, best first, for each query sent on behalf of an example; None stands for the request itself."""
+        pairs = zip(example_ids, queries, strict=True)
+        asked = [self.requests[example] if query is None else query for example, query in pairs]
+        return [ids for ids, _ in search_all(self.retriever, asked, self.depth)]
+
+    def _ndcg(self, example: str, ids: list[str]) -> float:
+        left = without(ids, self.exclude.get(example, ()), self.k)
+        return ndcg(left, self.relevant[example], self.k, self.gain)
+
+
+def reward_functions(recipe: str, scorer: Scorer, end_ids: Collection[int] = ()) -> list[Callable[..., list[float]]]:
+    """The recipe as reward functions for TRL's GRPOTrainer, one per component, weight 1 each (TRL's default).
+
+    TRL calls f(prompts, completions, completion_ids, **columns) with completions as texts or as lists of messages, and
+    logs `rewards/<component>/mean`; the dataset needs the column `example_id`. A whole batch is parsed and searched
+    once for all components. The first function also logs `batch_summary`, and adds query and outcome to TRL's table of
+    completions. end_ids: token ids that end an answer; a completion that does not end in one was cut by the token
+    limit. Without them nothing is called truncated, which changes no reward.
     """
     parts = components(recipe)
     last: dict[tuple, list[Scored]] = {}
@@ -210,18 +203,12 @@ def reward_functions(recipe: str, scorer: Scorer, end_ids: Collection[int] = ())
 
 
 def batch_summary(rows: Sequence[Scored]) -> dict[str, float]:
-    """Means over a batch: the share of each outcome, words of the rewrite, nDCG sent, raw nDCG and the
-    gain."""
+    """Means over a batch: the share of each outcome, words of the rewrite, nDCG sent, raw nDCG and the gain."""
     n = max(len(rows), 1)
     counts = Counter(row.outcome for row in rows)
-    found, raw = sum(row.ndcg for row in rows) / n, sum(row.raw_ndcg for row in rows) / n
-    return {
-        **{f"outcome/{outcome}": counts[outcome] / n for outcome in Outcome},
-        "query_words": sum(row.words for row in rows) / n,
-        "ndcg": found,
-        "raw_ndcg": raw,
-        "gain": found - raw,
-    }
+    sent, raw = sum(row.ndcg for row in rows) / n, sum(row.raw_ndcg for row in rows) / n
+    means = {"query_words": sum(row.words for row in rows) / n, "ndcg": sent, "raw_ndcg": raw, "gain": sent - raw}
+    return {f"outcome/{outcome}": counts[outcome] / n for outcome in Outcome} | means
 
 
 def _text(completion: str | Sequence[dict]) -> str:

@@ -9,8 +9,6 @@ reasoning + keywords, reasoning + JSON. What differs from TRL's defaults:
 - validation with the ranking metric, the best adapter kept, a limit in seconds, a stop when val does not improve.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 
@@ -24,18 +22,8 @@ from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rewriters import encode
 from recr1_lite.profiles import Profile
 from recr1_lite.tasks.prompts import Prompt, format_answer, restyled
-from recr1_lite.train.loop import (
-    KitTrainer,
-    Monitor,
-    Run,
-    Training,
-    best_step,
-    draw_order,
-    points,
-    run_trainer,
-    settings,
-    steps,
-)
+from recr1_lite.train import loop
+from recr1_lite.train.loop import KitTrainer, Monitor, Run, Training, draw_order, run_trainer, settings
 
 VARIANTS = {"SFT": "compact", "SFT + JSON": "json", "SFT + reasoning": "think", "SFT + reasoning + JSON": "paper"}
 ROOM = {"compact": 0, "json": 6, "think": 40, "paper": 46}  # tokens that a style writes beside the keywords
@@ -63,14 +51,14 @@ class SFTMonitor(Monitor):
             print(f"step {row['step']:>4}/{last}  {learned}  {took}", flush=True)
 
     def on_step_end(self, args, state, control, **others):
-        spent = sum(row["seconds"] for row in steps(state)) + time.perf_counter() - self.step_start
+        spent = sum(row["seconds"] for row in loop.steps(state)) + time.perf_counter() - self.step_start
         if self.max_seconds is not None and spent >= self.max_seconds:
             self.ended = control.should_training_stop = True
         super().on_step_end(args, state, control, **others)
 
     def on_log(self, args, state, control, **others):
         super().on_log(args, state, control, **others)
-        worse = [point for point in points(state) if point["step"] > (best_step(state) or 0)]
+        worse = [point for point in loop.points(state) if point["step"] > (loop.best_step(state) or 0)]
         if self.patience and len(worse) >= self.patience:
             self.ended = control.should_training_stop = True
 
@@ -114,9 +102,8 @@ def tokenised(policy: Policy, targets: pd.DataFrame, prompt: Prompt, limit: int,
     for text, rewrite, thought in zip(texts, targets["rewrite"], thoughts, strict=True):
         answer = answer_text(prompt, rewrite, thought)
         if prompt.read(answer).query != " ".join(rewrite.split()):
-            raise RecR1Error(
-                f"the rewrite {rewrite!r} cannot be read back from {answer!r}; clean it, or take another style"
-            )
+            lost = f"the rewrite {rewrite!r} cannot be read back from {answer!r}"
+            raise RecR1Error(f"{lost}; clean it, or take another style")
         start = tokenizer(text, add_special_tokens=False)["input_ids"]
         end = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         labels = [IGNORED] * len(start) if loss_on == "answer" else list(start)
@@ -139,10 +126,9 @@ def train(
     """Train the policy's adapter on targets; keep the adapter that `run.validate` likes best.
 
     targets: DataFrame of request, rewrite, perhaps thought (for the styles with reasoning). epochs: default the
-    profile's. max_seconds: of training,
-    validation not counted. overrides: fields of TRL's SFTConfig. A row of `curve` has step, loss, token_accuracy,
-    grad_norm, seconds. The rest is as in `grpo.train`. Raises RecR1Error for no targets, a target that cannot be
-    written in the prompt's style, too long a prompt, or a folder in use.
+    profile's. max_seconds: of training, validation not counted. overrides: fields of TRL's SFTConfig. A row of `curve`
+    has step, loss, token_accuracy, grad_norm, seconds. The rest is as in `grpo.train`. Raises RecR1Error for a used
+    folder, no targets, a target that cannot be written in the prompt's style, or too long a prompt.
     """
     checkpoint = run.checkpoint()
     if not len(targets):

@@ -1,10 +1,8 @@
-"""Where the targets of SFT come from: a model's best of n, or a file of pairs (`paid_targets.py`: a server).
+"""Where the targets of SFT come from: a model's best of n, a file of pairs, or a server.
 
 Each target is a row of a file of JSON lines that only grows: example_id, request, rewrite, thought, and what it
 cost. A run that was stopped or killed goes on from that file: what is in it is not asked for again.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -30,6 +28,7 @@ from recr1_lite.train.rewards import Scorer
 
 CHUNK = 8  # examples whose rollouts are drawn together, from one seed
 CHOICES = ("vote", "reward")
+FREE = {"samples": 0, "tokens": 0, "seconds": 0.0, "money": 0.0}  # what a row cost that was not asked for
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,14 @@ class Cost:
     seconds: float = 0.0
     money: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
+    def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(getattr(self, key) + getattr(other, key) for key in self.__dataclass_fields__))
 
     @classmethod
-    def of(cls, targets: pd.DataFrame) -> Cost:
+    def of(cls, targets: pd.DataFrame) -> "Cost":
         """The cost of the rows of a targets file."""
-        return cls(
-            int(targets["samples"].sum()),
-            int(targets["tokens"].sum()),
-            0,
-            float(targets["seconds"].sum()),
-            float(targets["money"].sum()),
-        )
+        sums = targets[["samples", "tokens", "seconds", "money"]].sum()
+        return cls(int(sums["samples"]), int(sums["tokens"]), 0, float(sums["seconds"]), float(sums["money"]))
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ class TargetFile:
         self.rows: dict[str, dict] = {}
         self._guard, self._lock = threading.Lock(), FileLock(f"{self.path}.lock")
 
-    def __enter__(self) -> TargetFile:
+    def __enter__(self) -> "TargetFile":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -204,12 +198,8 @@ def _sample(sampler: ModelRewriter, chunk: pd.DataFrame, n: int, choose: str, sc
         scores = [row.ndcg for row in scored[group]]
         queries = [sampler.prompt.read(answer.completion).query for answer in answers[group]]
         best = int(np.argmax(scores)) if choose == "reward" else vote(queries)
-        row = {
-            "example_id": str(example.example_id),
-            "request": example.request,
-            "rewrite": queries[best],
-            "thought": "",
-        }
+        row: dict = {"example_id": str(example.example_id), "request": example.request}
+        row |= {"rewrite": queries[best], "thought": ""}
         row |= {"score": scores[best] if scores else None, "mean_score": float(np.mean(scores)) if scores else None}
         row |= {"raw_score": scored[group][0].raw_ndcg if scores else None, "samples": n}
         rows.append(row | {"tokens": sum(a.tokens for a in answers[group]), "seconds": seconds, "money": 0.0})
@@ -264,16 +254,13 @@ def read_pairs(path: str | os.PathLike, examples: pd.DataFrame) -> pd.DataFrame:
         raise RecR1Error(f"{path} has two rewrites for {pairs[key][twice].iloc[0]!r}; keep one of them")
     empty = pairs["rewrite"].fillna("").astype(str).str.strip() == ""
     if empty.any():
-        raise RecR1Error(
-            f"{path}, {pairs.index[int(np.argmax(empty))]}: the rewrite is empty; fill it in or drop the row"
-        )
+        place = pairs.index[int(np.argmax(empty))]
+        raise RecR1Error(f"{path}, {place}: the rewrite is empty; fill it in or drop the row")
     fits = examples.merge(pairs.drop(columns="request" if key == "example_id" else [], errors="ignore"), on=key)
     if not len(fits):
         raise RecR1Error(f"no {key} of {path} is one of the {len(examples)} training examples; check that they match")
     thought = fits["thought"] if "thought" in fits.columns else ""
-    return fits[["example_id", "request", "rewrite"]].assign(
-        thought=thought, samples=0, tokens=0, seconds=0.0, money=0.0
-    )
+    return fits[["example_id", "request", "rewrite"]].assign(thought=thought, **FREE)
 
 
 def from_endpoint(
@@ -288,7 +275,8 @@ def from_endpoint(
     budget = budget or Budget()
     settings = {"url": rewriter.url, "prompt": repr(rewriter.prompt), **rewriter.fields}
     longest = max(len(str(rewriter.prompt.messages(request))) for request in examples["request"])
-    most = rewriter.fields.get("max_tokens") or rewriter.fields.get("max_completion_tokens") or 4096
+    fields: dict = rewriter.fields
+    most = fields.get("max_tokens") or fields.get("max_completion_tokens") or 4096
     worst = budget.price(2 * longest // 3 + 1, most)
 
     def one(request: str) -> dict:
@@ -355,8 +343,7 @@ def _open_requests(examples: pd.DataFrame, file: TargetFile) -> tuple[dict[str, 
 def _keep_all(file: TargetFile, example_ids: Sequence[str], row: Mapping, shared: bool = False) -> None:
     """Keep an answer for each example that asked this; only the first one carries what it cost."""
     for place, example in enumerate(example_ids):
-        free = {"samples": 0, "tokens": 0, "seconds": 0.0, "money": 0.0} if place or shared else {}
-        file.keep({**row, "example_id": example, **free})
+        file.keep({**row, "example_id": example, **(FREE if place or shared else {})})
 
 
 def thought_of(text: str) -> str:
