@@ -1,9 +1,8 @@
 """The inspector: an honest choice of examples, words and movements told right, a page that stands alone."""
 
-from __future__ import annotations
-
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,24 +21,21 @@ ITEMS = pd.DataFrame(
 )
 
 
-def result(name, values, query="{request}", outcome="ok", shift=0, completion=""):
-    asked = "request number {} <script>alert(1)</script>"
-    rows = [
-        {
-            "example_id": f"e{n:03d}",
-            "request": asked.format(n),
-            "query": query.format(request=asked.format(n)),
-            "completion": completion,
-            "outcome": outcome,
-            "tokens": 0,
-            "ndcg@100": value,
-            "ranks": {f"i{n % 30}": 12 - shift},
-            "top": [f"i{(n + step + shift) % 30}" for step in range(1, 11)],
-        }
-        for n, value in enumerate(values)
-    ]
+def result(name, values, query="{}", outcome="ok", shift=0, completion=""):
+    rows = []
+    for n, value in enumerate(values):
+        asked = f"request number {n} <script>alert(1)</script>"
+        row = {"example_id": f"e{n:03d}", "request": asked, "query": query.format(asked), "completion": completion}
+        row |= {"outcome": outcome, "tokens": 0, "ndcg@100": value, "ranks": {f"i{n % 30}": 12 - shift}}
+        rows.append(row | {"top": [f"i{(n + step + shift) % 30}" for step in range(1, 11)]})
     frame = pd.DataFrame(rows)
     return EvalResult(name, "val", frame, {"ndcg@100": mean_interval(frame["ndcg@100"])}, 1.0, 0, "toy")
+
+
+def cards(*results):
+    """What a notebook shows of them, and the same without tags."""
+    page = inspect_stages(results, ITEMS, 12)._repr_html_()
+    return page, re.sub(r"<[^>]+>", "", page)
 
 
 @pytest.fixture
@@ -50,34 +46,22 @@ def pair():
 
 
 def test_examples_stand_at_even_steps_of_the_sorted_change(pair):
-    found = inspect_rewrites(*pair, ITEMS, n=5)
-    assert [round(example["change"], 2) for example in found.examples] == [-0.5, -0.25, 0, 0.25, 0.5]
-    head = found.head
+    shown = inspect_rewrites(*pair, ITEMS, n=5)
+    assert [round(example["change"], 2) for example in shown.examples] == [-0.5, -0.25, 0, 0.25, 0.5]
+    head = shown.head
     assert (head["gains"], head["losses"], head["ties"], head["n"]) == (50, 50, 1, 101)
     assert head["changes"] == sorted(head["changes"]) and len(head["changes"]) == 101
-    assert "5 of 101 requests, at even steps" in " ".join(re.sub(r"<[^>]+>", "", found.html()).split())
-
-
-def test_the_choice_does_not_depend_on_row_order(pair):
+    assert "5 of 101 requests, at even steps" in " ".join(re.sub(r"<[^>]+>", "", shown.html()).split())
     before, after = pair
-    shuffled = EvalResult(**{**vars(after), "rows": after.rows.sample(frac=1, random_state=1)})
-    expected = inspect_rewrites(before, after, ITEMS).to_rows()
-    assert inspect_rewrites(before, shuffled, ITEMS).to_rows() == expected
-
-
-def test_more_examples_than_there_are_shows_each_once():
-    found = inspect_rewrites(result("a", [0.1, 0.1, 0.3]), result("b", [0.1, 0.4, 0.2]), ITEMS, n=12)
-    assert [example["example_id"] for example in found.examples] == ["e002", "e000", "e001"]
+    shuffled = replace(after, rows=after.rows.sample(frac=1, random_state=1))
+    assert inspect_rewrites(before, shuffled, ITEMS, n=5).to_rows() == shown.to_rows(), "whatever the rows' order"
+    few = inspect_rewrites(result("a", [0.1, 0.1, 0.3]), result("b", [0.1, 0.4, 0.2]), ITEMS, n=12)
+    assert [example["example_id"] for example in few.examples] == ["e002", "e000", "e001"], "each once"
 
 
 def test_words_are_copied_or_new():
-    assert mark_words("A warm Sweater, please", "sweater: WARM wool") == [
-        ("sweater", "copied"),
-        (": ", ""),
-        ("WARM", "copied"),
-        (" ", ""),
-        ("wool", "new"),
-    ]
+    copied = [("sweater", "copied"), (": ", ""), ("WARM", "copied"), (" ", ""), ("wool", "new")]
+    assert mark_words("A warm Sweater, please", "sweater: WARM wool") == copied
     assert mark_words("don't", "don't don") == [("don't", "copied"), (" ", ""), ("don", "new")]
 
 
@@ -87,9 +71,9 @@ def test_marked_pieces_join_to_the_query(request, query):
 
 
 def test_rows_are_plain_json_and_rebuild_the_page(pair):
-    found = inspect_rewrites(*pair, ITEMS)
-    rows = json.loads(json.dumps(found.to_rows(), allow_nan=False))
-    assert Inspection.from_rows(rows).html() == found.html()
+    shown = inspect_rewrites(*pair, ITEMS)
+    rows = json.loads(json.dumps(shown.to_rows(), allow_nan=False))
+    assert Inspection.from_rows(rows).html() == shown.html()
     for broken in ([], rows[1:], [*rows, {}]):
         with pytest.raises(RecR1Error, match="not an inspection's rows"):
             Inspection.from_rows(broken)
@@ -117,8 +101,7 @@ class Page(HTMLParser):
 def test_the_page_stands_alone_and_escapes_everything(pair):
     before, after = pair
     items = ITEMS.assign(title="<img src=x onerror=alert(1)>")
-    evil = EvalResult(**{**vars(after), "name": "<iframe>"})
-    page = inspect_rewrites(before, evil, items).html()
+    page = inspect_rewrites(before, replace(after, name="<iframe>"), items).html()
     parsed = Page(page)
     assert parsed.open == [] and parsed.links == []
     assert {"script", "img", "iframe", "b>"} & set(parsed.tags) == set()
@@ -129,36 +112,33 @@ def test_the_page_stands_alone_and_escapes_everything(pair):
 def test_movement_and_ranks_are_told():
     before = result("raw", [0.2])
     after = result("GRPO", [0.6], "soft wool", shift=3)
-    text = inspect_rewrites(before, after, ITEMS)._repr_html_()
+    text = cards(before, after)[0]
     # i4 was at place 4 and is now first; the relevant i0 went from 12 to 9, below the five that are drawn
     assert re.search(r'<li value="1">Garment 4 <span class="rr-move rr-up">▲3</span>', text)
     assert re.search(r'<li value="9" class="rr-star rr-far">★ Garment 0 <span class="rr-move rr-up">▲3', text)
     assert "<b>raw</b> · rank&nbsp;12 · nDCG@100 0.20" in text
     assert '<b>GRPO</b> · rank&nbsp;9&nbsp;<span class="rr-move rr-up">▲3</span> · nDCG@100 0.60' in text
-    back = inspect_rewrites(after, before, ITEMS)._repr_html_()
+    back = cards(after, before)[0]
     assert "▼3" in back and "loss -0.40" in back
-    far = inspect_rewrites(before, result("GRPO", [0.6], shift=11), ITEMS)._repr_html_()
+    far = cards(before, result("GRPO", [0.6], shift=11))[0]
     assert '<li value="1">Garment 12 <span class="rr-move rr-up">✚' in far
 
 
 def test_expand_mode_unparsed_and_empty_rewrites_are_shown_as_such():
     before = result("raw", [0.2])
-    weighed = result("e", [0.2], "{request} wool skirt wool skirt", completion=" wool skirt\n")
-    expanded = inspect_rewrites(before, weighed, ITEMS)._repr_html_()
+    weighed = result("e", [0.2], "{} wool skirt wool skirt", completion=" wool skirt\n")
+    expanded = cards(before, weighed)[0]
     sent = '<i>the request, then</i> <mark>wool</mark> <mark>skirt</mark> <span class="rr-move">×2</span></p>'
     assert sent in expanded and "tie +0.00" in expanded
-    once = inspect_rewrites(before, result("e", [0.2], "{request} wool skirt"), ITEMS)._repr_html_()
-    assert "<mark>wool</mark> <mark>skirt</mark></p>" in once
-    silent = inspect_rewrites(before, result("s", [0.0], " ", outcome="no_answer"), ITEMS)._repr_html_()
+    assert "<mark>wool</mark> <mark>skirt</mark></p>" in cards(before, result("e", [0.2], "{} wool skirt"))[0]
+    silent = cards(before, result("s", [0.0], " ", outcome="no_answer"))[0]
     assert "nothing was sent" in silent and "[no answer]" in silent
 
 
 def test_what_was_repeated_is_told_from_a_rewrite_that_repeats_itself():
-    assert unrepeated("skirt skirt skirt skirt", "skirt") == ("skirt", 4)
     assert unrepeated("skirt skirt skirt skirt", "Keywords: skirt skirt") == ("skirt skirt", 2)
     assert unrepeated("a b a c", "a b a c") == ("a b a c", 1)
-    assert unrepeated("wool wool", "") == ("wool", 2)
-    assert unrepeated(" ", "x") == ("", 1)
+    assert unrepeated("wool wool", "") == ("wool", 2) and unrepeated(" ", "x") == ("", 1)
 
 
 @given(st.lists(st.sampled_from("ab"), min_size=1), st.integers(1, 4))
@@ -167,11 +147,10 @@ def test_unrepeating_undoes_the_weight(words, weight):
     assert unrepeated(" ".join([text] * weight), f" {text}\n") == (text, weight)
 
 
-def test_stages_show_each_move_since_the_last(pair):
+def test_stages_show_each_move_since_the_last():
     stages = [result("step 0", [0.1]), result("step 25", [0.3], "wool", shift=3), result("step 50", [0.2], shift=1)]
-    found = inspect_stages(stages, ITEMS)
-    assert found.head["means"] == [0.1, 0.3, 0.2] and found.head["names"] == ["step 0", "step 25", "step 50"]
-    text = re.sub(r"<[^>]+>", "", found._repr_html_())
+    shown, (page, text) = inspect_stages(stages, ITEMS), cards(*stages)
+    assert shown.head["means"] == [0.1, 0.3, 0.2] and shown.head["names"] == ["step 0", "step 25", "step 50"]
     for expected in (
         "gain +0.10 nDCG@100 0.10 → 0.30 → 0.20",
         "step 0 · rank&nbsp;12 · nDCG@100 0.10",
@@ -180,18 +159,17 @@ def test_stages_show_each_move_since_the_last(pair):
         "from step 0 to step 50; mean nDCG@100 0.100 → 0.300 → 0.200",
     ):
         assert expected in text, expected
+    assert page.count("<li value=") == 3 * 4
     # Garment 4: place 4, then 1, then 3; three hits a stage, and the relevant item below them
     assert text.count("Garment 4 ▲3") == 1 and text.count("Garment 4 ▼2") == 1
-    assert found._repr_html_().count("<li value=") == 3 * 4
-    assert inspect_stages(pair, ITEMS, 12).to_rows() == inspect_rewrites(*pair, ITEMS).to_rows()
-    assert Page(found.html()).open == []
+    assert Page(shown.html()).open == []
 
 
 def test_several_relevant_items_have_their_ranks_by_their_titles():
     before, after = result("raw", [0.2]), result("GRPO", [0.6], "wool", shift=3)
     for one, ranks in ((before, {"i0": 12, "i20": None}), (after, {"i0": 9, "i20": 40})):
         one.rows.at[0, "ranks"] = ranks
-    text = re.sub(r"<[^>]+>", "", inspect_rewrites(before, after, ITEMS)._repr_html_())
+    text = cards(before, after)[1]
     assert "★ Garment 0: rank&nbsp;12 → rank&nbsp;9&nbsp;▲3" in text
     assert "★ Garment 20: not found → rank&nbsp;40&nbsp;✚" in text and "GRPO · nDCG@100 0.60" in text
 
@@ -206,12 +184,9 @@ def test_rows_of_the_committed_ledger_still_read():
         assert Page(page).open == []
 
 
-def test_bad_calls_say_what_to_do(pair):
-    before, after = pair
-    with pytest.raises(RecR1Error, match="n of at least 1"):
-        inspect_rewrites(before, after, ITEMS, n=0)
-    with pytest.raises(RecR1Error, match="two results or more"):
-        inspect_stages([after], ITEMS)
-    other = EvalResult(**{**vars(after), "rows": after.rows.iloc[1:]})
+@pytest.mark.parametrize(("some", "n", "told"), [(slice(2), 0, "n of at least 1"), (slice(1), 6, "two results")])
+def test_bad_calls_say_what_to_do(pair, some, n, told):
+    with pytest.raises(RecR1Error, match=told):
+        inspect_stages(pair[some], ITEMS, n)
     with pytest.raises(RecR1Error, match="same examples"):
-        inspect_rewrites(before, other, ITEMS)
+        inspect_rewrites(pair[0], replace(pair[1], rows=pair[1].rows.iloc[1:]), ITEMS)

@@ -1,69 +1,37 @@
 """The report: made from ledger rows alone, saying what those rows say and no more."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
+from report_rows import CURVE, VAL, spot
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
 from recr1_lite.report import page as report_page
 from recr1_lite.report.page import report_markdown, write_report
 
-CURVE = [
-    {
-        "step": step,
-        "reward": 0.2 + 0.002 * step + 0.01 * (step % 3),
-        "zero_advantage_share": 0.3,
-        "completion_length": 12.0,
-        "entropy": 1.5 - 0.01 * step,
-        "kl": None,
-        "rewards/ndcg/mean": 0.1 + 0.002 * step,
-        "rewards/format/mean": 0.1,
-        "rewards/format/std": 0.3,
-    }
-    for step in range(1, 41)
-]
-VAL = [
-    {"step": 0, "mean": 0.24, "low": 0.2, "high": 0.28, "n": 50},
-    {"step": 40, "mean": 0.32, "low": 0.29, "high": 0.36, "n": 50},
-]
+TRAIN = {"kind": "train", "method": "GRPO", "metric": "ndcg@100", "curve": CURVE, "val": VAL}
 
 
-def spot(mean, half=0.03, n=50):
-    return {"mean": mean, "low": round(mean - half, 6), "high": round(mean + half, 6), "n": n}
+def eval_row(method, mean, split="test", run="r2"):
+    row = {"kind": "eval", "task": "toy", "method": method, "split": split, "n": 50, "tokens": 1234, "seconds": 2.5}
+    row |= {"metrics": {"ndcg@100": spot(mean), "mrr": spot(mean / 2)}, "outcomes": {"ok": 49, "truncated": 1}}
+    return row | {"profile": "smoke", "seed": 0, "run": run}
 
 
-def eval_row(method, mean, split="test", **more):
-    return {
-        "kind": "eval",
-        "task": "toy",
-        "method": method,
-        "split": split,
-        "n": 50,
-        "tokens": 1234,
-        "metrics": {"ndcg@100": spot(mean), "mrr": spot(mean / 2)},
-        "outcomes": {"ok": 49, "truncated": 1},
-        "seconds": 2.5,
-        "profile": "smoke",
-        "seed": 0,
-        "run": "r1",
-        **more,
-    }
+def compare_row(a, b, mean, half):
+    row = {"kind": "compare", "run": "r2", "task": "toy", "split": "test", "metric": "ndcg@100"}
+    return row | {"a": a, "b": b, "difference": spot(mean, half)}
 
 
-def compare_row(a, b, mean, half, run="r1"):
-    return {
-        "kind": "compare",
-        "task": "toy",
-        "split": "test",
-        "metric": "ndcg@100",
-        "a": a,
-        "b": b,
-        "difference": spot(mean, half),
-        "run": run,
-    }
+def inspect_row():
+    """As it was written before inspections had stages."""
+    side = {"query": "warm wool", "completion": "", "outcome": "ok", "value": 0.5, "top": []}
+    head = {"before": "zero-shot", "after": "GRPO <b>", "split": "test", "metric": "ndcg@100", "n": 1, "shown": [0]}
+    head |= {"gains": 1, "losses": 0, "ties": 0, "mean_before": 0.1, "mean_after": 0.5, "changes": [0.4]}
+    example = {"example_id": "e1", "request": "something warm", "change": 0.4, "before": side, "after": side}
+    example["relevant"] = [{"id": "i1", "title": "Sweater", "text": "", "before": 41, "after": 2}]
+    return {"kind": "inspect", "run": "r2", "rows": [head, example]}
 
 
 @pytest.fixture
@@ -72,60 +40,28 @@ def ledger(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append(eval_row("old method", 0.111, run="r1"))
     for method, mean in (("raw request", 0.23), ("zero-shot", 0.25), ("GRPO", 0.3)):
-        ledger.append(eval_row(method, mean, "val", run="r2"))
+        ledger.append(eval_row(method, mean, "val"))
     for method, mean in (("raw request", 0.231), ("zero-shot", 0.252), ("GRPO <b>", 0.3)):
         ledger.append({"kind": "unseal", "task": "toy", "reason": f"evaluate {method}"})
-        ledger.append(eval_row(method, mean, run="r2"))
-    ledger.append(compare_row("zero-shot", "raw request", 0.021, 0.03, "r2"))
-    ledger.append(compare_row("GRPO <b>", "raw request", 0.069, 0.02, "r2"))
+        ledger.append(eval_row(method, mean))
+    ledger.append(compare_row("zero-shot", "raw request", 0.021, 0.03))
+    ledger.append(compare_row("GRPO <b>", "raw request", 0.069, 0.02))
     ledger.append({"kind": "headroom", "run": "r2", "n": 50, "rollouts": 8, "mean": spot(0.24), "best": spot(0.4)})
-    ledger.append(
-        {
-            "kind": "train",
-            "run": "r2",
-            "method": "GRPO",
-            "config": {"learning_rate": 2e-4},
-            "curve": CURVE,
-            "val": VAL,
-            "seconds": 912.3,
-            "stopped": "interrupted",
-            "command": "python -m recr1_lite demo",
-        }
-    )
-    side = {"query": "warm wool", "completion": "", "outcome": "ok", "value": 0.5, "top": []}
-    head = {
-        "before": "zero-shot",
-        "after": "GRPO <b>",
-        "split": "test",
-        "metric": "ndcg@100",
-        "n": 1,
-        "gains": 1,
-        "losses": 0,
-        "ties": 0,
-        "mean_before": 0.1,
-        "mean_after": 0.5,
-        "changes": [0.4],
-        "shown": [0],
-    }
-    example = {
-        "example_id": "e1",
-        "request": "something warm",
-        "change": 0.4,
-        "before": side,
-        "after": side,
-        "relevant": [{"id": "i1", "title": "Sweater", "text": "", "before": 41, "after": 2}],
-    }
-    ledger.append({"kind": "inspect", "run": "r2", "rows": [head, example]})
+    end = {"seconds": 912.3, "stopped": "interrupted", "command": "python -m recr1_lite demo"}
+    ledger.append(TRAIN | end | {"run": "r2", "config": {"learning_rate": 2e-4}})
+    ledger.append(inspect_row())
     return ledger
 
 
-def visible(page):
-    return " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.S).split())
+@pytest.fixture
+def write(ledger, tmp_path):
+    """Writes the report of a run as `name` and reads it."""
+    return lambda run=None, name="report.html": write_report(ledger, tmp_path / name, run).read_text(encoding="utf-8")
 
 
-def test_the_page_holds_the_last_run_and_stands_alone(ledger, tmp_path):
-    page = write_report(ledger, tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
-    text = visible(page)
+def test_the_page_holds_the_last_run_and_stands_alone(write):
+    page = write(name="deep/report.html")
+    text = " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.S).split())
     for expected in (
         "python -m recr1_lite demo",
         "smoke",
@@ -147,23 +83,22 @@ def test_the_page_holds_the_last_run_and_stands_alone(ledger, tmp_path):
     assert not re.search(r'(?:src|href)="(?!data:)|https?://|@import|<script|<b>[^<]*</h', page)
 
 
-def test_a_run_can_be_named_and_an_unknown_one_is_refused(ledger, tmp_path):
-    page = write_report(ledger, tmp_path / "report.html", run="r1").read_text(encoding="utf-8")
+def test_a_run_can_be_named_and_an_unknown_one_is_refused(write, tmp_path):
+    page = write("r1")
     assert "old method" in page and "zero-shot is" not in page
     with pytest.raises(RecR1Error, match="no run 'r9'; it has r1, r2"):
-        write_report(ledger, tmp_path / "other.html", run="r9")
+        write("r9", "other.html")
     assert not (tmp_path / "other.html").exists()
 
 
-def test_an_empty_ledger_names_the_command_that_fills_it(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    for make in (lambda: write_report(ledger, tmp_path / "report.html"), lambda: report_markdown(ledger)):
-        with pytest.raises(RecR1Error, match="make demo.*python -m recr1_lite demo"):
-            make()
-    assert not (tmp_path / "report.html").exists()
+@pytest.mark.parametrize("make", [report_markdown, lambda ledger: write_report(ledger, ledger.path.with_suffix(".md"))])
+def test_an_empty_ledger_names_the_command_that_fills_it(tmp_path, make):
+    with pytest.raises(RecR1Error, match="make demo.*python -m recr1_lite demo"):
+        make(Ledger(tmp_path / "ledger.jsonl"))
+    assert not [*tmp_path.glob("*.md")]
 
 
-def test_markdown_has_one_row_a_method_and_the_claims(ledger):
+def test_markdown_has_one_row_per_method_and_the_claims(ledger):
     text = report_markdown(ledger)
     rows = [line for line in text.splitlines() if line.startswith("| GRPO <b>")]
     assert rows == ["| GRPO <b> | 50 | 0.300 [0.270, 0.330] | +0.069 [+0.049, +0.089] | 1,234 | 2.5 |"]
@@ -172,70 +107,33 @@ def test_markdown_has_one_row_a_method_and_the_claims(ledger):
     assert "That GRPO <b> differs" not in text, "a shown difference is no missing claim"
 
 
-def test_baselines_are_drawn_only_where_they_were_measured_on_as_many_requests(ledger, tmp_path, monkeypatch):
+def test_baselines_are_drawn_only_where_they_were_measured_on_as_many_requests(ledger, write, monkeypatch):
     monkeypatch.setattr(report_page, "as_bytes", lambda figure, form: b"")  # the titles tell enough
-    drawn = write_report(ledger, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "the last interval lies above raw request (0.230), zero-shot (0.250)" in drawn
-    fewer = [{**point, "n": 20} for point in VAL]
-    ledger.append({"kind": "train", "run": "r3", "method": "GRPO", "curve": CURVE, "val": fewer})
+    assert "the last interval lies above raw request (0.230), zero-shot (0.250)" in write()
+    fewer = TRAIN | {"val": [{**point, "n": 20} for point in VAL]}
+    ledger.append(fewer | {"run": "r3"})
     ledger.append(eval_row("raw request", 0.23, "val", run="r3"))
-    page = write_report(ledger, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write()
     assert "in 40 steps" in page and "the last interval" not in page
-    ledger.append(
-        {
-            "kind": "train",
-            "run": "r4",
-            "method": "GRPO",
-            "curve": CURVE,
-            "val": fewer,
-            "baselines": {"raw request": spot(0.3, n=20)},
-        }
-    )
-    page = write_report(ledger, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "the last interval lies around raw request (0.300)" in page
+    ledger.append(fewer | {"run": "r4", "baselines": {"raw request": spot(0.3, n=20)}})
+    assert "the last interval lies around raw request (0.300)" in write()
 
 
-def test_a_method_evaluated_twice_shows_its_last_row(ledger):
-    ledger.append(eval_row("raw request", 0.5, run="r2"))
+def test_what_a_resumed_run_told_twice_counts_once_the_last_time(ledger, write):
+    room = {"kind": "headroom", "run": "r5", "n": 4, "rollouts": 8, "mean": spot(0.2), "best": spot(0.4)}
+    for mean, stopped in ((0.23, "interrupted"), (0.5, "finished")):
+        ledger.append(eval_row("raw request", mean, "val", "r5"))
+        ledger.append(room | {"seconds": 5.0})
+        ledger.append(TRAIN | {"run": "r5", "stopped": stopped, "seconds": 9.0, "val": []})
+    text = write(name="report.md")
+    for once in ("## Headroom before training", "## Training: GRPO", "| raw request on val |", "| headroom check |"):
+        assert text.count(once) == 1, once
+    assert "| all together |  |  | 16.5 |" in text and "(finished)" in text and "(interrupted)" not in text
     assert "| raw request | 50 | 0.500 [0.470, 0.530] |" in report_markdown(ledger)
 
 
-def test_a_run_that_was_stopped_and_resumed_is_told_once(ledger, tmp_path):
-    train = {
-        "kind": "train",
-        "run": "stopped",
-        "method": "GRPO",
-        "metric": "ndcg@100",
-        "val": [],
-        "curve": [{"step": 1, "reward": 0.1}],
-    }
-    ledger.append(train | {"stopped": "interrupted", "seconds": 5.0})
-    ledger.append(train | {"stopped": "finished", "seconds": 9.0})
-    page = write_report(ledger, tmp_path / "report.html", "stopped").read_text()
-    assert page.count("<h2>Training: GRPO</h2>") == 1
-    assert "(finished)" in page and "(interrupted)" not in page
-
-
-def test_without_a_test_row_the_report_says_so(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append({"kind": "train", "run": "r1", "method": "GRPO", "curve": [], "val": []})
-    page = write_report(ledger, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "No method has been evaluated" in page and "Nothing here is a test result" in page
-    assert "No step has been logged yet" in page
-
-
-def test_what_a_resumed_run_told_twice_counts_once(ledger, tmp_path):
-    room = {
-        "kind": "headroom",
-        "run": "r5",
-        "n": 4,
-        "rollouts": 8,
-        "mean": spot(0.2),
-        "best": spot(0.4),
-        "seconds": 5.0,
-    }
-    for _ in range(2):
-        ledger.append(eval_row("raw request", 0.23, "val", run="r5"))
-        ledger.append(room)
-    text = write_report(ledger, tmp_path / "report.md").read_text(encoding="utf-8")
-    assert text.count("## Headroom before training") == 1 and "| all together |  |  | 7.5 |" in text
+def test_without_a_test_row_the_report_says_so(ledger, write):
+    ledger.append(TRAIN | {"run": "r6", "curve": [], "val": []})
+    page = write()
+    for expected in ("No method has been evaluated", "Nothing here is a test result", "No step has been logged yet"):
+        assert expected in page

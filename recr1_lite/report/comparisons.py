@@ -1,8 +1,6 @@
 """The figures that compare: methods, budgets, teachers, what was forgotten. Each title says what the data say.
 
-Each function returns a matplotlib Figure that needs no display and is not pyplot's, so that a notebook shows it once,
-as the value of a cell. A baseline is a line; every mean has its 95% interval. The figures of one run are in
-`curves.py`.
+A baseline is a line; every mean has its 95% interval. The figures of one run are in `curves.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,49 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from recr1_lite.evaluate.evaluation import metric_label
+from recr1_lite.report import figures as style
 from recr1_lite.report import findings
 from recr1_lite.report import rows as book
-from recr1_lite.report.figures import (
-    BACKED,
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    Picture,
-    dot,
-    interval,
-    name_rows,
-    note,
-    reach,
-    styled,
-    title,
-)
+from recr1_lite.report.figures import BLACK, BLUE, GREY, ORANGE, Rows, canvas, dot, look, name_rows, note, reach, styled
 from recr1_lite.report.rows import FIGURES, SETTING
 
-LOOK = {  # of each method, the same in every figure
-    "GRPO": (BLUE, "o"),
-    "SFT": (ORANGE, "s"),
-    "SFT + JSON": (SKY, "D"),
-    "SFT + reasoning": (RED, "^"),
-    "SFT + reasoning + JSON": (PURPLE, "v"),
-    "rejection SFT": (GREEN, "P"),
-    "SFT then GRPO": (GREY, "X"),
-    "SFT (LM teacher)": (BLACK, "*"),
-}
-OTHERS = [(PURPLE, "<"), (GREEN, ">"), (RED, "p"), (SKY, "h"), (ORANGE, "*"), (BLUE, "d")]
 BY = {"seconds": "seconds of training, sampling included", "samples": "completions sampled from a model"}
 BY["tokens"] = "tokens generated and trained on"
 DASHES = ["--", ":", "-.", (0, (5, 1, 1, 1))]
-SIDE = 2.35  # inches of a panel
-
-
-def look(method: str, place: int = 0) -> tuple[str, str]:
-    """Colour and marker of a method."""
-    return LOOK.get(method) or OTHERS[place % len(OTHERS)]
 
 
 def task_name(task: str) -> str:
@@ -64,13 +28,12 @@ def task_name(task: str) -> str:
 
 
 @styled
-def methods(rows: Sequence[Mapping], baseline: str | None = None, metric: str = "ndcg@100") -> Figure:
+def methods(rows: Rows, baseline: str | None = None, metric: str = "ndcg@100") -> Figure:
     """Methods as dots with their 95% intervals; the baseline (default: the first row) as a line with a band.
 
     rows: dicts {method, mean, low, high, n}.
     """
-    figure = Picture(figsize=(6.2, 1.5 + 0.42 * len(rows)), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = canvas(1.5 + 0.42 * len(rows))
     base = next((row for row in rows if row["method"] == baseline), rows[0])
     axis.axvspan(base["low"], base["high"], color=BLACK, alpha=0.08, lw=0)
     axis.axvline(base["mean"], color=BLACK, ls="--", lw=1)
@@ -81,14 +44,12 @@ def methods(rows: Sequence[Mapping], baseline: str | None = None, metric: str = 
     best = max(rows, key=lambda row: row["mean"])
     versus, gap = f"{base['method']} ({base['mean']:.3f})", best["mean"] - base["mean"]
     win = f"{best['method']} ({best['mean']:.3f}) is highest: {gap:+.3f} over {versus}"
-    title(figure, win if best is not base else f"No method is above {versus}")
+    style.title(figure, win if best is not base else f"No method is above {versus}")
     return figure
 
 
 @styled
-def race(
-    rows: Sequence[Mapping], by: str = "seconds", baselines: Mapping | None = None, metric: str = "ndcg@100"
-) -> Figure:
+def race(rows: Rows, by: str = "seconds", baselines: Mapping = {}, metric: str = "ndcg@100") -> Figure:
     """Validation against what was spent, all trained methods together; a bar: 95% interval of the best point.
 
     rows: the ledger's, of which "train" rows with points {mean, low, high, n, seconds, samples} are drawn. by:
@@ -96,8 +57,7 @@ def race(
     """
     curves, limit, at = book.curves(rows, by), book.common(rows, by), book.at_budget(rows, by)
     best = {row["method"]: row for row in at}
-    figure = Picture(figsize=(6.2, 3.8 + 0.13 * (len(curves) + len(baselines or ()))), layout="constrained", dpi=90)
-    axis = figure.subplots()
+    figure, axis = canvas(3.8 + 0.13 * (len(curves) + len(baselines)), dpi=90)
     _lines(axis, baselines)
     for place, (name, points) in enumerate(curves.items()):
         color, marker = look(name, place)
@@ -109,28 +69,24 @@ def race(
             axis.errorbar(point[by], point["mean"], yerr=reach(point), color=color, capsize=3, alpha=0.7)
     if limit:
         axis.axvline(limit, color=GREY, ls=(0, (1, 2)), lw=1.2)
-        spot: dict = dict(
-            ha="right", va="baseline", fontsize=9.5, color=GREY, bbox=BACKED, xycoords=("data", "axes fraction")
-        )
-        note(axis, "same budget", (limit, 0.01), (-4, 0), **spot)
+        spot: dict = dict(ha="right", va="baseline", bbox=style.BACKED, xycoords=("data", "axes fraction"))
+        note(axis, "same budget", (limit, 0.01), (-4, 0), fontsize=9.5, color=GREY, **spot)
     count = next((f", n = {points[-1]['n']}" for points in curves.values() if points[-1].get("n")), "")
     axis.set(xlabel=BY[by], ylabel=f"val {metric_label(metric)}{count}")
     _legend(figure, axis)
-    title(figure, findings.race_finding(at, limit, by, metric_label(metric)))
+    style.title(figure, findings.race_finding(at, limit, by, metric_label(metric)))
     return figure
 
 
 @styled
-def cost_quality(
-    rows: Sequence[Mapping], baselines: Mapping | None = None, metric: str = "ndcg@100", split: str = "test"
-) -> Figure:
+def cost_quality(rows: Rows, baselines: Mapping = {}, metric: str = "ndcg@100", split: str = "test") -> Figure:
     """What each method scored, with its 95% interval, over what its training took: seconds, and tokens.
 
     rows: dicts {method, mean, low, high, n, seconds, tokens}; seconds or tokens may be None. baselines as in `race`.
     Points that would hide each other are moved apart by up to a few hundredths of the axis.
     """
     panels = [by for by in ("seconds", "tokens") if any(row.get(by) for row in rows)] or ["seconds"]
-    figure = Picture(figsize=(6.8, 3.6 + 0.13 * (len(rows) + len(baselines or ()))), layout="constrained", dpi=90)
+    figure = style.Picture(figsize=(6.8, 3.6 + 0.13 * (len(rows) + len(baselines))), layout="constrained", dpi=90)
     axes: list = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
     for axis, by in zip(axes, panels, strict=True):
         _lines(axis, baselines)
@@ -149,22 +105,19 @@ def cost_quality(
     count = next((f", n = {row['n']}" for row in rows if row.get("n")), "")
     axes[0].set_ylabel(f"{split} {metric_label(metric)}{count}")
     _legend(figure, axes[0])
-    title(figure, findings.cost_finding(rows, metric_label(metric)))
+    style.title(figure, findings.cost_finding(rows, metric_label(metric)))
     return figure
 
 
 @styled
-def bound(
-    rows: Sequence[Mapping], differences: Mapping[str, Mapping], teachers: Sequence[Mapping], metric: str = "ndcg@100"
-) -> Figure:
+def bound(rows: Rows, differences: Mapping[str, Mapping], teachers: Rows, metric: str = "ndcg@100") -> Figure:
     """Teachers as lines, methods as dots with 95% intervals: can imitation pass what it imitates?
 
     rows and teachers: dicts {method, mean, low, high, n}. differences: method -> paired difference to its teacher
     (`rows.TEACHERS`) {mean, low, high}; the title speaks of these, never of two intervals that overlap or do not.
     Source of the bound: Theorem 1 of arXiv 2503.24289.
     """
-    figure = Picture(figsize=(6.2, 2.1 + 0.42 * len(rows)), layout="constrained", dpi=90)
-    axis = figure.subplots()
+    figure, axis = canvas(2.1 + 0.42 * len(rows), dpi=90)
     for teacher, dash in zip(teachers, DASHES, strict=False):
         axis.axvspan(teacher["low"], teacher["high"], color=BLACK, alpha=0.06, lw=0)
         axis.axvline(teacher["mean"], color=BLACK, ls=dash, lw=1.2, label=f"{teacher['method']} {teacher['mean']:.3f}")
@@ -176,17 +129,17 @@ def bound(
     count = next((row["n"] for row in teachers if row.get("n")), "?")
     axis.set_xlabel(f"{metric_label(metric)}, mean with 95% interval, n = {count}")
     _legend(figure, axis)
-    title(figure, findings.bound_finding(rows, differences))
+    style.title(figure, findings.bound_finding(rows, differences))
     return figure
 
 
 @styled
-def published(ours: Sequence[Mapping], metric: str = "ndcg@100", setting: str = "this run") -> Figure:
+def published(ours: Rows, metric: str = "ndcg@100", setting: str = "this run") -> Figure:
     """The authors' figures beside a run's own, each on an axis of its own: they share no data and no model.
 
     ours: dicts {method, mean, low, high, n}, raw request first.
     """
-    figure = Picture(figsize=(6.8, 1.6 + 0.42 * max(len(ours), len(FIGURES))), layout="constrained", dpi=90)
+    figure = style.Picture(figsize=(6.8, 1.6 + 0.42 * max(len(ours), len(FIGURES))), layout="constrained", dpi=90)
     theirs: list[dict] = [row | {key: row[key] / 100 for key in ("mean", "low", "high")} for row in FIGURES]
     here = f"{setting}:\n{metric_label(metric)},\nn = {ours[0].get('n', '?') if ours else 0}"
     there = "PUBLISHED, not run here:\n" + SETTING.replace(" x 100, ", ",\n")
@@ -203,12 +156,12 @@ def published(ours: Sequence[Mapping], metric: str = "ndcg@100", setting: str = 
     gain = theirs[-1]["mean"] - theirs[0]["mean"]
     own = f"; here {ours[-1]['method']} {ours[-1]['mean'] - ours[0]['mean']:+.3f}" if len(ours) > 1 else ""
     told = f"Published gain over the raw query {gain:+.3f}{own}: other data, model and size, so the two are no race"
-    title(figure, told, 62)
+    style.title(figure, told, 62)
     return figure
 
 
 @styled
-def forgetting(rows: Sequence[Mapping]) -> Figure:
+def forgetting(rows: Rows) -> Figure:
     """Paired difference to the untrained model with its 95% interval: one panel per task, one row per method.
 
     rows: the ledger's; of them `rows.main_changes` are drawn, one metric per task. Full dots: the interval leaves 0
@@ -225,8 +178,8 @@ def forgetting(rows: Sequence[Mapping]) -> Figure:
         for row in here:
             place = methods.index(row["method"])
             color, marker = look(row["method"], place)
-            dot = dict(fmt=marker, color=color, capsize=3, mfc=color if book.worse(row) else "white")
-            axis.errorbar(row["difference"]["mean"], place, xerr=reach(row["difference"]), **dot)
+            fill_in, at = color if book.worse(row) else "white", row["difference"]
+            axis.errorbar(at["mean"], place, xerr=reach(at), fmt=marker, color=color, capsize=3, mfc=fill_in)
         harm = " (right is worse)" if book.is_loss(metric) else ""
         axis.set_title(f"{task_name(task)}, n = {here[-1]['n']}", fontsize=9.5)
         axis.set_xlabel(f"{metric.replace('_', ' ')}{harm}", fontsize=9.5)
@@ -237,20 +190,19 @@ def forgetting(rows: Sequence[Mapping]) -> Figure:
     if changes:
         name_rows(axes[0], [fill(name, 14) for name in methods], 0.5, 0.5)
         figure.supxlabel("filled: the 95% interval leaves 0 out", fontsize=9, color=GREY)
-    title(figure, findings.forgetting_finding(changes, methods), 60)
+    style.title(figure, findings.forgetting_finding(changes, methods), 60)
     return figure
 
 
 @styled
-def kl_retention(rows: Sequence[Mapping]) -> Figure:
+def kl_retention(rows: Rows) -> Figure:
     """How far each method moved from the untrained model, in forward KL, and what it kept of its accuracy.
 
     rows: the ledger's; of them `rows.retention` is drawn, with 95% intervals both ways. The untrained model is the
     cross at (0, 0).
     """
     kept = book.retention(rows)
-    figure = Picture(figsize=(6.2, 3.6), layout="constrained", dpi=90)
-    axis = figure.subplots()
+    figure, axis = canvas(3.6, dpi=90)
     axis.axhline(0, color=BLACK, ls="--", lw=1)
     axis.plot(0, 0, "+", color=BLACK, ms=11, mew=1.6, label="untrained")
     for place, row in enumerate(kept):
@@ -261,25 +213,24 @@ def kl_retention(rows: Sequence[Mapping]) -> Figure:
     axis.set_xlabel(f"forward KL from the untrained model, nats per token{count}")
     axis.set_ylabel(f"change of accuracy,\nmean of {tasks} task{'s' * (tasks != 1)}")
     _legend(figure, axis, 4)
-    title(figure, findings.retention_finding(kept))
+    style.title(figure, findings.retention_finding(kept))
     return figure
 
 
 @styled
-def continual(rows: Sequence[Mapping]) -> Figure:
+def continual(rows: Rows) -> Figure:
     """Stages of adaptation to one task after another: one panel per measure, one line per trainer, 95% intervals.
 
     rows: the ledger's, of which those of kind "continual" are drawn.
     """
     stages, names = book.stages(rows), book.measures(rows)
-    figure, axes = _grid(len(names), 2, lambda columns, lines: (0.6 + 3.1 * columns, 1.4 + SIDE * lines), False)
+    figure, axes = _grid(len(names), 2, lambda columns, lines: (0.6 + 3.1 * columns, 1.4 + 2.35 * lines), False)
     told = {row.get("stage", 0): str(row.get("name", row.get("stage", ""))) for line in stages.values() for row in line}
     for axis, name in zip(axes, names, strict=False):
         count = None
         for place, (trainer, line) in enumerate(stages.items()):
-            points = [
-                (row.get("stage", 0), row["measures"][name]) for row in line if book.whole(row["measures"].get(name))
-            ]
+            whole = [row for row in line if book.whole(row["measures"].get(name))]
+            points = [(row.get("stage", 0), row["measures"][name]) for row in whole]
             shift = 0.06 * (place - (len(stages) - 1) / 2)  # so that no interval hides another
             color, marker = look(trainer, place)
             if points:
@@ -293,7 +244,7 @@ def continual(rows: Sequence[Mapping]) -> Figure:
         axis.set_title(f"{name}{unit}" + (f", n = {count}" if count else ""), fontsize=10)
     if names:
         _legend(figure, axes[0], 3)
-    title(figure, findings.continual_finding(rows), 60)
+    style.title(figure, findings.continual_finding(rows), 60)
     return figure
 
 
@@ -302,9 +253,9 @@ def _marked(axis, method: str, place: int, x: float, row: Mapping, **more) -> No
     axis.errorbar(x, row["mean"], yerr=reach(row), fmt=marker, color=color, capsize=3, **more)
 
 
-def _lines(axis, baselines: Mapping | None) -> None:
-    for (name, value), dash in zip((baselines or {}).items(), DASHES * 3, strict=False):
-        mean = interval(value)["mean"]
+def _lines(axis, baselines: Mapping) -> None:
+    for (name, value), dash in zip(baselines.items(), DASHES * 3, strict=False):
+        mean = style.interval(value)["mean"]
         axis.axhline(mean, color=BLACK, ls=dash, lw=1.1, label=fill(f"{name} {mean:.3f}", 30))
 
 
@@ -312,7 +263,7 @@ def _grid(count: int, most: int, size, sharey: bool):
     """A figure with `count` panels, at most `most` in a row; panels beyond are hidden."""
     columns = min(most, count) or 1
     lines = -(-count // columns) or 1
-    figure = Picture(figsize=size(columns, lines), layout="constrained", dpi=90)
+    figure = style.Picture(figsize=size(columns, lines), layout="constrained", dpi=90)
     axes = figure.subplots(lines, columns, sharey=sharey, squeeze=False).ravel()
     for axis in axes[count:]:
         axis.set_visible(False)

@@ -1,10 +1,10 @@
 """The figures of one training run: its learning curve, what each step logs, both at once while it runs."""
 
-from __future__ import annotations
-
+import re
 import time
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,39 +14,30 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.special import stdtrit
 
 from recr1_lite.evaluate.evaluation import metric_label
-from recr1_lite.report.figures import (
-    BACKED,
-    BLUE,
-    GREEN,
-    GREY,
-    RED,
-    SKY,
-    Picture,
-    dot,
-    draw_baselines,
-    interval,
-    legend_below,
-    name_rows,
-    note,
-    reach,
-    span,
-    styled,
-    title,
-    widen,
-)
+from recr1_lite.report import figures as style
+from recr1_lite.report.figures import BACKED, BLUE, GREY, Rows, canvas, name_rows, note, reach, styled, title
 
-# key of a step, name, unit, where its axis must end at least (None: it follows the data, else it starts at 0)
+
+class Panel(NamedTuple):
+    """What a small panel shows: a key of the logged steps, its name and unit."""
+
+    key: str
+    name: str
+    unit: str
+    top: float | None = None  # where its axis ends at least, from 0; None: the axis follows the data
+
+
 PANELS = [
-    ("reward", "reward", "per rollout", None),
-    ("gain", "gain over the request", "nDCG", None),
-    ("zero_advantage_share", "groups without signal", "share", 1),
-    ("distinct", "distinct rewrites", "share", 1),
-    ("entropy", "entropy", "nats per token", 0.1),
-    ("kl", "KL to the start", "nats per token", 0.01),
-    ("completion_length", "completion length", "tokens", 1),
-    ("seconds", "time", "seconds per step", 1),
-    ("outcome/ok", "parsed completions", "share", 1),
-    ("clip_ratio", "clipped", "share of tokens", 0.01),
+    Panel("reward", "reward", "per rollout"),
+    Panel("gain", "gain over the request", "nDCG"),
+    Panel("zero_advantage_share", "groups without signal", "share", 1),
+    Panel("distinct", "distinct rewrites", "share", 1),
+    Panel("entropy", "entropy", "nats per token", 0.1),
+    Panel("kl", "KL to the start", "nats per token", 0.01),
+    Panel("completion_length", "completion length", "tokens", 1),
+    Panel("seconds", "time", "seconds per step", 1),
+    Panel("outcome/ok", "parsed completions", "share", 1),
+    Panel("clip_ratio", "clipped", "share of tokens", 0.01),
 ]
 LIVE = 8  # so many of them are in the live view, measured or not: its panels never move
 CELL = 2.25, 1.7  # inches of a panel, with its title
@@ -56,35 +47,29 @@ KEY = "points: steps · line: running mean, 95% band · dashes: mean of the firs
 
 
 @styled
-def dashboard(
-    curve: Sequence[Mapping],
-    val_points: Sequence[Mapping] = (),
-    baselines: Mapping | None = None,
-    metric: str = "ndcg@100",
-    steps: int | None = None,
-) -> Figure:
+def dashboard(curve: Rows, val: Rows = (), baselines: Mapping = {}, metric: str = "ndcg@100", steps: int = 0) -> Figure:
     """Validation above, what the steps log below, as it stands now: quick to draw, every panel in its place.
 
-    Arguments as in `learning_curve`. steps: of the whole run, where every time axis ends; None: at the last
-    step so far. A reward of several parts has a panel for each.
+    Arguments as in `learning_curve`. steps: of the whole run, where every time axis ends (0: at the last so far).
+    A reward of several parts has a panel for each.
     """
-    points = sorted(val_points, key=lambda point: point["step"])
-    baselines = {name: interval(value) for name, value in (baselines or {}).items()}
+    points = sorted(val, key=lambda point: point["step"])
+    baselines = {name: style.interval(value) for name, value in baselines.items()}
     now = max(_last(curve), *(point["step"] for point in points[-1:]), 0)
     panels = [PANELS[0], *_parts(curve), *PANELS[1:LIVE]]
     rows = -(-len(panels) // 4)
     width, height = 4 * CELL[0], 2.55 + rows * CELL[1] + FOOT
-    figure = Picture(figsize=(width, height), dpi=90)  # 810 pixels: fits the column of a notebook
+    figure = style.Picture(figsize=(width, height), dpi=90)  # 810 pixels: fits the column of a notebook
     axis = figure.add_axes((0.55 / width, 1 - 2.35 / height, 6.1 / width, 1.66 / height))
     _validation(axis, points, baselines)
     count = f", n = {points[-1]['n']}" if points and "n" in points[-1] else ""
     _name(axis, f"validation {metric_label(metric)}, mean with 95% interval{count}")
-    axis.set_xlim(*span(max(steps or 0, now)))
+    axis.set_xlim(*style.span(max(steps, now)))
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelspacing=0.8, fontsize=9.5)
     axis.tick_params(labelsize=9)
     axis.locator_params(axis="y", nbins=5)
-    _panels(figure, curve, panels, 4, max(steps or 0, now))
+    _panels(figure, curve, panels, 4, max(steps, now))
     rewards = _series(curve, "reward")[1]
     told = [f"reward {_moved(rewards)}"] if len(rewards) else []
     if points:
@@ -95,15 +80,15 @@ def dashboard(
 
 
 @styled
-def components(curve: Sequence[Mapping]) -> Figure:
+def components(curve: Rows) -> Figure:
     """Small multiples of what a step logs: reward and its parts, groups without signal, length, entropy, KL.
 
     Each panel: the steps as points, their running mean with its 95% band, and a dashed line at the mean of
     the first steps, in the gain at the request's own score. What a curve does not hold is not drawn.
     """
-    panels = [panel for panel in [PANELS[0], *_parts(curve), *PANELS[1:]] if len(_series(curve, panel[0])[0])]
+    panels = [panel for panel in [PANELS[0], *_parts(curve), *PANELS[1:]] if len(_series(curve, panel.key)[0])]
     columns = min(3, len(panels)) or 1
-    figure = Picture(figsize=(3 * CELL[0], FOOT + 0.45 + CELL[1] * max(1, -(-len(panels) // columns))))
+    figure = style.Picture(figsize=(3 * CELL[0], FOOT + 0.45 + CELL[1] * max(1, -(-len(panels) // columns))))
     moved = _panels(figure, curve, panels, columns, _last(curve))
     told = f"In {len(curve)} steps: {', '.join(moved[:4]) or 'nothing moved beyond its noise'}"
     title(figure, told if curve else "No step has been logged yet", 66)
@@ -111,58 +96,52 @@ def components(curve: Sequence[Mapping]) -> Figure:
 
 
 @styled
-def learning_curve(
-    curve: Sequence[Mapping],
-    val_points: Sequence[Mapping] = (),
-    baselines: Mapping | None = None,
-    metric: str = "ndcg@100",
-) -> Figure:
+def learning_curve(curve: Rows, val: Rows = (), baselines: Mapping = {}, metric: str = "ndcg@100") -> Figure:
     """Validation metric (points with 95% intervals, baselines as lines with bands) over reward per step.
 
-    curve: dicts with step and reward. val_points: dicts {step, mean, low, high, n}. baselines: name ->
+    curve: dicts with step and reward. val: dicts {step, mean, low, high, n}. baselines: name ->
     Interval, {mean, low, high} or a number, measured on the same validation examples.
     """
-    points = sorted(val_points, key=lambda point: point["step"])
+    points = sorted(val, key=lambda point: point["step"])
     steps, rewards = _series(curve, "reward")
-    baselines = {name: interval(value) for name, value in (baselines or {}).items()}
+    baselines = {name: style.interval(value) for name, value in baselines.items()}
     rows = [part for part, there in (("val", points or baselines), ("reward", len(steps))) if there]
     height = 2.2 + 2.0 * max(1, len(rows)) + 0.1 * len(baselines)
-    figure = Picture(figsize=(6.2, height), layout="constrained")
+    figure = style.Picture(figsize=(6.2, height), layout="constrained")
     axes: list = list(figure.subplots(max(1, len(rows)), 1, sharex=True, squeeze=False)[:, 0])
     for axis, part in zip(axes, rows):
         if part == "val":
             _validation(axis, points, baselines, f"policy, n = {points[-1].get('n', '?')}" if points else "")
             axis.set_ylabel(f"val {metric_label(metric)}")
         else:
-            axis.plot(steps, rewards, ".", color=SKY, alpha=0.7, label="reward of one step")
+            axis.plot(steps, rewards, ".", color=style.SKY, alpha=0.7, label="reward of one step")
             _smooth(axis, steps, rewards, "running mean, 95% band")
             side = _side(rewards)
             axis.axhline(rewards[:side].mean(), color=GREY, ls="--", lw=1, label=f"mean of the first {side}")
             axis.set_ylabel("train reward")
         axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handlelength=2.4, columnspacing=1.2)
-        widen(axis, LEAST)
+        style.widen(axis, LEAST)
     axes[-1].set_xlabel("training step")
     axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    axes[-1].set_xlim(*span(max([*steps, *(point["step"] for point in points)], default=0)))
+    axes[-1].set_xlim(*style.span(max([*steps, *(point["step"] for point in points)], default=0)))
     title(figure, _curve_finding(points, steps, rewards, baselines, metric_label(metric)))
     return figure
 
 
 @styled
-def headroom(row: Mapping, baselines: Mapping | None = None, metric: str = "ndcg@100") -> Figure:
+def headroom(row: Mapping, baselines: Mapping = {}, metric: str = "ndcg@100") -> Figure:
     """What picking the best of several rollouts would win over their mean: the room that training can go for.
 
     row: {n, rollouts, mean: {mean, low, high}, best: {mean, low, high}}. baselines as in `learning_curve`.
     """
-    figure = Picture(figsize=(6.2, 2.5 + 0.16 * len(baselines or ())), layout="constrained")
-    axis = figure.subplots()
-    mean, best, count = interval(row["mean"]), interval(row["best"]), row.get("rollouts", "n")
-    draw_baselines(axis, {name: interval(value) for name, value in (baselines or {}).items()}, vertical=True)
-    dot(axis, mean, 0, BLUE)
-    dot(axis, best, 1, GREEN)
+    figure, axis = canvas(2.5 + 0.16 * len(baselines))
+    mean, best, count = style.interval(row["mean"]), style.interval(row["best"]), row.get("rollouts", "n")
+    style.draw_baselines(axis, {name: style.interval(value) for name, value in baselines.items()}, vertical=True)
+    style.dot(axis, mean, 0, BLUE)
+    style.dot(axis, best, 1, style.GREEN)
     name_rows(axis, [f"mean of {count}", f"best of {count}"], 0.5, 0.7)
     axis.set_xlabel(f"{metric_label(metric)}, n = {row.get('n', '?')} requests x {count} rollouts")
-    legend_below(figure)
+    style.legend_below(figure)
     gap = best["mean"] - mean["mean"]
     title(figure, f"Choosing the best of {count} rollouts would win {gap:+.3f} over their mean")
     return figure
@@ -174,10 +153,9 @@ def word_shift(frame: pd.DataFrame, before: str = "before", after: str = "after"
 
     frame: word, before, after, as `inspector.word_shares` gives it, drawn in its order.
     """
-    figure = Picture(figsize=(6.2, 1.6 + 0.3 * max(1, len(frame))), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = canvas(1.6 + 0.3 * max(1, len(frame)))
     places, rose = range(len(frame)), (frame["after"] > frame["before"]).tolist()
-    colors = [BLUE if up else RED for up in rose]
+    colors = [BLUE if up else style.RED for up in rose]
     axis.hlines(places, frame["before"], frame["after"], colors=colors, lw=3, alpha=0.45)
     axis.scatter(frame["before"], places, s=42, facecolors="white", edgecolors=colors, lw=1.6, zorder=3)
     axis.scatter(frame["after"], places, s=42, color=colors, zorder=3)
@@ -192,7 +170,7 @@ def word_shift(frame: pd.DataFrame, before: str = "before", after: str = "after"
     axis.set_xlabel(f"share of the {count}rewrites that hold the word")
     axis.plot([], [], "o", color=GREY, label=before, markerfacecolor="white")
     axis.plot([], [], "o", color=GREY, label=after)
-    legend_below(figure)
+    style.legend_below(figure)
     ends = [*frame[frame["after"] > frame["before"]].head(1).itertuples()]
     ends += frame[frame["after"] < frame["before"]].tail(1).itertuples()
     told = ", ".join(f"with “{row.word}”: {row.before:.0%} → {row.after:.0%}" for row in ends)
@@ -200,20 +178,19 @@ def word_shift(frame: pd.DataFrame, before: str = "before", after: str = "after"
     return figure
 
 
-def _parts(curve: Sequence[Mapping]) -> list[tuple]:
-    """A panel for each part of the reward, in the order logged; none where a single part is the reward."""
-    keys = dict.fromkeys(key for row in curve for key in row if key.startswith(("reward_", "rewards/")))
-    kept = [key for key in sorted(keys) if not key.endswith("std")]
-    names = {key: key.removeprefix("rewards/").removeprefix("reward_").removesuffix("/mean") for key in kept}
-    names = {key: name.replace("_", " ") for key, name in names.items()}
-    return [(key, metric_label(name), "per rollout", None) for key, name in names.items()] * (len(names) > 1)
+def _parts(curve: Rows) -> list[Panel]:
+    """A panel for each part of the reward; none where a single part is the reward."""
+    keys = sorted({key for row in curve for key in row if key.startswith(("reward_", "rewards/"))})
+    names = {key: re.sub("^(rewards/)?(reward_)?|/mean$", "", key) for key in keys if not key.endswith("std")}
+    panels = [Panel(key, metric_label(name.replace("_", " ")), "per rollout") for key, name in names.items()]
+    return panels * (len(panels) > 1)
 
 
-def _last(curve: Sequence[Mapping]) -> int:
+def _last(curve: Rows) -> int:
     return max((row.get("step", place) for place, row in enumerate(curve, start=1)), default=0)
 
 
-def _panels(figure: Figure, curve: Sequence[Mapping], panels: Sequence[tuple], columns: int, last: int) -> list[str]:
+def _panels(figure: Figure, curve: Rows, panels: Sequence[Panel], columns: int, last: int) -> list[str]:
     """Draw the panels row by row, the lowest at the figure's foot, steps 0 to last; return what moved."""
     width, height = figure.get_size_inches()
     rows, moved = -(-len(panels) // columns), []
@@ -225,18 +202,18 @@ def _panels(figure: Figure, curve: Sequence[Mapping], panels: Sequence[tuple], c
         axis = figure.add_axes(box)
         steps, values = _series(curve, key)
         if len(steps):
-            axis.plot(steps, values, ".", color=SKY, alpha=0.8, markersize=5)
+            axis.plot(steps, values, ".", color=style.SKY, alpha=0.8, markersize=5)
             _smooth(axis, steps, values)
             base = 0 if key == "gain" else values[: _side(values)].mean()
             axis.axhline(base, color=GREY, ls="--", lw=1)
             moved += [f"{name} {_ends(values)[2]}"] if _ends(values)[2] and key != "seconds" else []
         told = f"{_moved(values, False)} {unit}" if len(steps) else "not measured yet"
         _name(axis, f"{name}\n{told}")
-        axis.set_xlim(*span(last))
+        axis.set_xlim(*style.span(last))
         if top is not None:
             axis.set_ylim(0, max(top, 1.1 * values.max(initial=0)) * 1.03)
         else:
-            widen(axis, LEAST)
+            style.widen(axis, LEAST)
         axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axis.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
         axis.tick_params(labelsize=8.5, labelbottom=place + columns >= len(panels))
@@ -246,17 +223,18 @@ def _panels(figure: Figure, curve: Sequence[Mapping], panels: Sequence[tuple], c
     return moved
 
 
-def _validation(axis, points: Sequence[Mapping], baselines: Mapping, label: str = "policy") -> None:
+def _validation(axis, points: Rows, baselines: Mapping, label: str = "policy") -> None:
     """Validation points with intervals over the baselines; the first, best and last with their numbers."""
-    draw_baselines(axis, baselines)
+    style.draw_baselines(axis, baselines)
     if points:
         at, means = [point["step"] for point in points], [point["mean"] for point in points]
         reaches = np.hstack([reach(point) for point in points])
         axis.errorbar(at, means, reaches, color=BLUE, marker="o", capsize=3, label=label)
         for place in {0, int(np.argmax(means)), len(points) - 1}:
             left = place == len(points) - 1 and place > 0  # there the axis ends
-            look: dict = dict(ha="right" if left else "left", va="baseline", fontsize=9.5, weight="bold", bbox=BACKED)
-            note(axis, f"{means[place]:.3f}", (at[place], means[place]), (-5 if left else 5, 4), color=BLUE, **look)
+            look: dict = dict(va="baseline", fontsize=9.5, weight="bold", bbox=BACKED, color=BLUE)
+            shift, side = ((-5, 4), "right") if left else ((5, 4), "left")
+            note(axis, f"{means[place]:.3f}", (at[place], means[place]), shift, side, **look)
 
 
 def _name(axis, text: str) -> None:
@@ -264,7 +242,7 @@ def _name(axis, text: str) -> None:
     axis.annotate(text, (0, 1), (-36, 6), "axes fraction", textcoords="offset points", fontsize=9.5)
 
 
-def _series(curve: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(curve: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the rows that hold a finite number under the key."""
     rows = [(row.get("step", place), row.get(key)) for place, row in enumerate(curve, start=1)]
     pairs = [(step, value) for step, value in rows if isinstance(value, Real) and np.isfinite(value)]
@@ -299,11 +277,11 @@ def _ends(values: np.ndarray) -> tuple[float, float, str]:
 
 def _moved(values: np.ndarray, verdict: bool = True) -> str:
     """ "0.256 → 0.310", with as many decimals as the size asks for, and what keeps it from being a move."""
-    start, end, found = _ends(values)
+    start, end, move = _ends(values)
     size = max(abs(start), abs(end))
     digits = 0 if size == 0 or size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
     text = f"{end:.{digits}f}" if len(values) == 1 else f"{start:.{digits}f} → {end:.{digits}f}"
-    doubt = "" if found or not verdict or len(values) == 1 else " (within noise)"
+    doubt = "" if move or not verdict or len(values) == 1 else " (within noise)"
     return text + (" (too few steps to tell)" if doubt and _side(values) < 3 else doubt)
 
 

@@ -3,8 +3,6 @@
 The colours are Okabe & Ito's, which people with any colour vision can tell apart. A figure's title is its finding.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Mapping, Sequence
@@ -24,11 +22,28 @@ BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#666666"
 BACKED: dict = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}  # so that no line crosses a number
 LINES = [(BLACK, "--"), (ORANGE, "-."), (GREEN, ":"), (PURPLE, (0, (5, 1, 1, 1, 1, 1))), (RED, (0, (1, 1)))]
+LOOK = {  # of each method, the same in every figure
+    "GRPO": (BLUE, "o"),
+    "SFT": (ORANGE, "s"),
+    "SFT + JSON": (SKY, "D"),
+    "SFT + reasoning": (RED, "^"),
+    "SFT + reasoning + JSON": (PURPLE, "v"),
+    "rejection SFT": (GREEN, "P"),
+    "SFT then GRPO": (GREY, "X"),
+    "SFT (LM teacher)": (BLACK, "*"),
+}
+OTHERS = [(PURPLE, "<"), (GREEN, ">"), (RED, "p"), (SKY, "h"), (ORANGE, "*"), (BLUE, "d")]
+COLORS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED]
+MARKERS = "osD^vP"
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
 STYLE: dict = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10, "figure.dpi": 110}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
 STYLE |= {"axes.titlelocation": "left", "legend.frameon": False, "svg.hashsalt": "recr1_lite"}
 BACKEND = {key for key in matplotlib.rcParamsDefault if key.startswith("backend")}
 WHOLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in BACKEND} | STYLE
+
+
+Rows = Sequence[Mapping]  # of a ledger, of a training's curve, or of means with their intervals
 
 
 class Picture(Figure):
@@ -55,6 +70,12 @@ def as_bytes(figure: Figure, form: str = "svg", dpi: int = 150) -> bytes:
     with matplotlib.rc_context(WHOLE):
         figure.savefig(buffer, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()
+
+
+def canvas(height: float, width: float = 6.2, dpi: int = 110) -> tuple:
+    """A figure of this size in inches, and its one axis."""
+    figure = Picture(figsize=(width, height), layout="constrained", dpi=dpi)
+    return figure, figure.subplots()
 
 
 def title(figure: Figure, finding: str, width: int = 56) -> None:
@@ -96,6 +117,11 @@ def draw_baselines(axis, baselines: Mapping, vertical: bool = False) -> None:
         line(base["mean"], color=color, ls=style, lw=1.6, label=fill(f"{name} {base['mean']:.3f}", 26))
 
 
+def look(method: str, place: int = 0) -> tuple[str, str]:
+    """Colour and marker of a method."""
+    return LOOK.get(method) or OTHERS[place % len(OTHERS)]
+
+
 def reach(row: Mapping) -> np.ndarray:
     """How far the interval reaches below and above the mean, shape (2, 1), as errorbar takes it."""
     return np.array([[max(0.0, row["mean"] - row["low"])], [max(0.0, row["high"] - row["mean"])]])
@@ -124,8 +150,7 @@ def name_rows(axis, names: Sequence[str], below: float, above: float) -> None:
 @styled
 def loop_picture() -> Figure:
     """The closed loop: request, LLM, rewrite, fixed retriever, ranking, nDCG, reward, GRPO, the LLM again."""
-    figure = Picture(figsize=(8.2, 4.3), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = canvas(4.3, 8.2)
     axis.set(xlim=(-0.05, 8.15), ylim=(0.1, 3.85))
     axis.set_axis_off()
     boxes = [
@@ -158,15 +183,8 @@ def loop_picture() -> Figure:
     return figure
 
 
-COLORS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED]
-MARKERS = "osD^vP"
-DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
-
-
 @styled
-def bars(
-    values: Mapping, finding: str, axis: str, stacked: bool = False, baseline: tuple | None = None, form: str = "{:.2f}"
-) -> Figure:
+def bars(values: Mapping, finding: str, axis: str, stacked=False, baseline: tuple = (), form="{:.2f}") -> Figure:
     """Horizontal bars. values: name -> number or Interval, or name -> {series -> number or Interval}.
 
     An Interval gets its 95% whisker. stacked: series end to end, for shares of a whole. baseline: (name, number), drawn
@@ -177,8 +195,7 @@ def bars(
     longest = max(sum(abs(_mean(cell)) for cell in row.values()) for row in rows.values())
     lanes = 1 if stacked else max(1, 0.75 * len(series))
     height = 0.8 if stacked else 0.8 / len(series)
-    figure = Picture(figsize=(6.2, 1.5 + 0.36 * len(rows) * lanes), layout="constrained")
-    plot, left = figure.subplots(), np.zeros(len(rows))
+    (figure, plot), left = canvas(1.5 + 0.36 * len(rows) * lanes), np.zeros(len(rows))
     for number, key in enumerate(series):
         color = COLORS[number % len(COLORS)]
         cells = [row.get(key, 0.0) for row in rows.values()]
@@ -208,16 +225,13 @@ def bars(
 
 
 @styled
-def lines(
-    x: Sequence[float], series: Mapping, finding: str, x_axis: str, y_axis: str, baseline=None, log_x=False
-) -> Figure:
+def lines(x, series: Mapping, finding: str, x_axis: str, y_axis: str, baseline: tuple = (), log_x=False) -> Figure:
     """Lines over x, each with its own marker or dashes.
 
     series: name -> one number or Interval (drawn as a band) per point. baseline: (name, number or Interval). Axes carry
     their units. log_x: a logarithmic x axis.
     """
-    figure = Picture(figsize=(6.2, 3.6 + 0.12 * max(0, len(series) - 3)), layout="constrained")
-    plot = figure.subplots()
+    figure, plot = canvas(3.6 + 0.12 * max(0, len(series) - 3))
     for number, (name, values) in enumerate(series.items()):
         color, few = COLORS[number % len(COLORS)], len(values) <= 20  # of many points dashes tell the lines apart
         look = dict(marker=MARKERS[number % len(MARKERS)]) if few else dict(ls=DASHES[number % len(DASHES)])
@@ -249,8 +263,7 @@ def histogram(groups: Mapping[str, Sequence[float]], finding: str, axis: str, bi
 
     Raises RecR1Error for a group that is empty or holds NaN.
     """
-    figure = Picture(figsize=(6.2, 3.3), layout="constrained")
-    plot = figure.subplots()
+    figure, plot = canvas(3.3)
     everything = np.concatenate([np.asarray(values, float) for values in groups.values()])
     edges = np.histogram_bin_edges(everything[np.isfinite(everything)], bins)
     for number, (name, given) in enumerate(groups.items()):

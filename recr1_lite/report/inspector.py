@@ -57,7 +57,7 @@ def rewrites(result: EvalResult, prompt: Prompt) -> dict[str, str]:
 
 
 def word_shares(
-    before: EvalResult, after: EvalResult, prompt: Prompt, n: int = 12, stopwords: str | Sequence[str] | None = "en"
+    before: EvalResult, after: EvalResult, prompt: Prompt, n=12, stopwords: str | None = "en"
 ) -> pd.DataFrame:
     """The words whose use changed most: word, before, after (share of the rewrites that hold it, 0 to 1).
 
@@ -73,15 +73,12 @@ def word_shares(
         bags = bag_of_words(rewrites(result, prompt).values(), stopwords, None)
         shares.append(Counter(word for words in bags for word in set(words)))
     words, count = sorted(shares[0].keys() | shares[1].keys()), len(after.rows)
-    rows: list[dict] = [
-        {"word": word, "before": shares[0][word] / count, "after": shares[1][word] / count} for word in words
-    ]
-    rows.sort(key=lambda row: row["before"] - row["after"])
-    rose = [row for row in rows if row["after"] > row["before"]][: n // 2]
-    fell = [row for row in rows if row["after"] < row["before"]][-(n // 2) :]
-    frame = pd.DataFrame([*rose, *fell], columns=["word", "before", "after"])
-    frame.attrs["n"] = count
-    return frame
+    rows = [(word, shares[0][word] / count, shares[1][word] / count) for word in words]
+    frame = pd.DataFrame(rows, columns=["word", "before", "after"])
+    gain = (frame["after"] - frame["before"]).sort_values(ascending=False, kind="stable")
+    kept = frame.loc[[*gain[gain > 0].index[: n // 2], *gain[gain < 0].index[-(n // 2) :]]].reset_index(drop=True)
+    kept.attrs["n"] = count
+    return kept
 
 
 def habits(result: EvalResult, prompt: Prompt, vocabulary: Collection[str] = ()) -> dict[str, Interval | float]:
@@ -178,10 +175,8 @@ class Inspection:
     @property
     def rule(self) -> str:
         """How the shown examples were chosen, in one sentence."""
-        return (
-            f"Shown: {len(self.examples)} of {self.head['n']} requests, at even steps through the list sorted by "
-            "change, from one end to the other; nobody picked them."
-        )
+        told = "at even steps through the list sorted by change, from one end to the other; nobody picked them"
+        return f"Shown: {len(self.examples)} of {self.head['n']} requests, {told}."
 
     def __repr__(self) -> str:
         names = " → ".join(self.head["names"])
@@ -196,27 +191,21 @@ class Inspection:
         return template("alone.html.j2").render(title=" → ".join(self.head["names"]), body=self._repr_html_())
 
 
-def inspect_rewrites(
-    before: EvalResult, after: EvalResult, items: pd.DataFrame, n: int = 12, metric: str | None = None
-) -> Inspection:
+def inspect_rewrites(before: EvalResult, after: EvalResult, items: pd.DataFrame, n: int = 12) -> Inspection:
     """`inspect_stages` of two results, with twelve examples."""
-    return inspect_stages([before, after], items, n, metric)
+    return inspect_stages([before, after], items, n)
 
 
-def inspect_stages(
-    results: Sequence[EvalResult], items: pd.DataFrame, n: int = 6, metric: str | None = None
-) -> Inspection:
+def inspect_stages(results: Sequence[EvalResult], items: pd.DataFrame, n: int = 6) -> Inspection:
     """Results in order, say steps 0, 25 and 50, with n examples at even quantiles of the change, last less first.
 
     items: item_id, title, text. Equal changes are ordered by example_id, so the choice is the same each time. Raises
     RecR1Error when n < 1, for one result, or when the results were not scored on the same examples.
     """
     if n < 1 or len(results) < 2:
-        raise RecR1Error(
-            f"an inspection needs n of at least 1 and two results or more, not n={n!r} and {len(results)}; 12 of "
-            "before and after is usual"
-        )
-    metric = metric or results[-1].metric
+        told = f"not n={n!r} and {len(results)}; 12 of before and after is usual"
+        raise RecR1Error(f"an inspection needs n of at least 1 and two results or more, {told}")
+    metric = results[-1].metric
     frames = [paired(results[-1], result, metric)[1] for result in results]
     change = (frames[-1][metric] - frames[0][metric]).astype(float)
     order = sorted(change.index, key=lambda example: (change[example], example))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from recr1_lite.common import RecR1Error, atomic_write
 from recr1_lite.report import sections as parts
@@ -16,7 +17,7 @@ from recr1_lite.report.figures import as_bytes
 from recr1_lite.report.findings import claims
 from recr1_lite.report.inspector import Inspection, template
 from recr1_lite.report.rows import facts, select, tables
-from recr1_lite.report.sections import Bullets, Fold, Grid, Section
+from recr1_lite.report.sections import Fold, Section
 
 
 def write_report(ledger, path: str | Path, run: str | None = None) -> Path:
@@ -56,7 +57,7 @@ def sections(ledger, rows: list[dict]) -> list[Section]:
         *made,
         parts.time_and_tokens(rows),
         parts.seal(ledger),
-        Section("What may not be claimed", [Bullets(claims(ledger, rows))]),
+        Section("What may not be claimed", [claims(ledger, rows)]),
     ]
 
 
@@ -71,8 +72,8 @@ def report_markdown(ledger, run: str | None = None) -> str:
 
 
 def kind(part) -> str:
-    """What a part of a section is, for the template: text, grid, bullets, fold, figure or inspection."""
-    return "figure" if isinstance(part, Figure) else "text" if isinstance(part, str) else type(part).__name__.lower()
+    """What a part of a section is, for the template: str, list, dataframe, fold, figure or inspection."""
+    return "figure" if isinstance(part, Figure) else type(part).__name__.lower()
 
 
 def svg(figure: Figure) -> str:
@@ -92,10 +93,10 @@ def markdown_table(head: list[str], body: Iterable[list[str]]) -> list[str]:
 
 def markdown(part, folder: str, figures: list[Figure]) -> list[str]:
     """The lines of one part; a figure is put into `figures` and named by its place there."""
-    if isinstance(part, Grid):
-        return [*markdown_table([*map(plain, part.head)], [[*map(plain, row)] for row in part.body]), ""]
-    if isinstance(part, Bullets):
-        return [*(f"- {plain(item)}" for item in part.items), ""]
+    if isinstance(part, DataFrame):
+        return [*markdown_table([*map(plain, part.columns)], [[*map(plain, row)] for row in part.to_numpy()]), ""]
+    if isinstance(part, list):
+        return [*(f"- {plain(item)}" for item in part), ""]
     if isinstance(part, Fold):
         inside = [line for inner in part.parts for line in markdown(inner, folder, figures)]
         return [f"<details><summary>{plain(part.summary)}</summary>", "", *inside, "</details>", ""]

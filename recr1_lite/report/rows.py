@@ -22,8 +22,8 @@ TEACHERS = {"SFT (LM teacher)": "LM teacher"}  # whom a method is held against; 
 COSTS = ("samples", "tokens_generated", "tokens_trained", "seconds", "money")
 LOSSES = ("nats", "bits", "perplexity", "loss")  # in the name of a metric of which more is worse
 
-# The authors' own figures; they never came from a run of this kit. The intervals are ours (`mean_interval` of their 103
-# stored values, seed 0), and so is `once`: the mean when a target that is listed twice counts once.
+# The authors' figures, from no run of this kit. The intervals are ours (`mean_interval` of their 103 stored values,
+# seed 0), and so is `once`: the mean when a target that is listed twice counts once.
 PAPER = "arXiv 2503.24289"
 SETTING = "ESCI Video Games, nDCG@100 x 100, n = 103"
 SOURCE = (
@@ -170,15 +170,19 @@ def main_table(rows: Sequence[dict]) -> Table | None:
     return max(tables(rows), key=lambda table: (table.split == "test", len(table.evals)), default=None)
 
 
+def main_spots(rows: Sequence[dict]) -> dict[str, dict]:
+    """The whole means of `main_table` by method."""
+    table = main_table(rows)
+    return {spot["method"]: spot for spot in table.spots()} if table else {}
+
+
 def untrained(rows: Sequence[dict], n: int | None, split: str = "val") -> dict[str, dict]:
     """Methods without a training, on a split, where they were measured on `n` requests: {method: interval}."""
-    trained, main, found = {row.get("method") for row in _trainings(rows)}, main_table(rows), {}
-    for table in tables(rows):
-        if main and (table.split, table.task) == (split, main.task):
-            for row in table.evals:
-                if row["method"] not in trained and row["n"] == n and whole(row["metrics"][table.metric]):
-                    found[row["method"]] = row["metrics"][table.metric]
-    return found
+    trained, main = {row.get("method") for row in _trainings(rows)}, main_table(rows)
+    here = [table for table in tables(rows) if main and (table.split, table.task) == (split, main.task)]
+    spots = [(row, row["metrics"][table.metric]) for table in here for row in table.evals]
+    kept = [(row["method"], value) for row, value in spots if row["n"] == n and whole(value)]
+    return {name: value for name, value in kept if name not in trained}
 
 
 def facts(rows: Sequence[dict]) -> list[tuple[str, str]]:
@@ -250,11 +254,9 @@ def at_budget(rows: Sequence[Mapping], by: str = "seconds", budget: float | None
     counts too, since no step is cut in two. Step 0 does not count: a method that has not begun by then is left out.
     """
     budget = (common(rows, by) or 0.0) if budget is None else budget
-    best = []
-    for name, points in curves(rows, by).items():
-        within = [point for point in points if point[by] <= 1.05 * budget and point.get("step") != 0]
-        best += [{"method": name, **max(within, key=lambda point: point["mean"])}] if within else []
-    return best
+    lines = {name: [p for p in points if p[by] <= 1.05 * budget] for name, points in curves(rows, by).items()}
+    begun = {name: [point for point in points if point.get("step") != 0] for name, points in lines.items()}
+    return [{"method": name, **max(points, key=lambda p: p["mean"])} for name, points in begun.items() if points]
 
 
 def baselines(rows: Sequence[Mapping]) -> dict[str, dict]:
@@ -279,12 +281,11 @@ def capability_changes(rows: Sequence[Mapping]) -> list[dict]:
     Only whole ones, the last of each; KL is no difference of a score and is left out.
     """
     last = {}
-    for row in rows:
-        if row.get("kind") == "capability_compare" and row.get("b") == "untrained" and row.get("task") != "kl":
-            if whole(row.get("difference")):
-                key = str(row.get("a", "policy")), str(row.get("task", "")), str(row.get("metric", ""))
-                change = dict(zip(("method", "task", "metric"), key))
-                last[key] = change | {"n": row.get("n"), "difference": row["difference"]}
+    compared = [row for row in rows if row.get("kind") == "capability_compare" and row.get("b") == "untrained"]
+    for row in (row for row in compared if row.get("task") != "kl" and whole(row.get("difference"))):
+        change = {"method": str(row.get("a", "policy")), "task": str(row.get("task", ""))}
+        change["metric"] = str(row.get("metric", ""))
+        last[tuple(change.values())] = change | {"n": row.get("n"), "difference": row["difference"]}
     order = in_order(key[0] for key in last)
     return sorted(last.values(), key=lambda row: order.index(row["method"]))
 

@@ -1,8 +1,10 @@
 """The sections of a report, each there only where the rows of a run have what it shows."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from recr1_lite.evaluate.evaluation import metric_label, show
 from recr1_lite.report import comparisons as plots
@@ -10,22 +12,7 @@ from recr1_lite.report import curves
 from recr1_lite.report import rows as book
 from recr1_lite.report.comparisons import task_name
 from recr1_lite.report.inspector import Inspection
-from recr1_lite.report.rows import FIGURES, PAPER, SETTING, SOURCE, Table, main_table, shown, untrained
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of text."""
-
-    head: list[str]
-    body: list[list[str]]
-
-
-@dataclass(frozen=True)
-class Bullets:
-    """A list of sentences."""
-
-    items: list[str]
+from recr1_lite.report.rows import FIGURES, PAPER, SETTING, SOURCE, Table, main_spots, main_table, shown, untrained
 
 
 @dataclass(frozen=True)
@@ -36,7 +23,8 @@ class Fold:
     parts: list
 
 
-Part = str | Grid | Bullets | Fold | Figure | Inspection
+# a list is shown as bullets, a frame as a table
+Part: TypeAlias = str | list[str] | DataFrame | Fold | Figure | Inspection
 
 
 @dataclass(frozen=True)
@@ -55,10 +43,10 @@ def findings(made: list[Table]) -> Section:
     for (a, b), row in reversed(made[0].differences.items()):
         word = book.verdict(row) + (" from" if book.verdict(row).startswith("not") else "")
         said[a, b] = f"{a} is {word} {b}: {show(row, sign=True)} {label}, n = {row.get('n', '?')}."
-    every = Bullets(list(said.values()))
+    every = list(said.values())
     if len(said) <= 12:
         return Section("", [every])
-    first = Bullets([text for pair, text in said.items() if "GRPO" in pair])
+    first = [text for pair, text in said.items() if "GRPO" in pair]
     return Section("", [first, Fold(f"All {len(said)} paired differences in words", [every])])
 
 
@@ -72,9 +60,9 @@ def methods(table: Table) -> Section:
     note = "“vs” columns: mean difference, paired on the same requests. Brackets: 95% bootstrap intervals."
     base, spots = table.baselines[0] if table.baselines else None, table.spots()
     picture = [plots.methods(spots, base, table.metric)] if spots else []
-    every = Grid(["method", *map(metric_label, metrics), "parse outcomes"], more)
+    every = DataFrame(more, columns=["method", *map(metric_label, metrics), "parse outcomes"])
     fold = Fold("All metrics and parse outcomes", [every])
-    return Section(f"{table.name}: {table.task}", [Grid(table.head(), table.body()), note, *picture, fold])
+    return Section(f"{table.name}: {table.task}", [DataFrame(table.body(), columns=table.head()), note, *picture, fold])
 
 
 def headroom(row: dict, rows: list[dict]) -> Section:
@@ -89,7 +77,7 @@ def training(row: dict, rows: list[dict]) -> Section:
     curve, val = row.get("curve") or [], row.get("val") or []
     base = {**(row.get("baselines") or {}), **untrained(rows, val[-1].get("n") if val else None)}
     settings = [[str(key), str(value)] for key, value in (row.get("config") or {}).items()]
-    drawn = any(key in step for step in curve for key, *_ in curves.PANELS)
+    drawn = any(panel.key in step for step in curve for panel in curves.PANELS)
     losses = [loss for step in curve if (loss := book.number(step.get("loss"))) is not None]
     learned = f" Loss per token: {losses[0]:.3f} → {losses[-1]:.3f}." if losses and not drawn else ""
     stopped = f" ({row['stopped']})" if row.get("stopped") else ""
@@ -100,15 +88,13 @@ def training(row: dict, rows: list[dict]) -> Section:
     ]
     parts += [Fold("What each step logged", [curves.components(curve)])] if drawn or not curve else []
     name = row.get("method", "policy")
-    return Section(f"Training: {name}", [*parts, Fold("Settings", [Grid(["setting", "value"], settings)])])
+    return Section(f"Training: {name}", [*parts, Fold("Settings", [DataFrame(settings, columns=["setting", "value"])])])
 
 
 def time_and_tokens(rows: list[dict]) -> Section:
     """What each evaluation and each training took."""
     lines, total = [], 0.0
-    for row in rows:
-        if row["kind"] not in ("eval", "train", "headroom"):
-            continue
+    for row in (row for row in rows if row["kind"] in ("eval", "train", "headroom")):
         what = f"training {row.get('method', '')}" if row["kind"] == "train" else "headroom check"
         what = f"{row['method']} on {row['split']}" if row["kind"] == "eval" else what
         size = f"{len(row['curve'])} steps" if row.get("curve") else f"{row.get('n', '')} requests"
@@ -117,13 +103,13 @@ def time_and_tokens(rows: list[dict]) -> Section:
         tokens_text = "" if tokens is None else f"{tokens:,}"
         lines.append([what, size, tokens_text, "" if seconds is None else f"{seconds:.1f}"])
     lines.append(["all together", "", "", f"{total:.1f}"])
-    return Section("Time and tokens", [Grid(["what", "size", "tokens generated", "seconds"], lines)])
+    return Section("Time and tokens", [DataFrame(lines, columns=["what", "size", "tokens generated", "seconds"])])
 
 
 def seal(ledger) -> Section:
     """How often the test split was opened."""
     opened, head = ledger.rows("unseal"), ["time", "task", "reason"]
-    fold = Fold("When and why", [Grid(head, [[str(row.get(key, "")) for key in head] for row in opened])])
+    fold = Fold("When and why", [DataFrame([[str(row.get(key, "")) for key in head] for row in opened], columns=head)])
     times = "once" if len(opened) == 1 else f"{len(opened)} times"
     return Section("The seal", [f"The test split was opened {times} in this ledger.", *([fold] if opened else [])])
 
@@ -133,8 +119,7 @@ def costs(rows: list[dict]) -> Section | None:
     spent = book.costs(rows)
     if not spent:
         return None
-    table = main_table(rows)
-    scores = {spot["method"]: show(spot) for spot in table.spots()} if table else {}
+    table, scores = main_table(rows), {name: show(spot) for name, spot in main_spots(rows).items()}
     head = [f"{table.split} {metric_label(table.metric)} [95%]"] if table else []
     head = ["method", *head, *(name.replace("_", " ") for name in book.COSTS), "stopped"]
     stopped = {row.get("method"): row.get("stopped") or "" for row in rows if row["kind"] == "train"}
@@ -145,7 +130,7 @@ def costs(rows: list[dict]) -> Section | None:
         body.append([name, *score, *(_amount(key, row[key]) for key in book.COSTS), str(stopped.get(name, ""))])
     paid = "at the prices of the run's settings" if any(row["money"] for row in spent) else "nothing was paid"
     note = "Of training alone: samples and tokens of a teacher count as the method's own, validation does not."
-    return Section("What training cost", [Grid(head, body), f"{note} Money: {paid}."])
+    return Section("What training cost", [DataFrame(body, columns=head), f"{note} Money: {paid}."])
 
 
 def race(rows: list[dict]) -> Section | None:
@@ -165,7 +150,7 @@ def race(rows: list[dict]) -> Section | None:
             base = book.baselines(rows) | untrained(rows, next(iter(lines.values()))[-1].get("n"))
             body = [[row["method"], f"{row[by]:,.0f}", show(row), str(row.get("n", ""))] for row in at]
             head = ["method", by, f"val {metric_label(metric)} [95%]", "n"]
-            parts += [plots.race(rows, by, base, metric), Grid(head, body)]
+            parts += [plots.race(rows, by, base, metric), DataFrame(body, columns=head)]
             missing = [name for name in lines if name not in {row["method"] for row in at}]
             parts += [f"Without a checkpoint within these {by}: {', '.join(missing)}."] if missing else []
     return Section("The same budget", parts)
@@ -184,8 +169,7 @@ def cost_quality(rows: list[dict]) -> Section | None:
 
 def bound(rows: list[dict]) -> Section | None:
     """Teachers, SFT variants, rejection SFT and GRPO on one plot, with the differences paired with the teacher."""
-    table = main_table(rows)
-    spots = {spot["method"]: spot for spot in table.spots()} if table else {}
+    table, spots = main_table(rows), main_spots(rows)
     trained = [name for name in book.ORDER if name in spots and name not in book.UNTRAINED]
     teachers = [spots[name] for name in ("teacher", "LM teacher") if name in spots]
     if table is None or not teachers or not trained:
@@ -200,7 +184,7 @@ def bound(rows: list[dict]) -> Section | None:
     )
     picture = plots.bound([spots[name] for name in trained], versus, teachers, table.metric)
     head = ["method", "held against", f"{metric_label(table.metric)}, paired difference [95%]", "verdict"]
-    return Section("Can SFT pass its teacher?", [text, picture, Grid(head, body)])
+    return Section("Can SFT pass its teacher?", [text, picture, DataFrame(body, columns=head)])
 
 
 def forgetting(rows: list[dict]) -> Section | None:
@@ -212,17 +196,15 @@ def forgetting(rows: list[dict]) -> Section | None:
     if changes:
         body = []
         for row in changes:
-            found = [show(row["difference"], sign=True), book.worse(row) or "not shown"]
-            body.append([row["method"], task_name(row["task"]), row["metric"], str(row["n"] or ""), *found])
+            told = [show(row["difference"], sign=True), book.worse(row) or "not shown"]
+            body.append([row["method"], task_name(row["task"]), row["metric"], str(row["n"] or ""), *told])
         head = ["method", "task", "metric", "n", "minus untrained, paired [95%]", "verdict"]
-        parts += [plots.forgetting(rows), Grid(head, body)]
+        parts += [plots.forgetting(rows), DataFrame(body, columns=head)]
     parts += [plots.kl_retention(rows)] if book.retention(rows) else []
-    scores = []
-    for row in means:
-        name = [str(row["method"]), task_name(str(row.get("task", ""))), str(row.get("metric", ""))]
-        scores.append([*name, str(row.get("n") or ""), show(row)])
+    keys = [[str(row["method"]), task_name(str(row.get("task", ""))), str(row.get("metric", ""))] for row in means]
+    scores = [[*key, str(row.get("n") or ""), show(row)] for key, row in zip(keys, means, strict=True)]
     head = ["method", "task", "metric", "n", "mean [95%]"]
-    parts += [Fold("All capability scores", [Grid(head, scores)])] if scores else []
+    parts += [Fold("All capability scores", [DataFrame(scores, columns=head)])] if scores else []
     return Section("What was forgotten", parts)
 
 
@@ -236,14 +218,13 @@ def continual(rows: list[dict]) -> Section | None:
             seconds = "" if book.number(row.get("seconds")) is None else f"{row['seconds']:,.0f}"
             values = [shown(row["measures"].get(name)) for name in names]
             body.append([trainer, str(row.get("name", row.get("stage", ""))), *values, seconds])
-    grid = Grid(["trainer", "stage", *names, "seconds"], body)
+    grid = DataFrame(body, columns=["trainer", "stage", *names, "seconds"])
     return Section("One task after another", [plots.continual(rows), grid])
 
 
 def published(rows: list[dict]) -> Section | None:
     """The authors' figures beside a comparison's own, marked as published."""
-    table = main_table(rows)
-    spots = {spot["method"]: spot for spot in table.spots()} if table else {}
+    table, spots = main_table(rows), main_spots(rows)
     ours = [spots[name] for row in FIGURES for name in row["ours"] if name in spots]
     if table is None or not book.costs(rows) or len(ours) < 2:
         return None
@@ -260,7 +241,7 @@ def published(rows: list[dict]) -> Section | None:
         "Neither data, model nor retriever is ours, so no row of this table is a comparison."
     )
     picture = plots.published(ours, table.metric, f"this run, {table.task} {table.split}")
-    return Section("Published figures beside ours", [text, picture, Grid(head, body)])
+    return Section("Published figures beside ours", [text, picture, DataFrame(body, columns=head)])
 
 
 CONTEST = (costs, race, cost_quality, bound, forgetting, continual, published)
