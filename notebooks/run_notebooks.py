@@ -23,7 +23,8 @@ WIDGET = "application/vnd.jupyter.widget"
 BADGE = re.compile(rb"(colab\.research\.google\.com/github/)([^/\s]+/[^/\s]+)(/blob/)")
 REPO_LINE = re.compile(rb'("REPO = \\")([^"\\]*)(\\")')
 GITHUB = r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}/(?!\.{1,2}$)[A-Za-z0-9_.-]{1,100}(?<!\.git)"
-QUIET = ["--log-level=ERROR"]
+QUIET = dict(force_raise_errors=True, record_timing=False, coalesce_streams=True, extra_arguments=["--log-level=ERROR"])
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # KB; bytes on a Mac
 
 
@@ -44,14 +45,11 @@ def name_of(path: Path, folder: Path = FOLDER) -> str:
 def execute(path: Path, profile: str, cwd: Path | None = None, **env: str) -> tuple[nbformat.NotebookNode, float]:
     """The executed, cleaned notebook and the peak memory of its kernel in GB; the file stays as it is.
 
-    A fresh kernel runs it in `cwd` (default: its own folder) with `env` added to the environment. No cell has a
-    time limit. Raises nbclient's CellExecutionError or DeadKernelError at the first cell that fails.
+    `cwd`: of the fresh kernel (default: the file's folder). Raises CellExecutionError or DeadKernelError of nbclient.
     """
     book = nbformat.read(path, 4)
     book.cells.append(nbformat.v4.new_code_cell(PEAK))
-    client = NotebookClient(
-        book, timeout=None, force_raise_errors=True, record_timing=False, coalesce_streams=True, extra_arguments=QUIET
-    )
+    client = NotebookClient(book, timeout=None, **QUIET)
     told = {"PYTHONPATH": str(FOLDER.parent), "RECR1_PROFILE": profile} | env
     code = [(index, cell) for index, cell in enumerate(book.cells) if cell.cell_type == "code"]
     with client.setup_kernel(cwd=str(cwd or path.parent), env=os.environ | told):
@@ -67,8 +65,7 @@ def execute(path: Path, profile: str, cwd: Path | None = None, **env: str) -> tu
 
 def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Drop what changes from run to run or by machine, and widgets, which are blank without a kernel."""
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    book.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    book.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for cell in book.cells:
         cell.metadata = {"tags": cell.metadata.tags} if "tags" in cell.metadata else {}
         if cell.cell_type == "code":
@@ -96,17 +93,13 @@ def stamp(repository: str, paths: list[Path]) -> list[Path]:
     """Put `repository` ("owner/name") into badges and install cells, every other byte as it was; the changed files."""
     if not re.fullmatch(GITHUB, repository):
         raise RecR1Error(f"{repository!r} is no repository on GitHub; write owner/name, nothing around it")
-    new, changed = rb"\g<1>%s\g<3>" % repository.encode(), []
-    for path in paths:
-        before = path.read_bytes()
-        after = BADGE.sub(new, REPO_LINE.sub(new, before) if path.suffix == ".ipynb" else before)
-        if after != before:
-            changed.append(atomic_write(path, after))
-    return changed
+    new = rb"\g<1>%s\g<3>" % repository.encode()
+    before = {path: path.read_bytes() for path in paths}
+    after = {path: BADGE.sub(new, REPO_LINE.sub(new, text)) for path, text in before.items()}
+    return [atomic_write(path, text) for path, text in after.items() if text != before[path]]
 
 
 def main(argv: list[str] | None = None, folder: Path = FOLDER) -> str | None:
-    """Returns what went wrong, for sys.exit."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("names", nargs="*", metavar="NAME")
     top.add_argument("--profile", default="cpu")
@@ -123,7 +116,6 @@ def main(argv: list[str] | None = None, folder: Path = FOLDER) -> str | None:
         return f"run_notebooks: {error}"
     except KeyboardInterrupt:
         return "run_notebooks: stopped; the notebooks that ran whole are written"
-    return None
 
 
 if __name__ == "__main__":
