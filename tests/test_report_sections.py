@@ -6,8 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from report_rows import finding
-from report_rows import spot as toy_spot
+from report_rows import finding, spot
 
 from recr1_lite.__main__ import main
 from recr1_lite.common import RecR1Error
@@ -35,12 +34,8 @@ SPENT |= {"rejection SFT": (6000, 610.0), "GRPO": (6000, 600.0)}
 NULL = {"mean": None, "low": None, "high": None, "n": 0}
 
 
-def spot(mean, half=0.03, n=400):
-    return toy_spot(mean, half, n)
-
-
 def eval_row(method, mean, **more):
-    row = {"kind": "eval", "task": "toy", "method": method, "split": "test", "n": 400, "seconds": 9.0, "seed": 0}
+    row = {"kind": "eval", "task": "toy", "method": method, "split": "test", "n": 50, "seconds": 9.0, "seed": 0}
     tokens = 0 if method in ("raw request", "teacher") else 1990
     return row | {"tokens": tokens, "metrics": {"ndcg@100": spot(mean)}} | more
 
@@ -127,10 +122,6 @@ def test_html_and_markdown_say_the_same(rows, write, tmp_path):
         assert (tmp_path / name).is_file()
     cells = re.findall("<td>(.*?)</td>", page)
     assert len(cells) > 200 and all(cell.replace("&lt;", "<") in text.replace("&lt;", "<") for cell in cells)
-
-
-def test_the_report_says(rows, write):
-    text = write(rows)[2]
     for told in (
         "| GRPO | 0.330 [0.300, 0.360] | 6,000 | 30,000 | 9,000 | 600.0 | 0 | finished |",
         "Money: nothing was paid.",
@@ -268,7 +259,7 @@ def test_what_is_no_number_is_said_to_be_missing(rows, write):
             gone = {"difference": NULL, "measures": {"clothing": NULL}}
         broken.append(row | gone)
     _, page, text = write(broken)
-    assert "| SFT | 400 | not measured |" in text and "| SFT | not measured | not noted | not noted |" in text
+    assert "| SFT | 50 | not measured |" in text and "| SFT | not measured | not noted | not noted |" in text
     assert "nan" not in re.sub(r"<style>.*?</style>", "", page).lower().replace("finance", "")
     assert "| SFT | untrained | not measured |" in text
     nothing = [row | {"metrics": {"ndcg@100": NULL}} if row["kind"] == "eval" else row for row in rows]
@@ -280,7 +271,7 @@ def test_names_are_escaped(rows, write):
     _, page, text = write(nasty)
     assert "<script>" not in page and "&lt;script&gt;a|b*c*" in page
     assert "<script>" not in text and r"&lt;script>a\|b\*c\*&lt;/script>" in text
-    (line,) = [line for line in text.splitlines() if line.startswith("| &lt;script") and " | 400 | " in line]
+    (line,) = [line for line in text.splitlines() if line.startswith("| &lt;script") and " | 50 | " in line]
     assert line.replace("\\|", "").count("|") == text.split("| method |")[1].split("\n")[0].count("|") + 2
 
 

@@ -137,7 +137,7 @@ def _identity(row: Mapping) -> tuple:
     """What a row is about: two rows of one run with the same identity are one thing told twice."""
     keys: tuple[str, ...] = ("kind", "method", "task", "split", "suite", "metric", "a", "b", "trainer", "stage")
     if row["kind"] in ("train", "headroom", "inspect"):
-        keys = ("kind", "method")
+        keys = ("kind", "method", "task")
     return tuple(str(row.get(key)) for key in keys)
 
 
