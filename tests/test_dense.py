@@ -142,7 +142,7 @@ def test_bad_catalogues(items, words):
 
 @pytest.mark.parametrize("vectors", [np.ones(8), np.ones((3, 2)), np.full((8, 2), np.nan), np.ones((8, 2, 1))])
 def test_an_encoder_that_answers_otherwise(vectors):
-    with pytest.raises(RecR1Error, match="one finite vector a text"):
+    with pytest.raises(RecR1Error, match="one finite vector per text"):
         build(ITEMS.assign(text=list("abcdefgh")), model=lambda texts: vectors)
 
 

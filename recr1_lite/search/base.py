@@ -2,11 +2,12 @@
 
 The policy learns whatever the retriever pays for, a retriever's bugs included. So a query is a bag of words
 (order and case never matter), ties have one order, and a failure is an error rather than an empty list.
-`environment.environment_check` tests any retriever for the traps that are known.
+`environment_check` tests any retriever for the traps that are known.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -33,11 +34,24 @@ class Hits(NamedTuple):
 
 
 class Retriever(Protocol):
-    """Anything that answers a batch of queries; the only thing that training and evaluation ask of it."""
+    """Anything that answers a batch of queries; the only thing that training and evaluation ask of it.
+
+    An engine may have `about`, what `described` notes of it in files that were made with it.
+    """
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """At most `k` hits for each query, in the queries' order. Raises RetrieverError with the query."""
         ...
+
+
+def described(retriever: Retriever) -> dict:
+    """Class and settings of an engine, for files whose content depends on it; of another engine they differ."""
+    return {"class": type(retriever).__name__, "settings": getattr(retriever, "about", None)}
+
+
+def fingerprint(ids: Sequence[str], content: bytes) -> str:
+    """A short digest of a catalogue: its ids, and its texts or what was computed from them."""
+    return hashlib.sha256("\n".join(ids).encode() + b"\0" + content).hexdigest()[:16]
 
 
 def checked_queries(queries: Sequence[str]) -> list[str]:
@@ -140,6 +154,11 @@ class CallableRetriever:
 
     def __init__(self, fn: Callable[[list[str], int], Sequence[Sequence[Any]]]):
         self.fn = fn
+
+    @property
+    def about(self) -> dict:
+        """The function's name; what it does inside is not known here."""
+        return {"function": getattr(self.fn, "__qualname__", type(self.fn).__name__)}
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """As `Retriever.search`. Raises RetrieverError with the query if `fn` fails or answers otherwise."""

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from recr1_lite.common import RecR1Error, atomic_write
-from recr1_lite.search.base import Hits, bag_of_words, best, checked_catalogue, checked_queries
+from recr1_lite.search.base import Hits, bag_of_words, best, checked_catalogue, checked_queries, fingerprint
 from recr1_lite.search.metrics import checked_cutoff
 
 METHODS = ("lucene", "robertson", "atire")  # bm25l and bm25+ score documents without any word of the query
@@ -36,9 +36,12 @@ class BM25Retriever:
 
     @property
     def about(self) -> dict:
-        """The settings, as a file that was made with this engine notes them."""
-        index = {"k1": self.index.k1, "b": self.index.b, "method": self.index.method, "items": len(self.ids)}
-        return index | {"stopwords": self.stopwords, "stemmer": self.stemmer}
+        """The settings and the index's fingerprint, as a file that was made with this engine notes them."""
+        index = {"k1": self.index.k1, "b": self.index.b, "method": self.index.method}
+        words = {"stopwords": self.stopwords, "stemmer": self.stemmer}
+        scores, vocabulary = self.index.scores, sorted(self.index.vocab_dict)
+        content = "\n".join(vocabulary).encode() + scores["data"].tobytes() + scores["indices"].tobytes()
+        return index | words | {"index": fingerprint(self.ids, content)}
 
     @classmethod
     def build(

@@ -13,7 +13,7 @@ import pandas as pd
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error, bar
-from recr1_lite.search.base import Hits, Retriever, best, checked_catalogue, checked_queries
+from recr1_lite.search.base import Hits, Retriever, best, checked_catalogue, checked_queries, described, fingerprint
 from recr1_lite.search.metrics import checked_cutoff
 
 MODEL = "all-minilm-l6-v2"
@@ -25,8 +25,8 @@ Encoder = Callable[[list[str]], np.ndarray]  # n texts -> (n, dimensions)
 class DenseRetriever:
     """Cosine of sentence embeddings, every item compared with every query (Sentence-BERT, arXiv 1908.10084)."""
 
-    def __init__(self, encode: Encoder, vectors: np.ndarray, ids: Sequence[str], backend: str = "exact"):
-        self.encode, self.vectors, self.ids = encode, vectors, list(ids)
+    def __init__(self, encode: Encoder, vectors: np.ndarray, ids: Sequence[str], backend: str, about: dict):
+        self.encode, self.vectors, self.ids, self.about = encode, vectors, list(ids), about
         self.index = _faiss_index(vectors) if backend == "faiss" else None
 
     @classmethod
@@ -58,7 +58,9 @@ class DenseRetriever:
         distinct = list(place)
         starts = bar(range(0, len(distinct), batch_size), desc="embedding items", unit="batch", progress=progress)
         vectors = np.concatenate([_embed(encode, distinct[at : at + batch_size]) for at in starts])
-        return cls(encode, vectors[[place[text] for text in texts]], ids, backend)
+        name = model if isinstance(model, str) else getattr(model, "__qualname__", type(model).__name__)
+        about = {"model": name, "catalogue": fingerprint(ids, "\n".join(texts).encode())}
+        return cls(encode, vectors[[place[text] for text in texts]], ids, backend, about)
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """The `k` items nearest to each query, best first, scores from -1 to 1; equal ones in the catalogue's order.
@@ -98,6 +100,12 @@ class HybridRetriever:
         if len(retrievers) < 2:
             raise RecR1Error(f"a fusion of {len(retrievers)} retrievers fuses nothing; give two or more")
         self.retrievers, self.constant, self.depth = list(retrievers), constant, checked_cutoff(depth)
+
+    @property
+    def about(self) -> dict:
+        """The engines and how they are fused."""
+        engines = [described(retriever) for retriever in self.retrievers]
+        return {"engines": engines, "constant": self.constant, "depth": self.depth}
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """At most `k` hits a query, best first, of the best `depth` (or `k`) of each engine; of equal scores the one
@@ -142,7 +150,7 @@ def _embed(encode: Encoder, texts: list[str]) -> np.ndarray:
     if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
         raise RecR1Error(
             f"the encoder gave an array {vectors.shape} for {len(texts)} texts, or numbers that are not "
-            "finite; it must give one finite vector a text"
+            "finite; it must give one finite vector per text"
         )
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 

@@ -61,6 +61,11 @@ class RemoteRetriever:
         key = self.key.partition(" ")[2] or self.key  # "Bearer" may be shown
         self.secrets = [secret for secret in (key, self.address.password, self.address.query.decode()) if secret]
 
+    @property
+    def about(self) -> dict:
+        """The address, without its secrets; what the service holds is not known here."""
+        return {"url": self.url}
+
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """At most `k` hits per query in the engine's order, each item once; a blank query is not asked.
 
@@ -212,6 +217,11 @@ class OpenSearchRetriever(RemoteRetriever):
         headers = {"Authorization": self.key} if self.key else None
         reach: dict = dict(http_auth=login, headers=headers, timeout=self.timeout, max_retries=0)
         self.client = OpenSearch([host], **reach)
+
+    @property
+    def about(self) -> dict:
+        """The address, and what is searched there."""
+        return {"url": self.url, "fields": self.fields, "id_field": self.id_field, "example": self.body("example")}
 
     def match(self, query: str) -> dict:
         """The search body that is sent by default."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.search.base import search_all
+from recr1_lite.search.base import described, search_all
 from recr1_lite.search.metrics import ndcg, without
 from recr1_lite.tasks.prompts import Outcome, Prompt, compose
 
@@ -113,8 +113,7 @@ class Scorer:
     @property
     def about(self) -> dict:
         """What tells one scorer from another in a file of targets: the engine, the mode and the cut-off."""
-        engine = type(self.retriever).__name__
-        return {"retriever": engine, "settings": getattr(self.retriever, "about", None), "k": self.k, "gain": self.gain}
+        return {"retriever": described(self.retriever), "k": self.k, "gain": self.gain}
 
     def score(
         self, example_ids: Sequence[str], completions: Sequence[str], truncated: Sequence[bool] | None = None

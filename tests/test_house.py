@@ -1,0 +1,70 @@
+"""The package stays small, its imports run one way, and the rooms hand on names that exist."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "recr1_lite"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+# an import goes to the same room or to one further down
+FLOORS = ("__main__", "deploy", "recipes", "report", "train", "evaluate", "policy", "search", "tasks", "assets")
+GROUND = ("doctor", "ledger", "profiles", "common", "__init__")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of the package that a file imports, at its top or inside a function."""
+    names, known = set(), {name_of(module) for module in MODULES}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return (names & known) - {"recr1_lite", name_of(path)}
+
+
+def room_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def test_no_import_circle():
+    graph = {name_of(path): imports_of(path) for path in MODULES if path.name != "__init__.py"}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError with the circle
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_down(path):
+    here = room_of(name_of(path))
+    if here not in FLOORS:
+        return
+    below = set(FLOORS[FLOORS.index(here) :]) | set(GROUND)
+    upward = {name for name in imports_of(path) if room_of(name) not in below}
+    assert not upward, f"{name_of(path)} imports {sorted(upward)}, which stand above it"
+
+
+def test_size():
+    lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    modules = [path for path in MODULES if path.name != "__init__.py"]
+    assert len(modules) <= 45 and sum(lines.values()) <= 9000
+    assert max(lines.values()) <= 400, max(lines, key=lines.get)
+
+
+@pytest.mark.parametrize("room", [path.parent.name for path in MODULES if path.name == "__init__.py"])
+def test_rooms_hand_on_what_exists(room):
+    module = importlib.import_module("recr1_lite" if room == "recr1_lite" else f"recr1_lite.{room}")
+    for name in getattr(module, "__all__", ()):
+        assert getattr(module, name) is not None
+
+
+def test_rooms_open_without_torch():
+    rooms = "tasks, search, policy, train, evaluate, report, recipes, deploy, assets"
+    code = f"import sys; from recr1_lite import {rooms}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
