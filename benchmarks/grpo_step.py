@@ -195,7 +195,7 @@ def line(row: dict) -> str:
 def report(result: dict) -> str:
     lines = [
         f"{side:>5}: rollout {part['rollout']:.2f} s + update {part['update']:.2f} s = "
-        f"{part['total']:.2f} s a step, peak {result['peak_rss_mb'][side]} MB"
+        f"{part['total']:.2f} s per step, peak {result['peak_rss_mb'][side]} MB"
         for side, part in result["seconds"].items()
     ]
     apart = result["gradient_difference"]

@@ -34,7 +34,7 @@ from recr1_lite.policy.backend import choose
 from recr1_lite.policy.rollouts import completion_logps
 from recr1_lite.profiles import Profile
 
-# largest difference between two forms of one model, in nats a token; 16-bit weights round more
+# largest difference between two forms of one model, in nats per token; 16-bit weights round more
 PARITY_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 disable_progress_bar()  # a bar for each weights file read or written
@@ -187,7 +187,7 @@ def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tenso
 
 
 def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Largest difference in nats a token between the adapter and the same adapter merged, and saved and
+    """Largest difference in nats per token between the adapter and the same adapter merged, and saved and
     reloaded.
 
     pairs: (rendered prompt, completion). Keys `merged` and `reloaded`. Raises RecR1Error when one is above

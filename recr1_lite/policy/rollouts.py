@@ -88,7 +88,7 @@ def shared_prefill(
 
 
 def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None) -> torch.Tensor:
-    """One token a row from softmax(logits / temperature), cut to its top_p nucleus; temperature 0: greedy.
+    """One token per row from softmax(logits / temperature), cut to its top_p nucleus; temperature 0: greedy.
 
     Inverse-CDF: one uniform number a row. (`torch.multinomial` draws one exponential for each of the 49,152
     words, a sixth of a CPU rollout.) Shapes (B, V) -> (B,).

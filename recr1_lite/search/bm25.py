@@ -53,7 +53,7 @@ class BM25Retriever:
         stopwords: str | Sequence[str] | None = "en",
         stemmer: str | None = "english",
     ) -> BM25Retriever:
-        """Index `items`: one row a document, columns `item_id` and `text`. Other columns are not searched.
+        """Index `items`: one row per document, columns `item_id` and `text`. Other columns are not searched.
 
         Raises RecR1Error for a missing column, a duplicate id, a text that is not a string, a catalogue
         without any word, k1 below 0, b outside 0 to 1, or an unknown method, stopword list or stemmer.
@@ -75,7 +75,7 @@ class BM25Retriever:
         return cls(index, ids, stopwords, stemmer)
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """At most `k` hits a query with a score above 0, best first; equal scores in the catalogue's order.
+        """At most `k` hits per query with a score above 0, best first; equal scores in the catalogue's order.
 
         A query with no known word, or none at all, has no hits. A repeated word counts again each time.
         Raises RecR1Error for a bad `k`, RetrieverError (naming the query) for a query that is not text.

@@ -39,7 +39,7 @@ class DenseRetriever:
         device: str | None = None,
         progress: bool = True,
     ) -> DenseRetriever:
-        """Embed the `text` column of `items`, one row a document with its `item_id`.
+        """Embed the `text` column of `items`, one row per document with its `item_id`.
 
         model: an asset of this kit, a local folder or a Hub name for sentence-transformers, which cuts a text at the
         model's own limit (MiniLM: 256 tokens); or a function from n texts to an array (n, dimensions). backend:
@@ -108,7 +108,7 @@ class HybridRetriever:
         return {"engines": engines, "constant": self.constant, "depth": self.depth}
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """At most `k` hits a query, best first, of the best `depth` (or `k`) of each engine; of equal scores the one
+        """At most `k` hits per query, best first, of the best `depth` (or `k`) of each engine; of equal scores the one
         that an earlier engine ranks higher comes first. Errors of the engines pass through."""
         k, queries = checked_cutoff(k), checked_queries(queries)
         answers = [retriever.search(queries, max(k, self.depth)) for retriever in self.retrievers]
