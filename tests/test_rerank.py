@@ -67,9 +67,6 @@ def toy(**options) -> Task:
     return rerank_task(base(train, val, test), ENGINE, 3, **options)
 
 
-# what an answer says
-
-
 ANSWERS = st.one_of(
     st.text(), st.text("ABCDEZabc ,.>\n'1"), st.lists(st.sampled_from(string.ascii_uppercase)).map(", ".join)
 )
@@ -98,9 +95,6 @@ def test_orders_by_hand():
     assert [order(answer, 3) for answer in ("BAC", "Dress", "b, c", "")] == [[0, 1, 2]] * 4
 
 
-# candidates
-
-
 def test_candidates_are_lettered_under_the_request():
     rows = examples(("wool thing", "s1"), ("dress", "d1"), ("sail", "d1"), ("coat please", "c1"))
     frame = with_candidates(rows, ENGINE, ITEMS, count=2, words=3)
@@ -110,7 +104,7 @@ def test_candidates_are_lettered_under_the_request():
         "wool thing\nA. Wool coat with a long\nB. Wool sweater red and soft",
         "coat please\nA. Coat Coats for rain\nB. Wool coat with a long",
     ]
-    assert rows["request"].tolist()[0] == "wool thing" and "candidates" not in rows
+    assert rows["request"][0] == "wool thing" and "candidates" not in rows
     titles = with_candidates(examples(("coat", "c1")), ENGINE, ITEMS, words=0)
     assert titles["request"].tolist() == ["coat\nA. Coat\nB. Wool coat"]
 
@@ -119,40 +113,25 @@ def test_excluded_items_are_no_candidates_and_others_move_up():
     rows = examples(("warm one", "c2"), ("wool thing", "c2")).assign(exclude=[["c1", "d1"], []])
     frame = with_candidates(rows, ENGINE, ITEMS, count=2)
     assert frame["candidates"].tolist() == [["c2", "s1"], ["c1", "s1"]]
+    scorer = RerankScorer(frame, PROMPT, 3)  # it cuts no ranking again, nor searches deeper
+    assert scorer.depth == 3 and paid(scorer, ["A", "B"]) == [1.0, ndcg(["s1", "c2"], {"c2": 1.0}, 3)]
     alone = rows.assign(exclude=[["c1", "s1", "d1"], ["s1", "c1"]])
     empty = with_candidates(alone, ENGINE, ITEMS, count=2)
     assert len(empty) == 0 and "candidates" in empty  # one is left to each, and one is no order
 
 
-@pytest.mark.parametrize(
-    "count, items, words",
-    [
-        (1, ITEMS, "1 candidates cannot be put in order by letters; take 2 to 26"),
-        (27, ITEMS, "27 candidates cannot be"),
-        (5, ITEMS[:1], "found 'c2', which the catalogue lacks"),
-    ],
-)
-def test_what_is_no_list_of_candidates(count, items, words):
-    with pytest.raises(RecR1Error, match=words):
-        with_candidates(examples(("coat", "c1")), ENGINE, items, count)
-
-
-# the task
-
-
 def test_train_keeps_what_can_be_won_and_val_keeps_all():
     task = toy()
+    real = with_candidates(examples(("red wool", "s1")), BM25Retriever.build(ITEMS), ITEMS, 2)
+    assert real["candidates"].tolist() == [["s1", "c1"]]
     assert task.train["example_id"].tolist() == ["e0", "e3"]
     assert task.val["example_id"].tolist() == ["val-e0", "val-e1", "val-e2"]
     assert (task.name, task.k_train, task.k_eval, task.metrics) == ("toy-rerank", 3, 3, ("ndcg@3", "mrr", "recall@1"))
     assert task.prompt is PROMPT and task.about["seed"] == 4
     assert {split: row["examples"] for split, row in task.about["splits"].items()} == {"train": 2, "val": 3, "test": 3}
-
-
-def test_cut_splits_lose_zeros_only():
     whole, cut = (evaluate_recommender(retriever_order, toy(whole=whole)) for whole in (True, False))
     assert set(cut.rows["example_id"]) == {"val-e0", "val-e2"} < set(whole.rows["example_id"])
-    for metric in whole.summary:
+    for metric in whole.summary:  # what is cut are zeros
         assert whole.summary[metric].mean == pytest.approx(cut.summary[metric].mean * 2 / 3)
 
 
@@ -174,25 +153,29 @@ def test_the_test_split_stays_sealed(tmp_path):
     assert (mark["task"], mark["reason"], mark["n"]) == ("toy-rerank", "here", 3)
 
 
-def test_what_is_no_task_is_said():
-    with pytest.raises(RecR1Error, match="expand mode is no order"):
-        toy(prompt=replace(PROMPT, mode="expand"))
-    lost = base(examples(("coat", "d1")), examples(("wool", "s1"), split="v"), examples(("warm", "s1"), split="t"))
-    with pytest.raises(RecR1Error, match="'toy-rerank', train split is empty"):
-        rerank_task(lost, ENGINE)
+LOST = base(examples(("coat", "d1")), examples(("wool", "s1"), split="v"), examples(("warm", "s1"), split="t"))
 
 
-def test_on_a_real_engine():
-    val, test = examples(("red wool", "s1"), split="v"), examples(("wool lining", "c1"), split="t")
-    task = base(examples(("wool thing", "s1")), val, test)
-    assert rerank_task(task, BM25Retriever.build(ITEMS), 2).val["candidates"].tolist() == [["s1", "c1"]]
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda rows: with_candidates(rows, ENGINE, ITEMS, 1), "1 candidates cannot be put in order by letters; take"),
+        (lambda rows: with_candidates(rows, ENGINE, ITEMS, 27), "27 candidates cannot be"),
+        (lambda rows: with_candidates(rows, ENGINE, ITEMS[:1], 5), "found 'c2', which the catalogue lacks"),
+        (lambda rows: toy(prompt=replace(PROMPT, mode="expand")), "expand mode is no order"),
+        (lambda rows: rerank_task(LOST, ENGINE), "'toy-rerank', train split is empty"),
+        (lambda rows: RerankScorer(rows, PROMPT, 3), "no column 'candidates'"),
+        (lambda rows: retriever_order(rows, 3), "no column 'candidates'"),
+        (lambda rows: Reranker(Fake(["A"])).recommend(rows, 3), "no column 'candidates'"),
+    ],
+)
+def test_what_is_no_task_and_no_list_of_candidates_is_said(make, words):
+    with pytest.raises(RecR1Error, match=words):
+        make(examples(("coat", "c1")))
 
 
-# reward
-
-
-def paid(scorer: RerankScorer, answers: list[str], recipe: str = "ndcg") -> list[float]:
-    return [reward(recipe, row) for row in scorer.score(["e0"] * len(answers), answers)]
+def paid(scorer: RerankScorer, answers: list[str]) -> list[float]:
+    return [reward("ndcg", row) for row in scorer.score(["e0"] * len(answers), answers)]
 
 
 def test_rewards_by_hand():
@@ -203,40 +186,10 @@ def test_rewards_by_hand():
     rows = scorer.score(["e0", "e3"], ["B", "A"])
     assert [row.raw_ndcg for row in rows] == [second, second]  # the retriever's order: B is second in both
     assert [row.ndcg for row in rows] == [1.0, second] and rows[0].query == "B"
-
-
-@pytest.mark.parametrize(
-    "answer, outcome",
-    [("", "empty"), ("  \n", "empty"), ("the wool sweater", "no_answer"), ("D", "no_answer"), ("A", "ok")],
-)
-def test_an_answer_that_names_no_candidate_earns_what_silence_does(answer, outcome):
-    task = toy()
-    scorer = RerankScorer(task.train, task.prompt, 3)
-    (row,) = scorer.score(["e0"], [answer])
-    assert row.outcome == outcome and row.ndcg == row.raw_ndcg > 0
-    assert (reward("ndcg", row) > 0) == (reward("paper", row) > 0) == (outcome == "ok")
-
-
-def test_excluded_items_do_not_count_twice():
-    """Candidates are without them already; the ranking must not be cut again, nor a scorer search deeper."""
-    rows = examples(("warm one", "c2")).assign(exclude=[["c1"]])
-    frame = with_candidates(rows, ENGINE, ITEMS, count=3)
-    scorer = RerankScorer(frame, PROMPT, 3)
-    assert frame["candidates"].tolist() == [["c2", "s1", "d1"]] and scorer.depth == 3
-    assert paid(scorer, ["A", "C"]) == [1.0, ndcg(["d1", "c2"], {"c2": 1.0}, 3)]
-
-
-def test_examples_without_candidates():
-    for use in (
-        lambda rows: RerankScorer(rows, PROMPT, 3),
-        lambda rows: retriever_order(rows, 3),
-        lambda rows: Reranker(Fake(["A"])).recommend(rows, 3),
-    ):
-        with pytest.raises(RecR1Error, match="no column 'candidates'"):
-            use(examples(("wool", "s1")))
-
-
-# as a recommender
+    said = {"": "empty", "  \n": "empty", "the wool sweater": "no_answer", "D": "no_answer", "A": "ok"}
+    for row, outcome in zip(scorer.score(["e0"] * 5, list(said)), said.values(), strict=True):
+        assert row.outcome == outcome and row.ndcg == row.raw_ndcg > 0  # naming no candidate earns what silence does
+        assert (reward("ndcg", row) > 0) == (reward("paper", row) > 0) == (outcome == "ok")
 
 
 class Fake:
@@ -298,9 +251,6 @@ def test_no_order_beats_the_ceiling(gains, ids, k):
 
     (best,) = oracle(World)(World.val.drop(columns="relevant"), k)
     assert dcg(best, gains, k) >= dcg(ids, gains, k) and len(best) == k
-
-
-# the closed loop
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import threading
 
 import pandas as pd
 import pytest
+from hub_files import write_jsonl
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error
@@ -44,9 +45,6 @@ def toy(**changed) -> Task:
 def ledger(tmp_path, monkeypatch) -> Ledger:
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
     return Ledger()
-
-
-# the task itself
 
 
 def test_counts_and_data_card():
@@ -142,7 +140,6 @@ UNSOUND = [
     ({"items": ITEMS.assign(item_id="7")}, "item_id '7' stands in rows 1 and 2"),
     ({"items": ITEMS.assign(text=["a lamp", " "])}, r"catalogue, row 2 \('2'\): text is empty"),
     ({"items": ITEMS.assign(title=[None, "Chair"])}, r"catalogue, row 1 \('1'\): title is empty"),
-    ({"items": ITEMS.assign(text=[float("nan"), "b"])}, r"row 1 \('1'\): text is empty"),
     ({"items": ITEMS.assign(item_id=[1, 2])}, "row 1: item_id is 1; write text"),
     ({"items": ITEMS[:0]}, "catalogue is empty"),
     ({"val": frame()}, "val split is empty"),
@@ -176,17 +173,8 @@ def test_unsound_parts(changed, words):
 def test_unknown_task_and_options():
     for task, options, words in [
         ("clothes", {}, "no task 'clothes'; choose one of clothing, movielens, esci, "),
-        (
-            "clothing",
-            {"word": 3},
-            "task 'clothing' has no option 'word'; its options are words, seed",
-        ),
-        (
-            "custom",
-            {"items": "items.csv"},
-            "task 'custom' needs requests=; its options are items, requests, val",
-        ),
-        ("movielens", {"seed": 0}, "its options are last"),
+        ("clothing", {"word": 3}, "task 'clothing' has no option 'word'; its options are words, seed"),
+        ("custom", {"items": "i.csv"}, "task 'custom' needs requests=; its options are items, requests, val"),
     ]:
         with pytest.raises(RecR1Error, match=words):
             load_task(task, **options)
@@ -210,13 +198,10 @@ def clothing() -> Task:
 
 
 def test_clothing_stays_the_same(clothing, ledger):
-    def digest(rows: pd.DataFrame) -> str:
-        text = json.dumps(rows.to_dict("records"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
     frames = (clothing.items, clothing.train, clothing.val, clothing.unseal_test())
     assert [len(rows) for rows in frames] == [271, 1355, 400, 600]
-    assert [digest(rows) for rows in frames] == DIGESTS
+    texts = [json.dumps(rows.to_dict("records"), sort_keys=True) for rows in frames]
+    assert [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts] == DIGESTS
     cold = {split: counts["cold_items"] for split, counts in clothing.about["splits"].items()}
     assert cold == {"train": 0, "val": 6, "test": 9}
 
@@ -239,8 +224,6 @@ def test_clothing_with_another_seed(clothing, ledger):
         load_task("clothing", words=5)
 
 
-# your own data
-
 CATALOGUE = [("007", "Lamp", "a green desk lamp"), ("8", "NA", "null"), ("9", "Chair", "an oak chair, \u2028 old")]
 FRAME = pd.DataFrame(CATALOGUE, columns=ITEM_COLUMNS)
 
@@ -250,11 +233,9 @@ def files(tmp_path):
     """Writes items and requests and loads them: `files(requests, **options)`."""
 
     def load(requests=None, **options):
-        items_path, requests_path = tmp_path / "items.csv", tmp_path / "requests.jsonl"
-        FRAME.to_csv(items_path, index=False)
-        rows = ten() if requests is None else requests
-        requests_path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return load_task("custom", items=items_path, requests=requests_path, **options)
+        FRAME.to_csv(tmp_path / "items.csv", index=False)
+        path = write_jsonl(tmp_path / "requests.jsonl", ten() if requests is None else requests)
+        return load_task("custom", items=tmp_path / "items.csv", requests=path, **options)
 
     return load
 
@@ -272,6 +253,8 @@ def test_custom_from_files(files, ledger):
     assert task.train["relevant"][0] == {"007": 1.0} and task.name == "custom"
     assert "items.csv, requests.jsonl" in task.describe()
     assert set(files(seed=1).val["request"]) != set(task.val["request"])
+    twice = files([{"request": f"wish {i % 5}", "relevant": "007"} for i in range(20)], val=0.2, test=0.2)
+    assert (len(twice.train), len(twice.val)) == (12, 4)  # equal requests share a split
     other = files(name="shop", prompt="Find {request}", k_eval=5, licence="mine")
     assert (other.name, other.prompt.instruction, other.k_eval) == ("shop", "Find {request}", 5)
 
@@ -310,11 +293,6 @@ def test_split_column_and_rows_of_one_example(files):
     assert task.val["request"].tolist() == ["two"]
 
 
-def test_equal_requests_share_a_split(files):
-    task = files([{"request": f"wish {i % 5}", "relevant": "007"} for i in range(20)], val=0.2, test=0.2)
-    assert (len(task.train), len(task.val)) == (12, 4)
-
-
 def test_parquet_and_frames(tmp_path):
     items, requests = tmp_path / "items.parquet", tmp_path / "requests.parquet"
     FRAME.to_parquet(items)
@@ -343,16 +321,9 @@ def test_unreachable_targets(files):
         (ten(relevant=7.0), "line 10: relevant is 7.0; an id is text or a whole number"),
         (ten(relevant="['8']"), "line 10: relevant is no JSON .*; mend it"),
         (ten(relevant={"8": -1}), "line 10: the gain -1 is not a positive finite number"),
-        (ten(relevant={"8": "much"}), "the gain 'much' is not"),
-        (ten(gain=float("nan")), "line 10: the gain nan is not"),
         (ten(gain=0), "line 10: the gain 0 is not"),
         (ten(relevant={"8": 1}, gain=2), "line 10 has gains in relevant and in gain"),
         (ten(split="train"), "line 1: split is empty; write one of train, val, test"),
-        ([row | {"split": "train"} for row in ten()], "val split is empty"),
-        (
-            [{**ten()[0], "split": s} for s in ("train", "val", "test")],
-            "'wish 0' stands in the train .* in the val split",
-        ),
         ([row | {"example_id": "a"} for row in ten()], "line 2: example_id 'a' stands in an earlier row"),
         ([ten()[0] | {"example_id": "a", "gain": gain} for gain in (1, 2)], "line 2: item '007' has two gains"),
         (ten()[:2], "requests.jsonl has 2 different requests, too few"),
@@ -394,8 +365,6 @@ def test_where_a_bad_row_stands(tmp_path):
         ("items.csv", b"item_id,title,text\n1,a,b,c\n", "line 2 has 4 cells and the header 3; check the quotes"),
         ("items.csv", b'item_id,title,text\n1,a,"b\n', "items.csv, line 2 is no CSV"),
         ("items.csv", b"item_id,title,text\n,a,b\n", "items.csv, line 2: item_id is empty"),
-        ("items.csv", b"item_id,title,text\n1,a,b\n1,a,b\n", "item_id '1' stands in rows 1 and 2"),
-        ("items.csv", b"item_id,title,text\n1,a,\n", r"row 1 \('1'\): text is empty"),
         ("items.jsonl", b'{"item_id": 1, "title": "a", "text": "b"}\n{"item_id": \n', "line 2 is no JSON .* cut short"),
         ("items.jsonl", b"\xef\xbb\xbf[1]\n", "line 1 is no JSON object"),
         ("items.jsonl", b'{"item_id": 1.5, "title": "a", "text": "b"}\n', "line 1: item_id is 1.5; an id is text"),
@@ -419,7 +388,6 @@ def test_bad_options(files):
         ({"val": 0.6, "test": 0.5}, "val=0.6 and test=0.5 are no shares"),
         ({"val": "a fifth"}, "val='a fifth'"),
         ({"unreachable": "ignore"}, "no unreachable='ignore'; choose one of error, count"),
-        ({"k_eval": 0}, "k_eval=0"),
         ({"prompt": "no place"}, "request"),
     ]:
         with pytest.raises(RecR1Error, match=words):
