@@ -400,11 +400,14 @@ def test_the_disk_is_too_small_for_a_model_folder(encoder, no_pip, monkeypatch):
     sentence(error)
 
 
-def test_an_encoder_is_no_policy():
-    from recr1_lite.policy.models import _source
-
-    with pytest.raises(RecR1Error, match="no model 'all-minilm-l6-v2'; name one of smollm2-135m-instruct, a"):
-        _source("all-minilm-l6-v2")
+def test_a_models_name_is_what_from_pretrained_takes(cache, monkeypatch, tmp_path):
+    fake_conversion(monkeypatch)
+    assert assets.model_path("tiny") == str(cache / "models" / "tiny")
+    assert assets.model_path(str(tmp_path)) == str(tmp_path) and assets.model_path("who/what") == "who/what"
+    with pytest.raises(RecR1Error, match="no model 'huge'; name one of tiny, a local folder, a .gguf file"):
+        assets.model_path("huge")
+    with pytest.raises(RecR1Error, match="there is no file '/none/x.gguf'"):
+        assets.model_path("/none/x.gguf")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from recr1_lite.assets import fetch as hub
+from recr1_lite.assets.fetch import AMAZON_C4, BLAIR, REVISIONS, hub_file, named
 from recr1_lite.common import RecR1Error
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -58,7 +58,7 @@ def test_every_failure_is_one_sentence(cache, monkeypatch, problem, words):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(RecR1Error, match=words) as caught:
-        hub.fetch(hub.AMAZON_C4, "test.csv", "requests=", "v9")
+        hub_file(AMAZON_C4, "test.csv", "requests=", "v9")
     said = str(caught.value)
     assert said.startswith("test.csv of the Hub dataset McAuley-Lab/Amazon-C4 ")
     assert said.endswith(", or give a local file of the same format with requests=") and "\n" not in said
@@ -82,17 +82,17 @@ def test_offline_takes_what_the_cache_holds(cache, monkeypatch, network, setting
     monkeypatch.setenv(setting, "1")
     path = cached(cache, ref="main")
     for revision in (COMMIT, "main"):
-        assert hub.fetch(hub.AMAZON_C4, "raw/x.csv", "x=", revision) == (path, hub.AMAZON_C4, COMMIT)
+        assert hub_file(AMAZON_C4, "raw/x.csv", "x=", revision) == (path, AMAZON_C4, COMMIT)
     with pytest.raises(RecR1Error, match=f"is missing in the cache .* {setting.split('_')[0]}.* unset it") as caught:
-        hub.fetch(hub.AMAZON_C4, "raw/y.csv", "x=")
+        hub_file(AMAZON_C4, "raw/y.csv", "x=")
     assert "\n" not in str(caught.value) and network == []
 
 
 def test_a_pinned_file_in_the_cache_touches_no_network(cache, network):
-    path = cached(cache, hub.REVISIONS[hub.AMAZON_C4])
-    file = hub.fetch(hub.AMAZON_C4, "raw/x.csv", "x=")
+    path = cached(cache, REVISIONS[AMAZON_C4])
+    file = hub_file(AMAZON_C4, "raw/x.csv", "x=")
     assert file.path == path and network == []
-    assert hub.named([file, file]) == f"Hugging Face Hub, {hub.AMAZON_C4} @ {hub.REVISIONS[hub.AMAZON_C4]}"
+    assert named([file, file]) == f"Hugging Face Hub, {AMAZON_C4} @ {REVISIONS[AMAZON_C4]}"
 
 
 def test_no_network_and_a_cold_cache(cache, monkeypatch, network):
@@ -100,14 +100,14 @@ def test_no_network_and_a_cold_cache(cache, monkeypatch, network):
     for proxy in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(proxy, raising=False)
     with pytest.raises(RecR1Error, match="cannot be reached|could not be fetched") as caught:
-        hub.fetch(hub.AMAZON_C4, "test.csv", "requests=")
+        hub_file(AMAZON_C4, "test.csv", "requests=")
     assert "\n" not in str(caught.value) and network
     assert not list(cache.rglob("test.csv"))
 
 
 def test_pins_are_commits_or_said_to_be_none():
-    loose = {repo for repo, revision in hub.REVISIONS.items() if revision == "main"}
-    assert loose == {hub.BLAIR}
+    loose = {repo for repo, revision in REVISIONS.items() if revision == "main"}
+    assert loose == {BLAIR}
     assert all(
-        len(revision) == 40 and int(revision, 16) for repo, revision in hub.REVISIONS.items() if repo not in loose
+        len(revision) == 40 and int(revision, 16) for repo, revision in REVISIONS.items() if repo not in loose
     )

@@ -178,6 +178,7 @@ def test_a_local_folder_touches_no_network(tiny_folder, tmp_path, network, monke
     "model, message",
     [
         ("smollm3", "there is no model 'smollm3'; name one of smollm2-135m-instruct"),
+        ("all-minilm-l6-v2", "is an encoder for dense retrieval and writes nothing"),
         ("nobody/nothing", "the model 'nobody/nothing' cannot be loaded"),
         ("/no/such/folder", "the model '/no/such/folder' cannot be loaded"),
     ],

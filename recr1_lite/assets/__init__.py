@@ -28,7 +28,7 @@ from recr1_lite.assets.fetch import (
 )
 from recr1_lite.common import RecR1Error, atomic_write
 
-__all__ = ["ASSETS", "ENCODERS", "MODELS", "cache_folder", "fetch", "model_folder", "offline"]
+__all__ = ["ASSETS", "ENCODERS", "MODELS", "cache_folder", "fetch", "model_folder", "model_path", "offline"]
 
 _RECBOLE = dict(  # with MovieLens-100k: GroupLens forbids to redistribute it, so no file of this kit holds it
     package="recbole",
@@ -138,6 +138,22 @@ def model_folder(name: str = "smollm2-135m-instruct") -> Path:
         else:
             model_folders.convert(ASSETS[name], source, folder, MODELS[name])
     return folder
+
+
+def model_path(name: str) -> str:
+    """What `from_pretrained` takes for a model's name: a folder of the cache for an asset or a .gguf file, else the
+    local folder or the Hub's owner/name itself. Raises RecR1Error for any other name, and as `model_folder` does.
+    """
+    if name in MODELS:
+        return str(model_folder(name))
+    if name.endswith(".gguf"):
+        return str(model_folders.folder_of(name))
+    if "/" not in name and not Path(name).is_dir():
+        raise RecR1Error(
+            f"there is no model {name!r}; name one of {', '.join(MODELS)}, a local folder, a .gguf file, or a model of "
+            "the Hugging Face Hub as owner/name"
+        )
+    return name
 
 
 def _place(asset: Asset) -> Path:

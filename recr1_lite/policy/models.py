@@ -50,6 +50,7 @@ class Policy:
     tokenizer: Any
     backend: str  # "transformers" or "unsloth"; `backend.choose` says why
     name: str = ""  # the model's name in the profile
+    dtype: torch.dtype = torch.float32  # that it computes in: the profile's where the card knows it
 
 
 def load_policy(
@@ -70,14 +71,16 @@ def load_policy(
     set_seed(seed)
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         raise RecR1Error(f"there is no adapter in {str(adapter)!r} (adapter_config.json is missing); train one first")
-    source, chosen = _source(profile.model), choose(profile, backend)
+    if profile.model in assets.ENCODERS:
+        raise RecR1Error(f"{profile.model} is an encoder for dense retrieval and writes nothing; name another model")
+    source, chosen = assets.model_path(profile.model), choose(profile, backend)
     profile = replace(profile, dtype=chosen.dtype)
     for reason in chosen.reasons:
         _say_once(reason)
     if chosen.name == "unsloth":
         with _readable(f"the model {profile.model!r}"):
             model, tokenizer = unsloth_backend.load(profile, source, seed, adapter, trainable, chosen.vllm)
-        return Policy(model, _ready(tokenizer), "unsloth", profile.model)
+        return Policy(model, _ready(tokenizer), "unsloth", profile.model, getattr(torch, chosen.dtype))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"dtype": getattr(torch, profile.dtype)}
     if profile.load_in_4bit:
@@ -118,7 +121,7 @@ def load_policy(
                 task_type="CAUSAL_LM",
             ),
         )
-    return Policy(model.eval(), _ready(tokenizer), "transformers", profile.model)
+    return Policy(model.eval(), _ready(tokenizer), "transformers", profile.model, getattr(torch, chosen.dtype))
 
 
 def save_adapter(policy: Policy, folder: str | Path) -> Path:
@@ -203,7 +206,7 @@ def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -
     here = token_logps(policy, pairs)
     differences = {name: float((token_logps(other, pairs) - here).abs().max()) for name, other in others.items()}
     worst = max(differences, key=differences.get)
-    allowed = PARITY_TOLERANCE[getattr(torch, profile.dtype)]
+    allowed = PARITY_TOLERANCE[policy.dtype]
     if not differences[worst] <= allowed:  # a NaN is a difference too
         raise RecR1Error(
             f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats a "
@@ -211,24 +214,6 @@ def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -
             "`python -m recr1_lite doctor`"
         )
     return differences
-
-
-def _source(model: str) -> str:
-    """Where to load a model from: this kit's cache, a local folder, a GGUF file turned into one, or the Hub by
-    name."""
-    policies = [name for name in assets.MODELS if name not in assets.ENCODERS]
-    if model in policies:
-        return str(assets.model_folder(model))
-    if model.endswith(".gguf"):
-        from recr1_lite.assets.fetch import folder_of
-
-        return str(folder_of(model))
-    if "/" not in model and not Path(model).is_dir():
-        raise RecR1Error(
-            f"there is no model {model!r}; name one of {', '.join(policies)}, a local "
-            "folder, a .gguf file, or a model of the Hugging Face Hub as owner/name"
-        )
-    return model
 
 
 @contextmanager
