@@ -307,7 +307,7 @@ class HubFile(NamedTuple):
     commit: str
 
 
-def fetch(repo: str, file: str, local: str, revision: str | None = None) -> HubFile:
+def hub_file(repo: str, file: str, local: str, revision: str | None = None) -> HubFile:
     """The file of a dataset repo, from the cache or the Hub.
 
     revision: a commit, tag or branch; default the one in REVISIONS, else main. local: what the caller takes

@@ -20,8 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recr1_lite.assets.fetch import HubFile, named
-from recr1_lite.assets.fetch import fetch as fetch_file
+from recr1_lite.assets.fetch import HubFile, hub_file, named
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import ITEM_COLUMNS, is_count, is_empty, no_column, shown
 
@@ -265,7 +264,7 @@ class HubFiles(list[HubFile]):
     def instead_of(self, source: Any, repo: str, file: str, local: str, revision: str | None = None) -> Any:
         """`source`, or where that is None the path of the Hub's file."""
         if source is None:
-            self.append(fetch_file(repo, file, local, revision))
+            self.append(hub_file(repo, file, local, revision))
         return self[-1].path if source is None else source
 
     def __str__(self) -> str:
