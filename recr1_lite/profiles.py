@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from recr1_lite.common import RecR1Error
 
@@ -46,7 +47,7 @@ class Profile:
     report_to: str = "none"  # a tracker that transformers knows: tensorboard, wandb, trackio
 
 
-_GPU = dict(
+_GPU: dict[str, Any] = dict(
     model="Qwen/Qwen2.5-1.5B-Instruct",
     load_in_4bit=True,
     gradient_checkpointing=True,
@@ -88,8 +89,8 @@ PROFILES = {
             dtype="bfloat16",
             **(_GPU | dict(model="Qwen/Qwen2.5-3B-Instruct", micro_batch=32)),
         ),
-        # as the paper: model, 32 x 12, 512 tokens, lr 1e-6, KL 1e-3, reward. For one card: LoRA on 4 bits, rollouts in four
-        # batches, a group in a backward pass
+        # as the paper: model, 32 x 12, 512 tokens, lr 1e-6, KL 1e-3, reward. For one card: LoRA on 4 bits, rollouts in
+        # four batches, one group per backward pass
         Profile(
             "paper",
             "the paper's settings on one 24 GB card (not yet measured)",

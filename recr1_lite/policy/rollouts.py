@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -65,8 +66,8 @@ def shared_prefill(
     """Forward each distinct left-padded prompt of (B, L) once.
 
     Returns the cache copied to all B rows, the logits (U, 1, V) after the last token of each distinct prompt, or
-    its hidden states (U, 1, H), and the row -> distinct prompt index (B,). `position_ids` come from the mask: with left padding the
-    default 0..L-1 would put every shorter prompt at the wrong positions, and nothing would fail.
+    its hidden states (U, 1, H), and the row -> distinct prompt index (B,). `position_ids` come from the mask: with
+    left padding the default 0..L-1 would put every shorter prompt at the wrong positions, and nothing would fail.
     """
     distinct, inverse = torch.unique(prompt_ids.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
     first = torch.zeros(len(distinct), dtype=torch.long, device=prompt_ids.device)
@@ -247,7 +248,8 @@ def _forward(model, states: bool, **inputs):
     if states:
         inputs.pop("logits_to_keep", None)
         with _autocast(model):  # the trainer's own is around the whole model, not around its decoder
-            out = (model.get_base_model() if isinstance(model, PeftModel) else model).model(**inputs)
+            whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+            out = whole.model(**inputs)
         return out.last_hidden_state, out.past_key_values
     out = model(**inputs)
     return out.logits, out.past_key_values
@@ -263,14 +265,14 @@ class MergedCopy:
 
     def __init__(self, policy: PeftModel):
         self.policy = policy
-        base = policy.get_base_model()
-        memo = {}
-        self.pairs = []
+        base: Any = policy.get_base_model()
+        memo: dict[int, Any] = {}
+        self.pairs: list[tuple[Any, Any]] = []
         for module in base.modules():
             if isinstance(module, LoraLinear):
                 # on the meta device: initialising real weights would draw random numbers, and a resumed run,
                 # which makes its copy at another moment, would part from the uninterrupted one
-                own = module.base_layer
+                own: Any = module.base_layer
                 plain = torch.nn.Linear(own.in_features, own.out_features, bias=False, device="meta")
                 plain.weight = torch.nn.Parameter(torch.empty_like(own.weight), requires_grad=False)
                 plain.bias = own.bias

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ def fill(model, adapter: str | Path) -> None:
     """Put the weights saved in the folder `adapter` into the model's LoRA; all of them or RecR1Error."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    left = set_peft_model_state_dict(model, load_peft_weights(str(adapter), device="cpu"))
+    left: Any = set_peft_model_state_dict(model, load_peft_weights(str(adapter), device="cpu"))
     lacking = [name for name in left.missing_keys if "lora_" in name]
     if lacking or left.unexpected_keys:
         raise RecR1Error(
