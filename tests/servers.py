@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine that answers as a test says."""
+"""A real HTTP server on this machine that answers as a test says, and what all tests of search share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,35 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from recr1_lite.search.base import search_all
+import pandas as pd
+import pytest
+
+from recr1_lite.common import RecR1Error
+from recr1_lite.search.base import RetrieverError, search_all
+
+ITEMS = pd.DataFrame(
+    [
+        ("d1", "A red summer dress with pockets; the dress runs small."),
+        ("d2", "Blue denim jeans, slim and stretchy. No pockets!"),
+        ("d3", "Warm wool sweater in red and blue, great for winter"),
+        ("d4", "Silk blouse. Elegant, buttons down the back"),
+        ("d5", "Summer shorts in denim with a drawstring"),
+        ("d6", "Café-style apron, naïve print, size 42"),
+        *((item, "Swim suit, two pieces, runs large") for item in ("d7", "d8", "d9")),
+    ],
+    columns=["item_id", "text"],
+)
+
+
+def refuses_bad_searches(search):
+    for k in (0, -3, 1.5, "10", None, True):
+        with pytest.raises(RecR1Error, match="cut-off k must be a whole number"):
+            search(["red"], k)
+    with pytest.raises(RetrieverError, match="list of queries, not one string"):
+        search("red dress", 5)
+    for wrong in (None, float("nan"), 1):
+        with pytest.raises(RetrieverError, match=f"query 1 is {wrong!r}"):
+            search(["red", wrong], 5)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import ITEMS, refuses_bad_searches
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error
@@ -20,20 +22,6 @@ from recr1_lite.search.dense import DenseRetriever, HybridRetriever, load_encode
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.rewards import Scorer
 
-ITEMS = pd.DataFrame(
-    [
-        ("d1", "A red summer dress with pockets; the dress runs small."),
-        ("d2", "Blue denim jeans, slim and stretchy. No pockets!"),
-        ("d3", "Warm wool sweater in red and blue, great for winter"),
-        ("d4", "Silk blouse. Elegant, buttons down the back"),
-        ("d5", "Swim suit, two pieces, runs large"),
-        ("d6", "Shorts with a drawstring"),
-        ("d7", "Swim suit, two pieces, runs large"),
-        ("d8", "Swim suit, two pieces, runs large"),
-    ],
-    columns=["item_id", "text"],
-)
-
 
 def word_vector(word: str) -> np.ndarray:
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
@@ -42,8 +30,7 @@ def word_vector(word: str) -> np.ndarray:
 
 def encode(texts: list[str]) -> np.ndarray:
     """A random vector a word, summed over a text: what an encoder does, in no time."""
-    words = [[word_vector(word) for word in text.lower().split()] for text in texts]
-    return np.stack([sum(vectors, np.zeros(24)) for vectors in words])
+    return np.stack([sum(map(word_vector, text.lower().split()), np.zeros(24)) for text in texts])
 
 
 def build(items=ITEMS, **options) -> DenseRetriever:
@@ -78,35 +65,25 @@ def test_exact_search_is_the_sorted_cosine(documents, queries, k):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
 def test_equal_items_tie_in_the_catalogues_order(batch_size):
     """For a query alone, too: BLAS rounds a lone row's product otherwise than a batch's."""
-    retriever = build(batch_size=batch_size)
+    retriever, equal = build(batch_size=batch_size), ["d7", "d8", "d9"]
     words = "swim suit two runs red w1 w2 w3".split()
     queries = [f"{word} {other}" for word in words for other in ("", "large", "x")]
-    batch = retriever.search(queries, 8)
+    batch = retriever.search(queries, 9)
     for query, hits in zip(queries, batch):
-        assert [item for item in hits.ids if item in ("d5", "d7", "d8")] == ["d5", "d7", "d8"]
-        assert len({hits.scores[hits.ids.index(item)] for item in ("d5", "d7", "d8")}) == 1
-        assert retriever.search([query], 8) == [hits]
-    assert retriever.search(queries[::-1], 8) == batch[::-1]
+        assert [item for item in hits.ids if item in equal] == equal
+        assert len({hits.scores[hits.ids.index(item)] for item in equal}) == 1
+        assert retriever.search([query], 9) == [hits]
+    assert retriever.search(queries[::-1], 9) == batch[::-1]
     assert retriever.search(queries, 2) == [Hits(ids[:2], scores[:2]) for ids, scores in batch]
 
 
-def test_each_text_is_embedded_once_in_batches():
+def test_each_text_is_embedded_once_in_batches_and_blank_queries_never():
     seen = []
-
-    def noting(texts):
-        seen.append(len(texts))
-        return encode(texts)
-
-    retriever = build(model=noting, batch_size=4)
-    assert seen == [4, 2] and retriever.vectors.shape == (8, 24), "6 different texts, 8 items"
-    retriever.search(["red", " ", "", "red", "blue"], 3)
-    assert seen[2:] == [2]
-
-
-def test_blank_queries_and_large_k():
-    found = build().search(["", " \n\t", "red"], 1000)
-    assert found[:2] == [Hits([], [])] * 2 and sorted(found[2].ids) == sorted(ITEMS["item_id"])
-    assert build().search([], 3) == []
+    retriever = build(model=lambda texts: seen.append(len(texts)) or encode(texts), batch_size=4)
+    assert seen == [4, 3] and retriever.vectors.shape == (9, 24), "7 different texts, 9 items"
+    found = retriever.search(["red", " \n\t", "", "red", "blue"], 1000)
+    assert seen[2:] == [2] and found[1:3] == [Hits([], [])] * 2 and sorted(found[0].ids) == sorted(ITEMS["item_id"])
+    assert retriever.search([], 3) == []
 
 
 def test_a_text_without_a_word_ranks_last_but_is_no_error():
@@ -114,48 +91,23 @@ def test_a_text_without_a_word_ranks_last_but_is_no_error():
     assert hits.ids == ["i0", "i2", "i1"] and hits.scores[2] == 0 and hits.scores[0] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("retriever", [build, lambda: HybridRetriever([BM25Retriever.build(ITEMS), build()])])
-def test_bad_queries_and_cut_offs(retriever):
-    retriever = retriever()
-    for k in (0, -1, 1.5, True, "3"):
-        with pytest.raises(RecR1Error, match="cut-off k must be a whole number"):
-            retriever.search(["red"], k)
-    with pytest.raises(RetrieverError, match="not one string"):
-        retriever.search("red", 3)
-    with pytest.raises(RetrieverError, match="query 1 is None"):
-        retriever.search(["red", None], 3)
+@pytest.mark.parametrize("make", [build, lambda: HybridRetriever([BM25Retriever.build(ITEMS), build()])])
+def test_bad_searches(make):
+    refuses_bad_searches(make().search)
 
 
-@pytest.mark.parametrize(
-    "items, words",
-    [
-        (ITEMS.iloc[:0], "the catalogue is empty"),
-        (pd.concat([ITEMS, ITEMS.iloc[:1]]), "item 'd1' is in the catalogue twice"),
-        (ITEMS.drop(columns="text"), "no column 'text'"),
-        (ITEMS.assign(text=["a"] * 7 + [None]), "the text of item 'd8' is (None|nan)"),
-    ],
-)
-def test_bad_catalogues(items, words):
-    with pytest.raises(RecR1Error, match=words):
-        build(items)
-
-
-@pytest.mark.parametrize("vectors", [np.ones(8), np.ones((3, 2)), np.full((8, 2), np.nan), np.ones((8, 2, 1))])
+@pytest.mark.parametrize("vectors", [np.ones(9), np.ones((3, 2)), np.full((9, 2), np.nan), np.ones((9, 2, 1))])
 def test_an_encoder_that_answers_otherwise(vectors):
     with pytest.raises(RecR1Error, match="one finite vector per text"):
-        build(ITEMS.assign(text=list("abcdefgh")), model=lambda texts: vectors)
+        build(ITEMS.assign(text=list("abcdefghi")), model=lambda texts: vectors)
 
 
 def test_backends(monkeypatch):
     with pytest.raises(RecR1Error, match="no backend 'annoy'; choose exact or faiss"):
         build(backend="annoy")
     monkeypatch.setitem(sys.modules, "faiss", None)  # as where it is not installed
-
-    def never(texts):
-        raise AssertionError("embedded although faiss is missing")
-
     with pytest.raises(RecR1Error, match="pip install faiss-cpu"):
-        build(backend="faiss", model=never)
+        build(backend="faiss", model=lambda texts: 1 / 0)  # said before anything is embedded
 
 
 def test_faiss_gives_the_same_hits():
@@ -198,7 +150,6 @@ def test_fusion_of_equals_and_of_nothing():
 
 
 def test_fusion_looks_deeper_than_k():
-    """Second in both lists beats first in one, also where only one hit is wanted."""
     engines = ranking("a", "c"), ranking("b", "c")
     assert HybridRetriever(engines).search(["q"], 1)[0].ids == ["c"]
     assert HybridRetriever(engines, depth=1).search(["q"], 1)[0].ids == ["a"]
@@ -212,24 +163,15 @@ def test_a_failure_of_one_engine_passes_through():
         HybridRetriever([BM25Retriever.build(ITEMS), CallableRetriever(broken)]).search(["red"], 3)
 
 
-WORD_CHECKS = {
-    "one word finds its documents",
-    "order never matters",
-    "case never matters",
-    "quotes, brackets and operators do no harm",
-    "an empty query has no hits",
-    "an unknown word has no hits",
-}
-
-
-@pytest.mark.parametrize("kind", ["dense", "hybrid"])
-def test_which_checks_of_the_environment_hold(kind):
+@pytest.mark.parametrize("make", [build, lambda: HybridRetriever([BM25Retriever.build(ITEMS), build()])])
+def test_which_checks_of_the_environment_hold(make):
     """A dense engine ranks the whole catalogue for any query: that is why an unknown word, or one of signs
     alone, has hits. What anything that one trains on needs does hold."""
-    retriever = build() if kind == "dense" else HybridRetriever([BM25Retriever.build(ITEMS), build()])
+    retriever = make()
     checks = {check.name: check.passed for check in environment_check(retriever, ITEMS, n=25)}
-    assert all(passed for name, passed in checks.items() if name not in WORD_CHECKS), checks
-    assert checks["one word finds its documents"] and not checks["an unknown word has no hits"]
+    of_words = r"order|case|quotes|an empty query|an unknown word"
+    assert all(passed for name, passed in checks.items() if not re.match(of_words, name)), checks
+    assert not checks["an unknown word has no hits"]
     assert not checks["an empty query has no hits"], "broken by signs alone; a blank one has none"
     assert search_all(retriever, ["", " "], 3) == [Hits([], [])] * 2
 
@@ -255,11 +197,11 @@ def minilm():
 
 def test_minilm_knows_meanings_and_batches_do_not_matter(minilm, network):
     retriever = build(model=minilm)
-    queries = ["something to wear at the beach", "a gown for a warm day", "jumper for cold weather"]
+    queries = ["bathing costume for the pool", "a gown for a warm day", "jumper for cold weather"]
     found = retriever.search(queries, 3)
-    assert [hits.ids[0] for hits in found] == ["d5", "d1", "d3"], "no word in common with any of them"
-    assert found[0].ids == ["d5", "d7", "d8"] and len(set(found[0].scores)) == 1
-    assert retriever.vectors.shape == (8, 384) and retriever.vectors.dtype == np.float32
+    assert [hits.ids[0] for hits in found] == ["d7", "d1", "d3"], "no word in common with any of them"
+    assert found[0].ids == ["d7", "d8", "d9"] and len(set(found[0].scores)) == 1
+    assert retriever.vectors.shape == (9, 384) and retriever.vectors.dtype == np.float32
     other = build(model=minilm, batch_size=1)
     np.testing.assert_allclose(other.vectors, retriever.vectors, atol=1e-5)
     assert not network
