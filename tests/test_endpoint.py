@@ -50,9 +50,8 @@ def test_what_is_asked_and_what_comes_back():
     prompt = replace(PROMPT, system="be short", examples=(("one", "two"),), mode="expand", weight=2)
     with server(lambda *_: completion("Keywords: Größe 38 👗")) as (url, seen):
         asker = EndpointRewriter(prompt, "m", url + "/", api_key=KEY, max_tokens=7, temperature=0.5)
-        assert asker.complete(["naïve 裙子"]) == [
-            Rewrite("naïve 裙子 Größe 38 👗 Größe 38 👗", "Keywords: Größe 38 👗", "ok", 3)
-        ]
+        answer = Rewrite("naïve 裙子 Größe 38 👗 Größe 38 👗", "Keywords: Größe 38 👗", "ok", 3)
+        assert asker.complete(["naïve 裙子"]) == [answer]
         assert asker.rewrite([]) == [] and asker.name == "m"
     path, headers, body = seen[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
@@ -60,35 +59,28 @@ def test_what_is_asked_and_what_comes_back():
     assert [turn["role"] for turn in body["messages"]] == ["system", "user", "assistant", "user"]
 
 
-def test_extra_fields_and_half_a_character():
-    with server(lambda *_: completion("x")) as (url, seen):
-        asker = EndpointRewriter(PROMPT, "m", url, name="mine", extra={"max_tokens": None, "seed": 1})
-        assert asker.rewrite(["a \ud800"]) == ["x"] and asker.name == "mine"
-    assert "max_tokens" not in seen[0][2] and seen[0][2]["seed"] == 1
-
-
-def test_tags_of_a_chat_template_are_broken_up_but_the_request_is_sent_as_it_was():
+def test_extra_fields_half_a_character_and_tags_of_a_chat_template():
     request = "a <|im_end|> b </s> <start_of_turn> 5 < 6"
     with server(lambda *_: completion("x")) as (url, seen):
-        answer = EndpointRewriter(replace(PROMPT, mode="expand"), "m", url).complete([request])[0]
+        expand, extra = replace(PROMPT, mode="expand"), {"max_tokens": None, "seed": 1}
+        asker = EndpointRewriter(expand, "m", url, name="mine", extra=extra)
+        assert asker.rewrite([request]) == [f"{request} x"] and asker.name == "mine"
+        assert EndpointRewriter(PROMPT, "m", url).rewrite(["a \ud800"]) == ["x"]
+    assert "max_tokens" not in seen[0][2] and seen[0][2]["seed"] == 1
     assert seen[0][2]["messages"][0]["content"] == "find a < |im_end|> b < /s> < start_of_turn> 5 < 6"
-    assert answer.query == f"{request} x"
-
-
-def test_the_prefix_is_left_out_and_not_put_back():
-    with server(lambda *_: completion('{"query": "dress"}')) as (url, seen):
-        assert EndpointRewriter(PROMPTS["json"], "m", url).rewrite(["a"]) == ["dress"]
-    assert [turn["role"] for turn in seen[0][2]["messages"]] == ["user"]
-    assert "continue_final_message" not in seen[0][2]
 
 
 @pytest.mark.parametrize("text", ['dress"}', '{"query": "dress"}'], ids=["goes on", "repeats the prefix"])
-def test_a_server_that_continues_the_prefix(text):
+def test_the_prefix_is_left_out_or_continued(text):
     with server(lambda *_: completion(text)) as (url, seen):
         answer = EndpointRewriter(PROMPTS["json"], "m", url, continue_prefix=True).complete(["a"])[0]
+        left_out = EndpointRewriter(PROMPTS["json"], "m", url).complete(["a"])[0]
     assert (answer.query, answer.completion, answer.outcome) == ("dress", 'dress"}', "ok")
-    assert seen[0][2]["messages"][-1] == {"role": "assistant", "content": '{"query": "'}
-    assert seen[0][2]["continue_final_message"] is True and seen[0][2]["add_generation_prompt"] is False
+    assert left_out.query == "dress" or text == 'dress"}', "the prefix is not put back"
+    continued, without = (body for _, _, body in seen)
+    assert continued["messages"][-1] == {"role": "assistant", "content": '{"query": "'}
+    assert continued["continue_final_message"] is True and continued["add_generation_prompt"] is False
+    assert [turn["role"] for turn in without["messages"]] == ["user"] and "continue_final_message" not in without
 
 
 def test_outcomes():
@@ -96,21 +88,13 @@ def test_outcomes():
     answers = completion(cut, "length"), completion(cut), completion(None), completion("", "length")
     with server(in_turn(*answers)) as (url, _):
         asker = EndpointRewriter(PROMPTS["json"], "m", url, workers=1)
-        assert [answer.outcome for answer in asker.complete(["a"] * 4)] == [
-            "truncated",
-            "bad_json",
-            "no_answer",
-            "truncated",
-        ]
+        outcomes = [answer.outcome for answer in asker.complete(["a"] * 4)]
+        assert outcomes == ["truncated", "bad_json", "no_answer", "truncated"]
         assert asker.chat(CHAT) == Answer("", 3, True)
     with server(lambda *_: completion(None)) as (url, _):
         refused = EndpointRewriter(replace(PROMPT, mode="expand"), "m", url).complete(["the request"])[0]
     assert (refused.query, refused.outcome) == ("the request", "empty")
-
-
-def test_no_usage_counts_as_nothing_and_says_so():
-    silent = completion("x", tokens=None)
-    with server(lambda *_: silent) as (url, _), pytest.warns(UserWarning, match="count as 0"):
+    with server(lambda *_: completion("x", tokens=None)) as (url, _), pytest.warns(UserWarning, match="count as 0"):
         assert EndpointRewriter(PROMPT, "m", url).complete(["a"])[0].tokens == 0
 
 
@@ -136,23 +120,22 @@ def test_answers_are_in_order_and_at_most_so_many_are_asked_at_once():
 
 
 @pytest.mark.parametrize("bad", [(429, "slow down"), (500, "oops"), (503, "<html>\nbusy")])
-def test_what_may_pass_is_tried_again(bad):
+def test_what_may_pass_is_tried_again_and_the_random_state_left_alone(bad):
+    before = torch.random.get_rng_state()
     with server(in_turn(bad, bad, completion("x"))) as (url, seen):
         assert EndpointRewriter(PROMPT, "m", url).rewrite(["a"]) == ["x"]
     assert len(seen) == 3 and seen[0][2] == seen[2][2]
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_it_gives_up_after_its_retries():
+def test_it_gives_up_after_its_retries_and_at_once_on_a_mistake_of_ours():
     said, seen = failure(in_turn((503, '{"error": {"message": "overloaded\\nsecond line"}}')), retries=2)
     assert len(seen) == 3
     assert re.match(r"http://127.0.0.1:\d+/v1/chat/completions answered 503: overloaded \(tried 3 t", said)
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 307])
-def test_a_mistake_of_ours_is_never_tried_again(status):
-    answer = status, '{"error": "that is wrong"}', {"Location": "/v1/elsewhere"}
-    said, seen = failure(lambda *_: answer, api_key=KEY)
-    assert len(seen) == 1 and f"answered {status}: that is wrong; " in said
+    for status in (400, 401, 403, 404, 422, 307):
+        answer = status, '{"error": "that is wrong"}', {"Location": "/v1/elsewhere"}
+        said, seen = failure(in_turn(answer), api_key=KEY)
+        assert len(seen) == 1 and f"answered {status}: that is wrong; " in said
 
 
 def test_a_key_never_shows():
@@ -181,14 +164,9 @@ def test_a_key_goes_to_its_own_server_only(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "openai")
     openai = "https://api.openai.com/v1"
     assert key_sent_to(openai) == "Bearer openai"
-    for other in (
-        "http://api.openai.com/v1",
-        "https://api.openai.com:8443",
-        "http://localhost:8000/v1",
-        "https://api.openai.com.evil.org/v1",
-        "https://api.openai.com@evil.org/v1",
-    ):
-        assert key_sent_to(other) != "Bearer openai", other
+    near = "http://api.openai.com", "https://api.openai.com:8443", "http://localhost:8000"
+    for other in (*near, "https://api.openai.com.evil.org", "https://api.openai.com@evil.org"):
+        assert key_sent_to(other + "/v1") != "Bearer openai", other
     monkeypatch.setenv("RECR1_ENDPOINT_KEY", "mine")
     assert key_sent_to("https://box.lan/v1") is None, "it belongs to RECR1_ENDPOINT, which is not set"
     monkeypatch.setenv("RECR1_ENDPOINT", "https://box.lan/v1")
@@ -214,34 +192,22 @@ def test_settings_of_the_environment(monkeypatch):
     assert EndpointRewriter(PROMPT, "m", "http://x/v1/chat/completions").url == "http://x/v1/chat/completions"
 
 
-def test_a_silent_server():
+def test_a_silent_server_and_a_dead_port():
     said, seen = failure(lambda *_: time.sleep(0.5) or completion("late"), timeout=0.1, retries=1)
     assert "did not answer within 0.1 s (tried 2 times)" in said and len(seen) == 2
-
-
-def test_nobody_there():
     with server(lambda *_: completion("x")) as (url, _):
         pass
     with pytest.raises(RecR1Error, match=r"cannot be reached \(.*refused.*\) \(tried 2 times\); check"):
         EndpointRewriter(PROMPT, "m", url, retries=1).chat(CHAT)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<html>\n<b>Welcome</b>",
-        "",
-        "[]",
-        "null",
-        "{}",
-        '{"choices": []}',
-        b"\xff{",
-        '{"choices": [{"message": null}]}',
-        '{"choices": [{"message": {"content": ["part"]}}]}',
-        '{"error": {"message": "no credit"}}',
-        '{"choices": [{"message": {"content": "x"}}], "usage": [1]}',
-    ],
-)
+NO_COMPLETIONS = ["<html>\n<b>Welcome</b>", "", "[]", "null", "{}", '{"choices": []}', b"\xff{"]
+NO_COMPLETIONS += ['{"choices": [{"message": null}]}', '{"choices": [{"message": {"content": ["part"]}}]}']
+NO_COMPLETIONS += ['{"error": {"message": "no credit"}}']
+NO_COMPLETIONS += ['{"choices": [{"message": {"content": "x"}}], "usage": [1]}']
+
+
+@pytest.mark.parametrize("text", NO_COMPLETIONS)
 def test_an_answer_that_is_none(text):
     said, seen = failure(lambda *_: (200, text))
     assert len(seen) == 1 and "did not answer with a chat completion but with" in said and "\n" not in said
@@ -275,13 +241,6 @@ def test_no_proxy_on_the_way_to_this_machine(monkeypatch):
         EndpointRewriter(PROMPT, "m", "http://example.invalid/v1", retries=0).chat(CHAT)
 
 
-def test_the_random_state_is_left_alone():
-    before = torch.random.get_rng_state()
-    with server(in_turn((500, ""), completion("x"))) as (url, _):
-        EndpointRewriter(PROMPT, "m", url).rewrite(["a"])
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
 @pytest.fixture
 def policy(tiny_folder):
     return tiny_policy(tiny_folder)
@@ -302,12 +261,13 @@ def test_the_local_server_answers_as_the_model_does(policy):
 
 
 def test_the_local_server_continues_a_prefix(policy):
-    prompt = replace(PROMPT, prefix="w5 w6")
-    here = ModelRewriter(policy, prompt, "here", 6).complete(requests(6))
+    prompt, asked = replace(PROMPT, prefix="w5 w6"), requests(6)
+    here = ModelRewriter(policy, prompt, "here", 6).complete(asked)
     with local_server(policy) as url:
-        asker = EndpointRewriter(prompt, "tiny", url, max_tokens=6, continue_prefix=True)
-        there = asker.complete(requests(6))
-        without = EndpointRewriter(prompt, "tiny", url, max_tokens=6).complete(requests(6))
+        there, without = (
+            EndpointRewriter(prompt, "tiny", url, max_tokens=6, continue_prefix=goes_on).complete(asked)
+            for goes_on in (True, False)
+        )
     assert there == here != without
 
 
@@ -317,6 +277,6 @@ def test_the_local_server_says_what_is_wrong(policy):
             EndpointRewriter(PROMPT, "tiny", url).rewrite(["w1 " * 30])
         with pytest.raises(RecR1Error, match="answered 404: there is no /v2/chat/completions here"):
             EndpointRewriter(PROMPT, "tiny", url.replace("v1", "v2")).rewrite(["w1"])
-        assert httpx.post(f"{url}/chat/completions", content=b"no JSON", trust_env=False).status_code == 400
-        assert httpx.post(f"{url}/chat/completions", json={}, trust_env=False).status_code == 400
+        for body in (b"no JSON", b"{}"):
+            assert httpx.post(f"{url}/chat/completions", content=body, trust_env=False).status_code == 400
         assert EndpointRewriter(PROMPT, "tiny", url).rewrite(["w1"]), "it is still up"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 import traceback
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from servers import in_turn, search_server, server
+from servers import ITEMS, in_turn, refuses_bad_searches, search_server, server
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import evaluate
@@ -23,29 +24,8 @@ from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.rewards import Scorer
 
 KEY = "very-secret-0123456789"
-ITEMS = pd.DataFrame(
-    [
-        ("d1", "A red summer dress with pockets; the dress runs small."),
-        ("d2", "Blue denim jeans, slim and stretchy. No pockets!"),
-        ("d3", "Warm wool sweater in red and blue, great for winter"),
-        ("d4", "Silk blouse. Elegant, buttons down the back"),
-        ("d5", "Summer shorts in denim with a drawstring"),
-        ("d7", "Swim suit, two pieces, runs large"),
-        ("d8", "Swim suit, two pieces, runs large"),
-    ],
-    columns=["item_id", "text"],
-)
-QUERIES = [
-    "red dress",
-    "denim AND (pockets",
-    "",
-    "swim",
-    "nothing of it here?",
-    "red dress",
-    "  ",
-    'text:"wool" \\',
-    "größe ü 裙",
-]
+QUERIES = ["red dress", "denim AND (pockets", "", "swim", "nothing of it here?", "red dress", "  "]
+QUERIES += ['text:"wool" \\', "größe ü 裙"]
 LOCAL = BM25Retriever.build(ITEMS)
 KINDS = [JSONRetriever, OpenSearchRetriever]
 
@@ -66,22 +46,13 @@ def one_search(body: dict) -> dict:
         reason = "Result window is too large, from + size must be less than or equal to: [10000]"
         cause = {"type": "illegal_argument_exception", "reason": reason}
         return {"status": 400, "error": {"root_cause": [cause], "reason": "all shards failed", "type": "x"}}
-    hits = LOCAL.search([text["query"]], body["size"])[0]
+    found = LOCAL.search([text["query"]], body["size"])[0]
     wanted = body["_source"] or []
-    sources = [{"_source": {name: f"sku-{item}" for name in wanted}} if wanted else {} for item in hits.ids]
-    return {
-        "took": 1,
-        "timed_out": False,
-        "status": 200,
-        "_shards": {"total": 1, "failed": 0},
-        "hits": {
-            "max_score": max(hits.scores, default=None),
-            "hits": [
-                {"_index": "products", "_id": item, "_score": score} | source
-                for item, score, source in zip(*hits, sources)
-            ],
-        },
-    }
+    hits = [{"_index": "products", "_id": item, "_score": score} for item, score in zip(*found)]
+    for hit in hits if wanted else ():
+        hit["_source"] = dict.fromkeys(wanted, f"sku-{hit['_id']}")
+    whole = {"took": 1, "timed_out": False, "status": 200, "_shards": {"total": 1, "failed": 0}}
+    return whole | {"hits": {"max_score": max(found.scores, default=None), "hits": hits}}
 
 
 def opensearch(path: str, headers, body) -> tuple[int, str]:
@@ -138,26 +109,15 @@ def test_same_hits_as_the_same_engine_here(kind, batch_size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blank_queries_are_not_asked_and_bad_input_is_refused(kind):
+def test_blank_queries_bad_input_and_the_environment_check(kind):
     with engine(kind) as (remote, seen):
         assert remote.search(["", " \n"], 3) == [Hits([], []), Hits([], [])] and not seen
-        with pytest.raises(RecR1Error, match="cut-off k"):
-            remote.search(["red"], 0)
-        with pytest.raises(RetrieverError, match="query 1 is None"):
-            remote.search(["red", None], 3)
-        with pytest.raises(RetrieverError, match="not one string"):
-            remote.search("red", 3)
+        refuses_bad_searches(remote.search)
         assert not seen
+        assert [check for check in environment_check(remote, ITEMS, n=5) if not check.passed] == []
     for wrong in (0, 1.5, "8"):
         with pytest.raises(RecR1Error, match=f"batch_size is {wrong!r}; pass a whole number"):
             kind("http://localhost", batch_size=wrong)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_is_fit_to_train_on(kind):
-    with engine(kind) as (remote, _):
-        failed = [check for check in environment_check(remote, ITEMS, n=5) if not check.passed]
-    assert failed == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,7 +152,7 @@ def test_what_opensearch_is_asked():
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_ids_of_a_field(batch_size):
     with engine(OpenSearchRetriever, id_field="sku", batch_size=batch_size) as (remote, _):
-        assert remote.search(["swim", "silk"], 5)[0].ids == ["sku-d7", "sku-d8"]
+        assert remote.search(["swim", "silk"], 5)[0].ids == ["sku-d7", "sku-d8", "sku-d9"]
 
 
 def test_answers_as_they_come():
@@ -242,22 +202,13 @@ def test_a_busy_cluster_inside_msearch_is_waited_for():
     assert len(seen) == 2 and "answered 429: rejected execution (tried 2 times)" in said
 
 
-@pytest.mark.parametrize(
-    "status, advice",
-    [
-        (400, "mend what is sent"),
-        (401, "check the key"),
-        (403, "check the key"),
-        (404, "name of the index"),
-        (413, "smaller batch_size="),
-        (302, "check the URL"),
-    ],
-)
-def test_a_mistake_of_ours_is_never_tried_again(status, advice):
-    for kind in KINDS:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mistake_of_ours_is_never_tried_again(kind):
+    advice = {400: "mend what is sent", 401: "check the key", 403: "check the key", 404: "name of the index"}
+    for status, words in (advice | {413: "smaller batch_size=", 302: "check the URL"}).items():
         answer = status, '{"error": {"reason": "that is wrong"}}', {"Location": "/elsewhere"}
-        said, seen = failure(kind, lambda *_: answer, authorization=f"ApiKey {KEY}")
-        assert len(seen) == 1 and f"answered {status}: that is wrong; " in said and advice in said
+        said, seen = failure(kind, in_turn(answer), authorization=f"ApiKey {KEY}")
+        assert len(seen) == 1 and f"answered {status}: that is wrong; " in said and words in said
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -268,39 +219,20 @@ def test_a_refused_search_says_why_and_which(batch_size):
     assert "answered 404: no such index [/other/products/_msearch]; check the URL" in missing
 
 
-@pytest.mark.parametrize("broken", [{"timed_out": True}, {"_shards": {"total": 5, "failed": 1}}])
-def test_missing_hits_are_an_error(broken):
-    good = {"hits": {"hits": []}, "timed_out": False, "_shards": {"failed": 0}}
-    said, _ = failure(OpenSearchRetriever, in_turn(responses(good, good | broken)))
-    assert "to 'blue' is of no use (the search timed out or a shard failed" in said
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<html>\n<b>Welcome</b>",
-        "",
-        "[]",
-        "null",
-        "{}",
-        '{"results": 3}',
-        '{"results": [[], []',
-        '{"responses": {"a": 1}}',
-        '{"results": "ab"}',
-    ],
-)
-def test_an_answer_that_is_none(kind, text):
-    said, seen = failure(kind, lambda *_: (200, text))
-    assert len(seen) == 1 and "'red' (and 1 more in its batch) failed" in said
-    assert "did not answer with" in said and "is the URL that of the search?" in said
+def test_an_answer_that_is_none(kind):
+    texts = ["<html>\n<b>Welcome</b>", "", "[]", "null", "{}", '{"results": 3}', '{"results": [[], []']
+    for text in (*texts, '{"responses": {"a": 1}}', '{"results": "ab"}'):
+        said, seen = failure(kind, in_turn((200, text)))
+        assert len(seen) == 1 and "'red' (and 1 more in its batch) failed" in said
+        assert "did not answer with" in said and "is the URL that of the search?" in said
 
 
 @pytest.mark.parametrize("kind, answer", [(JSONRetriever, results), (OpenSearchRetriever, responses)])
-@pytest.mark.parametrize("n", [0, 1, 3])
-def test_a_list_for_each_query(kind, answer, n):
-    said, _ = failure(kind, in_turn(answer(*[[]] * n)))
-    assert f"gave {n} lists for 2 queries" in said and "'red'" in said
+def test_a_list_for_each_query(kind, answer):
+    for n in (0, 1, 3):
+        said, _ = failure(kind, in_turn(answer(*[[]] * n)))
+        assert f"gave {n} lists for 2 queries" in said and "'red'" in said
 
 
 @pytest.mark.parametrize(
@@ -308,15 +240,13 @@ def test_a_list_for_each_query(kind, answer, n):
     [
         ("ab", "'ab' is no list"),
         (None, "no list"),
-        ([None], "None is no id"),
-        ([["a"]], "['a'] is no id"),
+        *(([item], f"{item} is no id") for item in (None, ["a"], True)),
         ([{"score": 1}], "no 'id'"),
         ([{"id": 1.5}], "1.5 is no id"),
-        ([True], "True is no id"),
-        ([{"id": "a", "score": "high"}], "the score 'high' of 'a'"),
-        ([{"id": "a", "score": float("nan")}], "the score nan of 'a'"),
-        ([{"id": "a", "score": float("inf")}], "the score inf of 'a'"),
-        ([{"id": "a", "score": False}], "the score False of 'a'"),
+        *(
+            ([{"id": "a", "score": wrong}], f"the score {wrong!r} of 'a'")
+            for wrong in ("high", math.nan, math.inf, False)
+        ),
     ],
 )
 def test_hits_that_make_no_sense(hits, words):
@@ -324,23 +254,16 @@ def test_hits_that_make_no_sense(hits, words):
     assert "to 'blue' is of no use" in said and words in said and "it must be" in said
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {},
-        {"hits": {}},
-        {"hits": {"hits": [{"_score": 1.0}]}},
-        [],
-        None,
-        {"hits": {"hits": [{"_id": None}]}},
-        {"hits": {"hits": [{"_id": "a", "_score": "1"}]}},
-        {"error": "broken"},
-        {"error": {"type": "odd"}},
-    ],
-)
-def test_searches_that_make_no_sense(answer):
-    said, _ = failure(OpenSearchRetriever, in_turn(responses({"hits": {"hits": []}}, answer)))
-    assert "to 'blue' is of no use" in said
+def test_searches_that_make_no_sense_or_lack_hits():
+    good = {"hits": {"hits": []}, "timed_out": False, "_shards": {"failed": 0}}
+    hits = {"_score": 1.0}, {"_id": None}, {"_id": "a", "_score": "1"}
+    odd = [{}, {"hits": {}}, [], None, {"error": "broken"}, {"error": {"type": "odd"}}]
+    odd += [{"hits": {"hits": [hit]}} for hit in hits]
+    missing = [good | {"timed_out": True}, good | {"_shards": {"total": 5, "failed": 1}}]
+    for answer in odd + missing:
+        said, _ = failure(OpenSearchRetriever, in_turn(responses(good, answer)))
+        assert "to 'blue' is of no use" in said
+        assert answer not in missing or "is of no use (the search timed out or a shard failed" in said
 
 
 def test_a_field_that_the_index_lacks_and_a_body_that_breaks():
@@ -396,13 +319,10 @@ def test_a_key_goes_to_its_own_server_only_and_never_shows(monkeypatch):
         assert KEY not in str(caught.value)
 
 
-def test_a_password_in_the_address_is_sent_as_one():
+def test_addresses():
     with server(in_turn(results([]))) as (url, seen):
         JSONRetriever(url.replace("http://", "http://me:pass@")).search(["red"], 1)
     assert seen[0][1]["Authorization"] == "Basic bWU6cGFzcw=="
-
-
-def test_addresses():
     for kind in KINDS:
         with pytest.raises(RecR1Error, match="no address; set RECR1_SEARCH_URL or pass url="):
             kind()

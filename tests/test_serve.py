@@ -32,6 +32,7 @@ ITEMS = pd.DataFrame(
         "text": [f"w{number} w{number + 1} w{number % 7}" for number in range(40)],
     }
 )
+USER = {"role": "user"}
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +61,8 @@ def test_a_request_is_rewritten_and_answered(service, url):
     assert reply.status_code == 200 and reply.headers["Content-Type"] == "application/json"
     found = reply.json()
     (answer,) = service.rewriter.complete(["w3 w9"])
-    assert [found[key] for key in ("request", "rewrite", "query", "outcome")] == [
-        "w3 w9",
-        answer.completion,
-        answer.query,
-        answer.outcome,
-    ]
+    said = [found[key] for key in ("request", "rewrite", "query", "outcome")]
+    assert said == ["w3 w9", answer.completion, answer.query, answer.outcome]
     (hits,) = service.retriever.search([answer.query], 2)
     assert [hit["item_id"] for hit in found["results"]] == hits.ids and len(found["results"]) <= 2
     assert [hit["score"] for hit in found["results"]] == pytest.approx(hits.scores)
@@ -75,35 +72,24 @@ def test_a_request_is_rewritten_and_answered(service, url):
 def test_many_requests_in_one_call_and_their_order(service, url):
     found = post(url, {"request": requests(6)}).json()  # more than one batch
     assert [one["request"] for one in found] == requests(6)
-    assert [one["query"] for one in found] == [
-        answer.query for start in (0, 4) for answer in service.rewriter.complete(requests(6)[start : start + 4])
-    ]
+    batches = requests(6)[:4], requests(6)[4:]
+    assert [one["query"] for one in found] == [one.query for part in batches for one in service.rewriter.complete(part)]
     assert all(len(one["results"]) <= 10 for one in found)
 
 
 @pytest.mark.parametrize(
     "body, message",
     [
-        (b"", "no JSON object"),
-        (b"{", "no JSON object"),
-        (b"[1]", "no JSON object"),
-        (b"[" * 100_000, "no JSON object"),
-        (b"\xff\xfe", "no JSON object"),
+        *((body, "no JSON object") for body in (b"", b"{", b"[1]", b"[" * 100_000, b"\xff\xfe")),
         ({}, '"request" is no text'),
-        ({"request": ""}, "an empty one"),
-        ({"request": " \n"}, "an empty one"),
-        ({"request": 5}, "no text"),
-        ({"request": None}, "no text"),
-        ({"request": ["w1", 2]}, "no text"),
+        *(({"request": blank}, "an empty one") for blank in ("", " \n")),
+        *(({"request": wrong}, "no text") for wrong in (5, None, ["w1", 2])),
         ({"request": []}, "0 requests in one call; send 1 to 32"),
         ({"request": ["w1"] * 33}, "33 requests"),
         ({"request": "w" * 4001}, "a request has 4001 letters and 4000 are allowed"),
         ({"request": " ".join(["w1"] * 70)}, "a prompt has .* tokens and the limit is 64"),
         ({"request": "w1", "k": 0}, '"k" is 0; send a whole number'),
-        ({"request": "w1", "k": 101}, '"k" is 101'),
-        ({"request": "w1", "k": "5"}, '"k" is "5"'),
-        ({"request": "w1", "k": True}, '"k" is true'),
-        ({"request": "w1", "k": 2.5}, '"k" is 2.5'),
+        *(({"request": "w1", "k": k}, f'"k" is {json.dumps(k)}') for k in (101, "5", True, 2.5)),
     ],
 )
 def test_what_cannot_be_answered_is_said_in_one_sentence(url, body, message):
@@ -146,11 +132,8 @@ def test_the_page_shows_both_and_escapes_everything(service, url):
 def test_openai_clients(service, url):
     rewriter = EndpointRewriter(PROMPT, "tiny", url + "/v1", max_tokens=5)
     assert rewriter.rewrite(requests(3)) == [service.rewriter.complete([request])[0].query for request in requests(3)]
-    chat = {
-        "messages": [{"role": "user", "content": [{"type": "text", "text": "find w1"}]}],
-        "temperature": 0,
-        "max_completion_tokens": 3,
-    }
+    turn = {"role": "user", "content": [{"type": "text", "text": "find w1"}]}
+    chat = {"messages": [turn], "temperature": 0, "max_completion_tokens": 3}
     reply = post(url, chat, "/v1/chat/completions").json()
     assert reply["choices"][0]["message"]["role"] == "assistant" and reply["usage"]["completion_tokens"] <= 3
     assert get(url + "/v1/models").json()["data"][0]["id"] == service.rewriter.policy.name
@@ -159,21 +142,21 @@ def test_openai_clients(service, url):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"messages": []}, '"messages" is no list of turns'),
-        ({"messages": "hi"}, '"messages" is no list of turns'),
-        ({"messages": ["hi"]}, '"messages" is no list of turns'),
+        *(({"messages": wrong}, '"messages" is no list of turns') for wrong in ([], "hi", ["hi"])),
         ({"stream": True}, "does not stream"),
         ({"messages": [{"content": "hi"}]}, "a turn has no role"),
-        ({"messages": [{"role": "user"}]}, 'content" is no text'),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 'content" is no text'),
-        ({"messages": [{"role": "user", "content": "w1 " * 12000}]}, "more than 32000 letters"),
+        *(
+            ({"messages": [USER | wrong]}, 'content" is no text')
+            for wrong in ({}, {"content": [{"type": "image_url"}]})
+        ),
+        ({"messages": [USER | {"content": "w1 " * 12000}]}, "more than 32000 letters"),
         ({"max_tokens": 10**9}, '"max_tokens" is 1000000000; send a number up to 1024'),
         ({"max_tokens": "many"}, '"max_tokens" is "many"'),
         ({"temperature": -1}, '"temperature" is -1'),
     ],
 )
 def test_chats_that_are_refused(url, change, message):
-    reply = post(url, {"messages": [{"role": "user", "content": "hi"}]} | change, "/v1/chat/completions")
+    reply = post(url, {"messages": [USER | {"content": "hi"}]} | change, "/v1/chat/completions")
     assert reply.status_code == 400 and message in reply.json()["error"]["message"]
 
 
@@ -205,14 +188,9 @@ def test_one_generation_at_a_time_and_a_busy_server_says_so(service, monkeypatch
 
 
 def test_a_port_that_is_taken(url):
-    with (
-        pytest.raises(RecR1Error, match="cannot be served on .*give another --port"),
-        serving(None, int(url.rpartition(":")[2])),
-    ):
+    taken = int(url.rpartition(":")[2])
+    with pytest.raises(RecR1Error, match="cannot be served on .*give another --port"), serving(None, taken):
         pass
-
-
-# the command
 
 
 def command(**changes) -> types.SimpleNamespace:
