@@ -42,31 +42,27 @@ def checked(policy):
     return check(policy, limit=4, name="tiny")
 
 
-def scored(suite: str, answer: str, doc: dict | None = None, **options) -> dict:
-    """What the first task of a suite makes of one answer to `doc` (default: its first item)."""
-    task = harness.load_tasks(suite, **options)[0]
-    return task.process_results(doc or task.eval_docs[0], [answer])
-
-
-def test_there_are_enough_items_and_each_has_one_name():
+def test_there_are_enough_items_each_with_one_name_and_one_right_answer():
     rows = [row for rows in SETS.values() for row in rows]
     texts = {tuple(map(row.get, ("passage", "question", "prompt"))) for row in rows}
     assert len({row["id"] for row in rows}) == len(texts) == len(rows) >= 300
+    for name in ("knowledge", "reading"):
+        for row in SETS[name]:
+            assert len({choice.lower() for choice in row["choices"]}) == len(row["choices"]) == 4, row
+            assert row["answer"] in range(4) and all(choice == choice.strip() != "" for choice in row["choices"])
+        places = [sum(row["answer"] == place for row in SETS[name]) for place in range(4)]
+        assert min(places) > len(SETS[name]) / 8, places  # no place is the safe guess
     lines = (FOLDER / "prompts.txt").read_text().splitlines()
     assert len(set(lines)) == len(lines) == 40 and all(lines)
     assert neutral_prompts(tiny_tokenizer())[0].startswith("<|im_start|> user")
 
 
-@pytest.mark.parametrize("name", ["knowledge", "reading"])
-def test_each_choice_item_has_four_different_answers_and_one_right_one(name):
-    for row in SETS[name]:
-        assert len({choice.lower() for choice in row["choices"]}) == len(row["choices"]) == 4, row
-        assert row["answer"] in range(4) and all(choice == choice.strip() != "" for choice in row["choices"])
-    places = [sum(row["answer"] == place for row in SETS[name]) for place in range(4)]
-    assert min(places) > len(SETS[name]) / 8, places  # no place is the safe guess
-
-
 def test_the_arithmetic_is_right_and_the_mechanical_sets_are_what_the_committed_script_makes():
+    task = next(task for task in harness.load_tasks("offline") if task.task_name == "recr1_arithmetic")
+    found = {" 12": "12", "It is 12, not 13.": "12", "twelve": "[invalid]", "-3": "-3"}  # the first number counts
+    asked = [SimpleNamespace(doc={}, resps=[answer], filtered_resps={}) for answer in found]
+    task._filters[0].apply(asked)
+    assert [one.filtered_resps["first_number"] for one in asked] == list(found.values())
     for row in SETS["arithmetic"]:
         result = {"+": row["a"] + row["b"], "-": row["a"] - row["b"], "*": row["a"] * row["b"]}[row["sign"]]
         assert row["answer"] == str(result) and str(row["a"]) in row["question"] and str(row["b"]) in row["question"]
@@ -96,18 +92,8 @@ FOLLOWED = {  # instruction -> (an answer that follows it, one that does not)
 @pytest.mark.parametrize("name", sorted({row["instruction_id_list"][0] for row in SETS["instructions"]}))
 def test_an_answer_that_follows_the_instruction_scores_1_and_another_0(name):
     row = next(row for row in SETS["instructions"] if row["instruction_id_list"] == [name])
-    right, wrong = FOLLOWED[name]
-    assert scored("offline", right, row) == {"acc": 1.0} and scored("offline", wrong, row) == {"acc": 0.0}
-    assert scored("offline", "", row) == {"acc": 0.0}
-
-
-def test_the_arithmetic_filter_takes_the_first_number():
-    task = next(task for task in harness.load_tasks("offline") if task.task_name == "recr1_arithmetic")
-    answers = (" 12", "It is 12, not 13.", "twelve", "-3")
-    asked = [SimpleNamespace(doc={}, resps=[answer], filtered_resps={}) for answer in answers]
-    (chain,) = task._filters
-    chain.apply(asked)
-    assert [one.filtered_resps["first_number"] for one in asked] == ["12", "12", "[invalid]", "-3"]
+    task = harness.load_tasks("offline")[0]
+    assert [task.process_results(row, [answer])["acc"] for answer in (*FOLLOWED[name], "")] == [1.0, 0.0, 0.0]
 
 
 def test_the_offline_suite_touches_no_network(policy, network, monkeypatch):
@@ -119,20 +105,16 @@ def test_the_offline_suite_touches_no_network(policy, network, monkeypatch):
     assert network == []
 
 
-def test_the_chat_template_is_applied_and_the_tokenizer_is_as_before(checked, policy):
-    for task in TASKS:
-        context = checked.samples[task][0]["arguments"][0][0]
-        assert context.startswith("<|im_start|> user ") and "<|im_start|> assistant" in context, context
-    assert policy.tokenizer.padding_side == "left" and policy.tokenizer.pad_token == "<pad>"
-
-
-def test_scores_do_not_hang_on_the_batch_size(policy, checked):
-    one = check(policy, limit=4, name="tiny", batch_size=1)
+def test_scores_do_not_hang_on_the_batch_size_but_on_the_seed(policy, checked):
+    again, one, other = (check(policy, limit=4, **how) for how in ({"name": "again"}, {"batch_size": 1}, {"seed": 1}))
+    assert again.scores.equals(checked.scores) and set(other.scores["item"]) != set(checked.scores["item"])
     for task in TASKS:
         for a, b in zip(one.samples[task], checked.samples[task], strict=True):
             for (left,), (right,) in zip(a["resps"], b["resps"], strict=True):
                 assert left == right if isinstance(left, str) else abs(left[0] - right[0]) < 1e-3, (task, left, right)
     assert (one.scores["value"] - checked.scores["value"]).abs().max() < 1e-3
+    with pytest.raises(RecR1Error, match="same items"):
+        compare(other, checked)
 
 
 def test_the_shared_prompt_pass_gives_the_harnesses_own_log_probabilities(policy):
@@ -146,17 +128,12 @@ def test_the_shared_prompt_pass_gives_the_harnesses_own_log_probabilities(policy
     assert [value for value, _ in ours._loglikelihood_tokens(rows)] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_same_seed_draws_the_same_items_and_another_seed_others(policy, checked):
-    again = check(policy, limit=4, name="again")
-    assert again.scores.equals(checked.scores)
-    other = check(policy, limit=4, seed=1)
-    assert set(other.scores["item"]) != set(checked.scores["item"])
-    with pytest.raises(RecR1Error, match="same items"):
-        compare(other, checked)
-
-
 def test_before_and_after_go_to_the_ledger_with_paired_differences(policy, checked, tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
+    for task in TASKS:  # through the chat template, and the tokenizer is as before
+        context = checked.samples[task][0]["arguments"][0][0]
+        assert context.startswith("<|im_start|> user ") and "<|im_start|> assistant" in context, context
+    assert policy.tokenizer.padding_side == "left" and policy.tokenizer.pad_token == "<pad>"
     after = check(policy, limit=4, name="GRPO", ledger=ledger.bind(run="r", profile="smoke"))
     after.scores["value"] = after.scores["value"].where(after.scores["task"] != "recr1_reading", 1.0)
     table = capability_table([checked, after], ledger.bind(run="r", profile="smoke"))
@@ -178,19 +155,14 @@ def test_kl_of_the_base_to_itself_is_0_and_of_a_changed_model_above(tiny_folder,
     assert max(forward_kl(fresh, prompts, tokens=6)) < 1e-6 < min(values)
     assert values == pytest.approx(forward_kl(policy, prompts, tokens=6, batch_size=5), rel=0.5)
     assert sum(forward_kl(perturb(fresh, 0.01), prompts, tokens=6)) < sum(values)
-
-
-def test_kl_is_the_textbook_sum(tiny_folder):
-    """Of one prompt and its first token, by hand: sum of p log(p / q) over the vocabulary."""
-    policy = tiny_policy(tiny_folder)
-    (prompt,) = neutral_prompts(policy.tokenizer)[:1]
-    ids = policy.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+    # by hand, of one prompt and its first token: the sum of p log(p / q) over the vocabulary
+    ids = policy.tokenizer(prompts[0], return_tensors="pt", add_special_tokens=False).input_ids
     with torch.no_grad():
         q = policy.model(ids).logits[0, -1].softmax(-1).tolist()
         with policy.model.disable_adapter():
             p = policy.model(ids).logits[0, -1].softmax(-1).tolist()
     by_hand = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    assert forward_kl(policy, [prompt], tokens=1) == pytest.approx([by_hand], rel=1e-3)
+    assert forward_kl(policy, prompts[:1], tokens=1) == pytest.approx([by_hand], rel=1e-3)
 
 
 def test_mmlu_from_local_files_scores_as_the_harness_does(shared_data, policy):
@@ -294,12 +266,6 @@ def test_humaneval_runs_no_code_without_permission(shared_data, policy, monkeypa
         check(policy, "humaneval", limit=1, data_dir=shared_data / "capability", max_gen_toks=4, execute_code=True)
 
 
-def test_humaneval_scores_programs():
-    assert harness.executed(HUMANEVAL, ["    return a + b\n```\nThat adds."]) == {"pass@1": 1.0}
-    assert harness.executed(HUMANEVAL, ["    return a - b\n"]) == {"pass@1": 0.0}
-    assert harness.executed(HUMANEVAL, ["    retur a + b\n"]) == {"pass@1": 0.0}
-
-
 BAD_PROGRAMS = {
     "endless": ("while True: pass", "stopped"),
     "sleeps": ("import time; time.sleep(60)", "stopped"),
@@ -326,6 +292,8 @@ def test_a_program_that_runs_away_is_stopped(what, tmp_path):
 
 
 def test_an_ordinary_program_passes_without_the_environment(monkeypatch):
+    for body, value in (("return a + b\n```\nThat adds.", 1.0), ("return a - b\n", 0.0), ("retur a + b\n", 0.0)):
+        assert harness.executed(HUMANEVAL, [f"    {body}"]) == {"pass@1": value}
     monkeypatch.setenv("SECRET", "x")
     program = "import math, re, os, collections\nassert 'SECRET' not in os.environ and math.gcd(4, 6) == 2"
     assert run_program(program, seconds=20) == "passed"
@@ -339,10 +307,7 @@ def test_an_ordinary_program_passes_without_the_environment(monkeypatch):
         (lambda policy: harness.load_tasks("mmlu", "nowhere"), "mmlu"),
         (lambda policy: harness.load_tasks("humaneval", "nowhere"), "HumanEval"),
         (lambda policy: check(None, limit=0), "limit"),
-        (
-            lambda policy: forward_kl(Policy(policy.model.get_base_model(), policy.tokenizer, "transformers"), []),
-            "base",
-        ),
+        (lambda policy: forward_kl(Policy(policy.model.get_base_model(), policy.tokenizer, "stock"), []), "base"),
     ],
 )
 def test_wrong_use_is_one_sentence(policy, call, word):
@@ -351,18 +316,14 @@ def test_wrong_use_is_one_sentence(policy, call, word):
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_a_damaged_file_is_named_and_a_missing_checkout(tmp_path, monkeypatch):
     (tmp_path / "mmlu").mkdir()
-    (tmp_path / "mmlu" / "nutrition_dev.csv").write_text("q,a,b,c,d,A\n")
-    (tmp_path / "mmlu" / "nutrition_test.csv").write_text("q,a,b,c,d,A\nq,a,b\n")  # the original: no line of names
-    with pytest.raises(RecR1Error, match="row 2 of mmlu/nutrition_test.csv"):
-        harness.load_tasks("mmlu", tmp_path)
+    for split, rows in {"dev": "q,a,b,c,d,A\n", "test": "q,a,b,c,d,A\nq,a,b\n"}.items():  # as published: no names
+        (tmp_path / "mmlu" / f"nutrition_{split}.csv").write_text(rows)
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "x"')
-    with pytest.raises(RecR1Error, match="gsm8k_test.jsonl"):
-        harness.load_tasks("gsm8k", tmp_path)
-
-
-def test_the_items_missing_is_one_sentence(monkeypatch, tmp_path):
+    for suite, named in (("mmlu", "row 2 of mmlu/nutrition_test.csv"), ("gsm8k", "gsm8k_test.jsonl")):
+        with pytest.raises(RecR1Error, match=named):
+            harness.load_tasks(suite, tmp_path)
     monkeypatch.setattr(harness, "__file__", str(tmp_path / "recr1_lite" / "harness.py"))
     with pytest.raises(RecR1Error, match="checkout"):
         harness.kit_folder()
