@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from functools import partial
 
 import hub_files
 import huggingface_hub
@@ -53,15 +54,9 @@ def relevant(frame: pd.DataFrame) -> dict[str, dict]:
     return dict(zip(frame["request"], frame["relevant"]))
 
 
-# ESCI
-
-
 def loader(task: str, paths: dict, **sound):
     """load_task(task) with these options, and others of a test."""
-
-    def load(**options):
-        return load_task(task, **sound | options)
-
+    load = partial(load_task, task, **sound)
     load.paths = paths
     return load
 
@@ -80,23 +75,23 @@ def test_esci_small_us_exact(esci):
     assert task.items.iloc[0].tolist() == ["P0", "The lamp", "The lamp. Good lamp and more."]
     assert (task.k_train, task.k_eval, task.metrics[0]) == (1000, 100, "ndcg@100")
     assert task.about["source"].endswith("local files") and task.about["licence"].startswith("Apache-2.0")
+    task = esci(items=esci.paths["products"])  # their own products: not the Spanish one, nor the one never judged
+    assert len(task.items) == 10
+    assert task.items.iloc[0].tolist() == ["P0", "The lamp", "The lamp Good lamp & more Acme red"]
 
 
 def test_esci_graded_and_of_a_category(esci):
     task = esci(gains="graded")
     assert relevant(task.val)["a lamp"] == {"P0": 1.0, "P1": 0.1, "P2": 0.01}  # P3 is irrelevant
     assert task.about["gains"] == "E 1, S 0.1, C 0.01"
+    examples = pd.read_parquet(esci.paths["examples"])  # one text is one query
+    again = examples[examples["query"] == "a rug"].assign(query=" a\trug ", query_id=77, product_id="P9")
+    examples = pd.concat([examples, again[again["esci_label"] != "I"]])
+    assert relevant(esci(requests=examples).train)["a rug"] == {"P2": 1.0, "P9": 1.0}
+    assert relevant(esci(requests=examples, gains="graded").train)["a rug"]["P9"] == 1.0  # E, S and C: its best
     task = esci(category="Video_Games")
     assert set(relevant(task.unseal_test("here"))) == {f"a {hub_files.WORDS[i]}" for i in (7, 9)}
     assert len(task.train) == 4 and len(task.items) == 10  # of all categories, as in the paper
-
-
-def test_esci_own_products(esci):
-    task = esci(items=esci.paths["products"])
-    assert task.items.iloc[0].tolist() == ["P0", "The lamp", "The lamp Good lamp & more Acme red"]
-    assert len(task.items) == 10  # not the Spanish one, nor the one never judged
-    with pytest.raises(RecR1Error, match="products.parquet has no categories, .* take category='all'"):
-        esci(items=esci.paths["products"], category="Video_Games")
 
 
 def test_esci_counts_what_it_leaves_out(esci, tmp_path):
@@ -114,14 +109,6 @@ def test_esci_counts_what_it_leaves_out(esci, tmp_path):
     assert [len(task.train), len(task.val)] == [2, 2]
 
 
-def test_esci_one_text_is_one_query(esci, tmp_path):
-    examples = pd.read_parquet(esci.paths["examples"])
-    again = examples[examples["query"] == "a rug"].assign(query=" a\trug ", query_id=77, product_id="P9")
-    examples = pd.concat([examples, again[again["esci_label"] != "I"]])
-    assert relevant(esci(requests=examples).train)["a rug"] == {"P2": 1.0, "P9": 1.0}
-    assert relevant(esci(requests=examples, gains="graded").train)["a rug"]["P9"] == 1.0  # E, S and C: its best
-
-
 def test_esci_thinned_catalogue(esci):
     task = esci(max_items=10)
     assert len(task.items) == 10 and "whole" in task.about["catalogue"]
@@ -130,8 +117,6 @@ def test_esci_thinned_catalogue(esci):
     assert len(half.items) == 9 and found <= set(half.items["item_id"])
     assert half.about["catalogue"].startswith("thinned to 9 of 10 items")
     assert half.items.equals(esci(category="Video_Games", max_items=9, seed=3).items)
-    with pytest.raises(RecR1Error, match="max_items=7 is no number from the 8 items on"):
-        esci(category="Video_Games", max_items=7)
 
 
 def test_esci_queries_in_the_papers_form(esci, tmp_path):
@@ -142,8 +127,13 @@ def test_esci_queries_in_the_papers_form(esci, tmp_path):
     task = esci(requests=files, n_val=1, category="Video_Games")
     assert relevant(task.val) == {"find 0": {"P0": 1.0, "P9": 1.0}} and len(task.train) == 3
     assert task.unseal_test("here")["example_id"].tolist() == ["test-0", "test-1"]
-    with pytest.raises(RecR1Error, match="Exact products alone"):
-        esci(requests=files, gains="graded")
+    for options, words in [
+        ({"requests": files, "gains": "graded"}, "Exact products alone"),
+        ({"max_items": 7}, "max_items=7 is no number from the 8 items on"),
+        ({"items": esci.paths["products"]}, "products.parquet has no categories, .* take category='all'"),
+    ]:
+        with pytest.raises(RecR1Error, match=words):
+            esci(category="Video_Games", **options)
 
 
 def test_esci_from_the_hub(esci, tmp_path, a_hub):
@@ -167,16 +157,13 @@ def test_esci_from_the_hub(esci, tmp_path, a_hub):
     assert len(a_hub.asked) == 16
 
 
-# Amazon-C4
-
-
 @pytest.fixture
 def c4(tmp_path):
     paths = hub_files.c4(tmp_path)
     return loader("amazon_c4", paths, **paths)
 
 
-def test_c4_as_the_paper_splits_it(c4):
+def test_c4_as_the_paper_splits_it(c4, tmp_path):
     task = c4(n_val=3)
     test = task.unseal_test("here")
     assert test["example_id"].tolist() == [f"query-{n}" for n in range(0, 20, 2) if n != 2]  # Games; 2 is Baby
@@ -185,6 +172,10 @@ def test_c4_as_the_paper_splits_it(c4):
     assert task.train["example_id"].tolist() == [f"query-{n}" for n in range(1, 15, 2)]
     assert task.items.iloc[3].to_dict() == {"item_id": "B3", "title": "Item 3", "text": "Item 3. It is 3."}
     assert task.name == "amazon_c4-Games" and len(task.items) == 40
+    rows = [(1, "a lamp", "B1"), (2, "a lamp ", "B3"), (3, "gone", "Z"), (4, "x", "B5"), (5, "y", "B7"), (6, "z", "B0")]
+    task = c4(requests=hub_files.write_csv(tmp_path / "few.csv", ["qid", "query", "item_id"], rows), n_val=1)
+    assert relevant(task.train)["a lamp"] == {"B1": 1.0, "B3": 1.0}
+    assert task.about["requests whose item is not in the catalogue, left out"] == 1
 
 
 def test_c4_splits_by_seed(c4):
@@ -196,14 +187,6 @@ def test_c4_splits_by_seed(c4):
     assert len(c4(category="all", splits="seed").train) == 12
 
 
-def test_c4_requests_of_one_text_and_items_that_are_gone(c4, tmp_path):
-    rows = [(1, "a lamp", "B1"), (2, "a lamp ", "B3"), (3, "gone", "Z"), (4, "x", "B5"), (5, "y", "B7"), (6, "z", "B0")]
-    hub_files.write_csv(tmp_path / "few.csv", ["qid", "query", "item_id"], rows)
-    task = c4(requests=tmp_path / "few.csv", n_val=1)
-    assert relevant(task.train)["a lamp"] == {"B1": 1.0, "B3": 1.0}
-    assert task.about["requests whose item is not in the catalogue, left out"] == 1
-
-
 def test_c4_gzipped_and_from_the_hub(c4, tmp_path, a_hub):
     zipped = tmp_path / "items.jsonl.gz"
     zipped.write_bytes(gzip.compress(c4.paths["items"].read_bytes()))
@@ -212,25 +195,6 @@ def test_c4_gzipped_and_from_the_hub(c4, tmp_path, a_hub):
     a_hub(AMAZON_C4, "sampled_item_metadata_1M.jsonl", c4.paths["items"])
     task = load_task("amazon_c4", n_val=3, revision="v2")
     assert task.train.equals(c4(n_val=3).train) and task.about["source"].endswith("McAuley-Lab/Amazon-C4 @ v2")
-
-
-def test_c4_options(c4):
-    for options, words in [
-        ({"splits": "x"}, "no splits='x'"),
-        ({"catalogue": "x"}, "no catalogue='x'"),
-        ({"category": "all"}, "take splits='seed'"),
-        ({"catalogue": "category"}, "take splits='seed'"),
-        ({"category": "Toys", "n_val": 2}, "no category 'Toys'; choose 'all' or one of Baby, Games, Home"),
-        ({"n_val": 10}, "n_val=10 of the 10 requests"),
-        ({"n_val": True}, "n_val=True"),
-        ({"splits": "seed", "val": 0.5, "test": 0.5}, "no shares"),
-        ({"splits": "seed", "category": "Baby"}, "1 different requests, too few"),
-    ]:
-        with pytest.raises(RecR1Error, match=words):
-            c4(**options)
-
-
-# Amazon Reviews
 
 
 @pytest.fixture
@@ -254,19 +218,19 @@ def test_reviews_transductive(reviews):
     assert task.about["items of histories without metadata, left out"] == 1
 
 
-def test_reviews_inductive_and_all(reviews):
-    test = reviews(setting="inductive").unseal_test("here")
-    assert test["example_id"].tolist() == ["test-3"]  # the second of user n is bought again
-    assert reviews(setting="inductive").about["examples with an item bought again, left out"] == 1
+def test_reviews_settings_last_titles_and_catalogues(reviews, tmp_path):
+    inductive = reviews(setting="inductive")
+    assert inductive.unseal_test("here")["example_id"].tolist() == ["test-3"]  # the second of user n is bought again
+    assert inductive.about["examples with an item bought again, left out"] == 1
     assert reviews(setting="all").unseal_test("here")["example_id"].tolist() == ["test-2", "test-3"]
-
-
-def test_reviews_last_titles_and_thinned(reviews):
     assert reviews(last=1).unseal_test("here")["request"].tolist() == ["Soap 2 & oil"]
     few = reviews(max_items=6)
     assert len(few.items) == 6 and few.about["catalogue"].startswith("thinned to 6 of 7")
-    with pytest.raises(RecR1Error, match="max_items=2 is no number from"):
-        reviews(max_items=2)
+    whole = reviews(catalogue="metadata")
+    assert whole.items["item_id"].tolist() == [f"I{n}" for n in range(8)] and whole.train.equals(reviews().train)
+    hub_files.write_csv(tmp_path / "All_Beauty.test.csv", hub_files.REVIEW_COLUMNS, [("a", "I3", 5, 5, "I0 I1")])
+    with pytest.raises(RecR1Error, match="the test file has no user without a train example"):
+        reviews(setting="inductive")
 
 
 def test_reviews_gzipped_in_a_dict_and_from_the_hub(reviews, tmp_path, a_hub):
@@ -285,27 +249,29 @@ def test_reviews_gzipped_in_a_dict_and_from_the_hub(reviews, tmp_path, a_hub):
     assert task.train.equals(wanted) and task.about["source"].endswith(REVISIONS[AMAZON_REVIEWS])
 
 
-def test_reviews_whole_metadata(reviews):
-    task = reviews(catalogue="metadata")
-    assert task.items["item_id"].tolist() == [f"I{n}" for n in range(8)] and task.train.equals(reviews().train)
+BAD_OPTIONS = [
+    ("c4", {"splits": "x"}, "no splits='x'"),
+    ("c4", {"catalogue": "x"}, "no catalogue='x'"),
+    ("c4", {"category": "all"}, "take splits='seed'"),
+    ("c4", {"catalogue": "category"}, "take splits='seed'"),
+    ("c4", {"category": "Toys", "n_val": 2}, "no category 'Toys'; choose 'all' or one of Baby, Games, Home"),
+    ("c4", {"n_val": 10}, "n_val=10 of the 10 requests"),
+    ("c4", {"n_val": True}, "n_val=True"),
+    ("c4", {"splits": "seed", "val": 0.5, "test": 0.5}, "no shares"),
+    ("c4", {"splits": "seed", "category": "Baby"}, "1 different requests, too few"),
+    ("reviews", {"setting": "x"}, "no setting='x'"),
+    ("reviews", {"cut": "x"}, "no cut='x'"),
+    ("reviews", {"catalogue": "x"}, "no catalogue='x'"),
+    ("reviews", {"last": 0}, "last=0"),
+    ("reviews", {"max_items": 2}, "max_items=2 is no number from"),
+    ("reviews", {"category": "Toys"}, r"no file .*Toys\.train\.csv"),
+    ("reviews", {"requests": "/none"}, "is no folder"),
+    ("reviews", {"requests": {"train": "x.csv"}}, r"no file x\.csv"),
+    ("reviews", {"requests": {"valid": "x.csv"}}, "names no 'train' file"),
+]
 
 
-def test_reviews_options(reviews, tmp_path):
-    for options, words in [
-        ({"setting": "x"}, "no setting='x'"),
-        ({"cut": "x"}, "no cut='x'"),
-        ({"catalogue": "x"}, "no catalogue='x'"),
-        ({"last": 0}, "last=0"),
-        ({"category": "Toys"}, r"no file .*Toys\.train\.csv"),
-        ({"requests": tmp_path / "none"}, "is no folder"),
-        ({"requests": {"train": "x.csv"}}, r"no file x\.csv"),
-        ({"requests": {"valid": "x.csv"}}, "names no 'train' file"),
-    ]:
-        with pytest.raises(RecR1Error, match=words):
-            reviews(**options)
-
-
-def test_reviews_a_setting_without_users(reviews, tmp_path):
-    hub_files.write_csv(tmp_path / "All_Beauty.test.csv", hub_files.REVIEW_COLUMNS, [("a", "I3", 5, 5, "I0 I1")])
-    with pytest.raises(RecR1Error, match="the test file has no user without a train example"):
-        reviews(setting="inductive")
+@pytest.mark.parametrize("task, options, words", BAD_OPTIONS)
+def test_bad_options(request, task, options, words):
+    with pytest.raises(RecR1Error, match=words):
+        request.getfixturevalue(task)(**options)
