@@ -3,11 +3,11 @@
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import save_tiny
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from transformers.cache_utils import DynamicCache
 
@@ -39,6 +39,11 @@ def profile(**changes):
     return replace(PROFILES["cpu"], **(sizes | changes))
 
 
+def update(name: str, config=None, **changes) -> dict[str, int]:
+    """The parts of the update phase."""
+    return training_memory(profile(**changes), name, config).parts["update"]
+
+
 def size(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -52,6 +57,12 @@ def test_parameters_are_those_of_the_published_model(name, billions):
     assert memory.weights(config_of(name), "bfloat16") == 2 * memory.parameters(config_of(name))
 
 
+def test_a_folder_is_counted(tiny_folder):
+    config, real = config_of(str(tiny_folder)), AutoModelForCausalLM.from_pretrained(tiny_folder)
+    assert memory.parameters(config) == sum(weight.numel() for weight in real.parameters())
+    assert heads(config) == (32, 16)
+
+
 @pytest.mark.parametrize("kind, tied", [(LlamaConfig, True), (Qwen2Config, False)])
 def test_adapter_gradients_and_moments_are_those_of_a_real_step(kind, tied):
     config = tiny(kind=kind, tie_word_embeddings=tied)
@@ -61,7 +72,7 @@ def test_adapter_gradients_and_moments_are_those_of_a_real_step(kind, tied):
     model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
     optimiser.step()
     moments = [value for state in optimiser.state.values() for value in state.values() if value.dim()]
-    counted = training_memory(profile(lora_rank=RANK), "transformers", config).parts["update"]
+    counted = update("transformers", config, lora_rank=RANK)
     assert counted["adapter"] == size(trained) and counted["gradients"] == size(weight.grad for weight in trained)
     assert counted["optimiser"] == size(moments)
     assert counted["weights"] == size(model.parameters()) - size(trained)
@@ -94,16 +105,14 @@ def test_four_bits_are_what_bitsandbytes_holds():
     assert memory.weights(LARGE, "bfloat16", four_bit=True) == pytest.approx(packed + rest, abs=36 * 7 * 8)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("grouped", [False, True])
+# the kit's own attention is for float32 on a CPU
+@pytest.mark.parametrize("dtype, grouped", [("float32", False), ("float32", True), ("bfloat16", False)])
 def test_activations_are_what_autograd_keeps(dtype, grouped):
     """Bytes of one layer: those of a model of 3 layers less those of 2."""
-    if grouped and dtype == "bfloat16":
-        pytest.skip("the kit's attention is for float32 on a CPU")
     runs = [(2, 10, 10), (4, 5, 15)] if grouped else [(4, 16, 16)]
     name, sizes = "transformers" if grouped else "stock", profile(dtype=dtype, lora_rank=RANK)
     counted = sum(memory.layer(tiny(), sizes, name, *run) for run in runs)
-    adapter = training_memory(sizes, "stock", tiny()).parts["update"]["adapter"] // 3
+    adapter = update("stock", tiny(), dtype=dtype, lora_rank=RANK)["adapter"] // 3
     two, three = (kept(layers, getattr(torch, dtype), grouped) for layers in (2, 3))
     assert counted + (adapter // 2 if dtype == "bfloat16" else 0) == three - two  # autocast keeps a 16-bit adapter
 
@@ -136,15 +145,7 @@ def kept(layers: int, dtype, grouped: bool, rows: int = 4, prompt: int = 10, com
     return sum(storages.values())
 
 
-def test_checkpointing_keeps_one_state_of_each_layer():
-    plain, again = (
-        training_memory(profile(gradient_checkpointing=on), "stock").parts["update"]["activations"]
-        for on in (False, True)
-    )
-    assert again == 30 * (32 * 116) * 576 * 4 + plain // 30
-
-
-def test_logits_by_hand():
+def test_logits_and_checkpoints_by_hand():
     vocabulary, tokens = 151_936, 12 * 512
     for name, dtype, counted in (
         ("stock", "bfloat16", (tokens + 12) * vocabulary * (3 * 4 + 2)),  # 13 GB: three float32 and the head's own
@@ -154,6 +155,8 @@ def test_logits_by_hand():
     ):
         assert memory.logits(vocabulary, dtype, name, 12, 512) == counted
     assert memory.logits(49_152, "float32", "transformers", 8, 16) == 8 * 16 * 49_152 * 3 * 4  # small: at once
+    plain, again = (update("stock", gradient_checkpointing=on)["activations"] for on in (False, True))
+    assert again == 30 * (32 * 116) * 576 * 4 + plain // 30  # one state of each layer
 
 
 def test_constants_of_other_modules_are_theirs():
@@ -171,20 +174,16 @@ def test_the_peak_is_the_larger_phase_with_all_its_parts():
     assert needed.peak == sums[needed.phase] == max(sums.values()) and needed.phase == "update"
     assert needed.table().loc["sum"].max() == pytest.approx(needed.peak / 1e9)
     assert needed.table().loc["gradients", "rollout"] == 0
+    with pytest.raises(RecR1Error, match="no backend 'jax'"):
+        training_memory(profile(), "jax")
     whole = replace(paper, rollout_batch=None)
     assert training_memory(whole, "transformers").phase == "rollout"
-    assert (
-        training_memory(paper).parts["rollout"]["key-value cache"] * 4
-        == (training_memory(whole).parts["rollout"]["key-value cache"])
-    )
+    part, full = (training_memory(one).parts["rollout"]["key-value cache"] for one in (paper, whole))
+    assert part * 4 == full
     assert training_memory(paper, "stock") == training_memory(whole, "stock")  # it writes a whole step at once
-
-
-@pytest.mark.parametrize("name", ["t4", "gpu24", "paper"])
-def test_gpu_profiles_fit_their_cards_by_count(name):
-    for trainer in ("unsloth", "transformers"):
+    for name, trainer in product(("t4", "gpu24", "paper"), ("unsloth", "transformers")):
         peak = training_memory(PROFILES[name], trainer).peak / memory.GB
-        assert peak < (1 - memory.MARGIN) * memory.CARDS[name]
+        assert peak < (1 - memory.MARGIN) * memory.CARDS[name], (name, trainer)
 
 
 # (prompts, group, longest prompt, --tokens) and peak resident GB of benchmarks/grpo_step.py --steps 1 with
@@ -201,7 +200,7 @@ MEASURED = [
 @pytest.mark.parametrize("name, settings, measured", MEASURED)
 def test_counts_against_measured_peaks(name, settings, measured):
     names = ("prompts_per_step", "group_size", "max_prompt_tokens", "max_completion_tokens")
-    parts = training_memory(profile(**dict(zip(names, settings))), name).parts["update"]
+    parts = update(name, **dict(zip(names, settings)))
     assert (sum(parts.values()) - parts["fragmentation"]) / 1e9 == pytest.approx(measured, rel=0.05)
 
 
@@ -219,26 +218,26 @@ def test_every_step_down_can_be_trained(name, tmp_path):
     assert memory.with_group(PROFILES["cpu"], 4).micro_batch is None
 
 
-def said(monkeypatch, capsys, *words: str) -> tuple[int, str]:
+@pytest.fixture
+def said(monkeypatch, capsys):
+    """Words after `estimate` -> its status and all that it prints, on a machine without a GPU."""
     monkeypatch.setattr(backend, "machine", lambda: backend.Machine(False))
-    code = main(["estimate", *words])
-    out, error = capsys.readouterr()
-    return code, out + error
+    return lambda *words: (main(["estimate", *words]), "".join(capsys.readouterr()))
 
 
-def test_the_command(monkeypatch, capsys):
-    code, text = said(monkeypatch, capsys, "--profile", "t4", "--prompt-tokens", "256")
+def test_the_command(said):
+    code, text = said("--profile", "t4", "--prompt-tokens", "256")
     assert code == 0 and "of 15 GB: fits" in text and "key-value cache" in text and "unsloth: 8 prompts of 256" in text
-    code, text = said(monkeypatch, capsys, "--profile", "paper", "--memory", "6", "--backend", "stock")
+    code, text = said("--profile", "paper", "--memory", "6", "--backend", "stock")
     words = ("does not fit", "max_completion_tokens=256", "group_size=6", "model=Qwen/Qwen2.5-1.5B-Instruct")
     places = [text.index(word) for word in words]
     assert code == 1 and places == sorted(places)
     assert "micro_batch=" not in text, "the rollouts are the larger phase, so it would save nothing"
-    code, text = said(monkeypatch, capsys, "--profile", "paper", "--memory", "6", "--backend", "transformers")
+    code, text = said("--profile", "paper", "--memory", "6", "--backend", "transformers")
     then = replace(PROFILES["paper"], micro_batch=6)
     saved = (training_memory(PROFILES["paper"], "transformers").peak - training_memory(then, "transformers").peak) / 1e9
     assert f"micro_batch=6, not 12: saves {saved:.2f} GB" in text
-    code, text = said(monkeypatch, capsys, "--profile", "cpu", "--memory", "64", "--group", "4")
+    code, text = said("--profile", "cpu", "--memory", "64", "--group", "4")
     assert code == 0 and "transformers: 12 prompts of 512 tokens x 4 rollouts" in text
 
 
@@ -253,19 +252,9 @@ def test_the_command(monkeypatch, capsys):
         (("--group", "1"), "--group 1"),
     ],
 )
-def test_wrong_sizes_are_refused_in_a_sentence(monkeypatch, capsys, tmp_path, words, message):
+def test_wrong_sizes_are_refused_in_a_sentence(said, tmp_path, words, message):
     for name, content in (("broken", "{"), ("mamba", json.dumps({"model_type": "mamba"}))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(content)
-    words = [word.replace("{folder}", str(tmp_path)) for word in words]
-    code, text = said(monkeypatch, capsys, "--profile", "t4", *words)
+    code, text = said("--profile", "t4", *(word.replace("{folder}", str(tmp_path)) for word in words))
     assert code == 2 and message in text and len(text.strip().splitlines()) == 1
-
-
-def test_a_folder_is_counted_and_an_unknown_backend_is_not(tmp_path):
-    folder = save_tiny(tmp_path / "model")
-    real = AutoModelForCausalLM.from_pretrained(folder)
-    assert memory.parameters(config_of(str(folder))) == sum(weight.numel() for weight in real.parameters())
-    assert heads(config_of(str(folder))) == (32, 16)
-    with pytest.raises(RecR1Error, match="no backend 'jax'"):
-        training_memory(profile(), "jax")
