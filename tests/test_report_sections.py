@@ -118,8 +118,7 @@ def test_html_and_markdown_say_the_same(rows, write, tmp_path):
     alts = [html.unescape(alt) for alt in re.findall('alt="(.*?)"', page)]
     written = [html.unescape(alt.replace("\\", "")) for alt in re.findall(r"^!\[(.*)\]\(", text, re.M)]
     assert len(alts) > 10 and alts == written
-    for name in re.findall(r"\]\((o_figures/\d+\.png)\)", text):
-        assert (tmp_path / name).is_file()
+    assert all((tmp_path / name).is_file() for name in re.findall(r"\]\((o_figures/\d+\.png)\)", text))
     cells = re.findall("<td>(.*?)</td>", page)
     assert len(cells) > 200 and all(cell.replace("&lt;", "<") in text.replace("&lt;", "<") for cell in cells)
     for told in (
@@ -138,13 +137,12 @@ def test_html_and_markdown_say_the_same(rows, write, tmp_path):
         "Published gain over the raw query +0.198; here GRPO +0.070",
     ):
         assert told in text, told
-
-
-def test_what_was_paid_and_what_lies_below_is_said(rows, write):
+    train = {"kind": "train", "method": "GRPO", "curve": [], "val": [{"step": 0, **spot(0.2)}]}
+    _, page, text = write([eval_row("raw request", 0.2), train])  # rows of a demo
+    assert not set(titles(text)) & set(COMPARISON) and "135M" not in page and "GPT-4o" not in page
     changed = [row | {"difference": spot(-0.05, 0.01)} if row.get("b") == "teacher" else row for row in rows]
-    for place, row in enumerate(changed):
-        if row["kind"] == "train" and row["method"] == "GRPO":
-            changed[place] = row | {"cost": row["cost"] | {"money": 1.5, "seconds": None}}
+    spent = next(row for row in changed if row["kind"] == "train" and row["method"] == "GRPO")
+    spent["cost"] |= {"money": 1.5, "seconds": None}
     text = write(changed)[2]
     assert "| 9,000 | not noted | 1.50 | finished |" in text and "prices of the run's settings" in text
     assert "GRPO below (-0.050)" in text and "| GRPO | teacher | -0.050 [-0.060, -0.040] | below |" in text
@@ -176,7 +174,7 @@ def test_the_title_of_the_race_both_ways(rows):
     assert finding(plots.race([])) == "No validation point with its seconds has been logged yet"
 
 
-def test_retention_and_the_metric_that_is_drawn(rows):
+def test_retention_the_metric_that_is_drawn_and_stages_of_adaptation(rows):
     kept = {row["method"]: row for row in book.retention(rows)}
     assert kept["SFT"]["change"]["mean"] == pytest.approx(-0.06) and kept["SFT"]["tasks"] == 2
     assert kept["SFT"]["change"]["high"] == pytest.approx(-0.06 + 0.03 / 2**0.5), "independent items: squares add up"
@@ -184,9 +182,6 @@ def test_retention_and_the_metric_that_is_drawn(rows):
     two = [one | {"metric": metric} for metric in ("inst_level_loose_acc", "prompt_level_strict_acc")]
     assert [row["metric"] for row in book.main_changes(two)] == ["prompt_level_strict_acc"]
     assert len(book.capability_changes(two)) == 2
-
-
-def test_stages_of_adaptation(rows):
     assert finding(plots.continual(rows)) == (
         "After movielens: SFT clothing 0.290 → 0.200, capability 0.460 → 0.400*; GRPO clothing 0.330 → "
         "0.320*, capability 0.460 → 0.520* (*: not shown to differ)"
@@ -226,13 +221,6 @@ def test_claims_follow_from_the_rows(rows, write):
     assert "of 24 intervals at 95%, about 1 would leave 0 out by chance alone" in said
 
 
-def test_rows_of_a_demo_have_none_of_it(write):
-    train = {"kind": "train", "method": "GRPO", "curve": [], "val": [{"step": 0, **spot(0.2)}]}
-    _, page, text = write([eval_row("raw request", 0.2), train])
-    assert not set(titles(text)) & set(COMPARISON)
-    assert "135M" not in page and "GPT-4o" not in page
-
-
 MISSING = {"eval": "Can SFT pass", "train": "Training", "compare": None, "capability": None, "GRPO only": "The same"}
 MISSING |= {"capability_compare": "KL", "continual": "One task", "cost": "What training cost", "val": "The same budget"}
 
@@ -248,17 +236,12 @@ def test_a_missing_part_leaves_a_report(rows, write, gone, section):
 
 
 def test_what_is_no_number_is_said_to_be_missing(rows, write):
-    broken = []
-    for row in rows:
-        gone = {}
-        if row["kind"] == "eval" and row["method"] == "SFT":
-            gone = {"metrics": {"ndcg@100": NULL}}
-        if row["kind"] == "train" and row["method"] == "SFT":
-            gone = {"val": [{"step": 0, **NULL}], "cost": {"samples": None, "seconds": float("nan")}}
-        if row["kind"] in ("capability_compare", "continual") and row.get("a", row.get("trainer")) == "SFT":
-            gone = {"difference": NULL, "measures": {"clothing": NULL}}
-        broken.append(row | gone)
-    _, page, text = write(broken)
+    gone = {"eval": {"metrics": {"ndcg@100": NULL}}}
+    gone["train"] = {"val": [{"step": 0, **NULL}], "cost": {"samples": None, "seconds": float("nan")}}
+    gone["capability_compare"] = gone["continual"] = {"difference": NULL, "measures": {"clothing": NULL}}
+    names = ("method", "trainer", "a")
+    sft = [row for row in rows if "SFT" in map(row.get, names) and row["kind"] in gone]
+    _, page, text = write([row | gone[row["kind"]] if row in sft else row for row in rows])
     assert "| SFT | 50 | not measured |" in text and "| SFT | not measured | not noted | not noted |" in text
     assert "nan" not in re.sub(r"<style>.*?</style>", "", page).lower().replace("finance", "")
     assert "| SFT | untrained | not measured |" in text
@@ -269,8 +252,8 @@ def test_what_is_no_number_is_said_to_be_missing(rows, write):
 def test_names_are_escaped(rows, write):
     nasty = json.loads(json.dumps(rows).replace('"SFT + JSON"', json.dumps("<script>a|b*c*</script>")))
     _, page, text = write(nasty)
-    assert "<script>" not in page and "&lt;script&gt;a|b*c*" in page
-    assert "<script>" not in text and r"&lt;script>a\|b\*c\*&lt;/script>" in text
+    assert "<script>" not in page + text and "&lt;script&gt;a|b*c*" in page
+    assert r"&lt;script>a\|b\*c\*&lt;/script>" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| &lt;script") and " | 50 | " in line]
     assert line.replace("\\|", "").count("|") == text.split("| method |")[1].split("\n")[0].count("|") + 2
 
@@ -305,12 +288,12 @@ def test_figures_of_a_comparison_render(rows):
 
 
 def test_the_table_of_tasks(tmp_path):
-    ledger, pair = Ledger(tmp_path / "ledger.jsonl"), ("item-kNN", "raw request", 0.25, 0.05)
+    ledger, own = Ledger(tmp_path / "ledger.jsonl"), {"run": "one", "retriever": ""}
     ledger.append(eval_row("raw request", 0.25, run="one", retriever="BM25Retriever"))
-    ledger.append(eval_row("item-kNN", 0.25, run="one", retriever=""))
-    ledger.append(eval_row("item-kNN", 0.25, run="one", retriever="", split="val"))
+    for split in ("test", "val"):
+        ledger.append(eval_row("item-kNN", 0.25, split=split, **own))
     ledger.append(eval_row("GRPO", 0.25, run="two", retriever="DenseRetriever"))
-    ledger.append(compare_row(*pair, run="one"))
+    ledger.append(compare_row("item-kNN", "raw request", 0.25, 0.05, run="one"))
     table = tasks_table(ledger)
     assert table["method"].tolist() == ["raw request", "item-kNN", "GRPO"]
     assert table["retriever"].tolist() == ["BM25", "BM25", "Dense"]
