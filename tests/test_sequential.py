@@ -29,10 +29,8 @@ from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.tasks import Task, history_examples, load_task
 from recr1_lite.tasks.prompts import Prompt
 
-ITEMS = pd.DataFrame(
-    [(item, f"title {item}", f"title {item}") for item in "abcdef"], columns=["item_id", "title", "text"]
-)
-TITLES = dict(zip(ITEMS["item_id"], ITEMS["title"]))
+TITLES = {item: f"title {item}" for item in "abcdef"}
+ITEMS = pd.DataFrame([(item, title, title) for item, title in TITLES.items()], columns=["item_id", "title", "text"])
 PROMPT = Prompt(style="compact", instruction="next after {request}", mode="expand")
 TRAIN = [("t1", "ab", "c"), ("t2", "ab", "d"), ("t3", "a", "b"), ("t4", "e", "c"), ("t5", "b", "d")]
 VAL, TEST = [("v1", "a", "b"), ("v2", "e", "c")], [("s1", "a", "c"), ("s2", "b", "f")]
@@ -42,8 +40,12 @@ def split(rows) -> pd.DataFrame:
     return history_examples(rows, TITLES)[0]
 
 
-def task(train=TRAIN, val=VAL, test=TEST, metrics=("ndcg@3", "recall@1")) -> Task:
-    return Task("toy", ITEMS, split(train), split(val), split(test), PROMPT, 3, 3, metrics)
+def bare(rows) -> pd.DataFrame:
+    return split(rows).drop(columns="history")
+
+
+def task(train=split(TRAIN), val=split(VAL), test=split(TEST)) -> Task:  # noqa: B008
+    return Task("toy", ITEMS, train, val, test, PROMPT, 3, 3, ("ndcg@3", "recall@1"))
 
 
 def test_a_row_of_the_table():
@@ -51,6 +53,8 @@ def test_a_row_of_the_table():
     assert repeats == 1
     assert frame.columns.tolist() == ["example_id", "request", "relevant", "exclude", "history"]
     assert frame.values.tolist() == [["x", "title a; title b", {"d": 1.0}, list("abc"), list("abcab")]]
+    same = task(test=split([("s1", "ab", "c"), ("s2", "ab", "e")]))  # two users may have had the same
+    assert same.about["splits"]["test"]["examples"] == 2
 
 
 @given(
@@ -65,33 +69,17 @@ def test_no_target_is_ever_excluded(rows, last):
         assert own.request.split("; ") == [TITLES[item] for item in own.history[-last:]]
 
 
-def test_two_users_may_have_had_the_same():
-    same = task(test=[("s1", "ab", "c"), ("s2", "ab", "e")])
-    assert same.about["splits"]["test"]["examples"] == 2
-
-
-def unsound(history) -> Task:
-    val = split(VAL[:1])
-    val.at[0, "history"] = history
-    return Task("toy", ITEMS, split(TRAIN), val, split(TEST), PROMPT, 3, 3, ("ndcg@3",))
-
-
-def without_histories() -> Task:
-    train, val = (split(rows).drop(columns="history") for rows in (TRAIN, VAL))
-    return Task("toy", ITEMS, train, val, split(TEST), PROMPT, 3, 3, ("ndcg@3",))
-
-
 @pytest.mark.parametrize(
     "make, words",
     [
         (lambda: history_examples([("x", [], "a")], TITLES), "example 'x': history is empty"),
         (lambda: history_examples([("x", ["zz"], "b")], TITLES), "'x': history holds item 'zz', which the catal"),
         (lambda: history_examples([("x", "a", "b")], TITLES, 0), "last=0 shows no item"),
-        (lambda: unsound("ab"), "v1': history is 'ab'; write a list"),
-        (lambda: unsound(["a", "zz"]), "v1': history holds 'zz', which is not in the catal"),
-        (lambda: task(val=[("t1", "a", "b")]), "example_id 't1' stands in the train split .* and in the val split"),
-        (without_histories, "request 'title a' stands in the train split"),
-        (lambda: train_sequences(split(TRAIN).drop(columns="history")), "no column 'history'"),
+        (lambda: task(val=split(VAL[:1]).assign(history=["ab"])), "v1': history is 'ab'; write a list"),
+        (lambda: task(val=split(VAL[:1]).assign(history=[["zz"]])), "v1': history holds 'zz', which is not in the cat"),
+        (lambda: task(val=split(TRAIN[:1])), "example_id 't1' stands in the train split .* and in the val split"),
+        (lambda: task(bare(TRAIN), bare(VAL)), "request 'title a' stands in the train split"),
+        (lambda: train_sequences(bare(TRAIN)), "no column 'history'"),
     ],
 )
 def test_unsound_histories(make, words):
