@@ -54,8 +54,8 @@ def examples(*rows, split: str = "") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["example_id", "request", "relevant"])
 
 
-def base(train: pd.DataFrame, val: pd.DataFrame, test: pd.DataFrame) -> Task:
-    return Task("toy", ITEMS, train, val, test, TINY, 9, 9, ("ndcg@9",), {"seed": 4})
+def base(*splits: pd.DataFrame) -> Task:
+    return Task("toy", ITEMS, *splits, TINY, 9, 9, ("ndcg@9",), {"seed": 4})
 
 
 def toy(**options) -> Task:
