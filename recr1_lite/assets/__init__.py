@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 from recr1_lite.assets import fetch as model_folders
 from recr1_lite.assets.fetch import (
@@ -30,7 +31,8 @@ from recr1_lite.common import RecR1Error, atomic_write
 
 __all__ = ["ASSETS", "ENCODERS", "MODELS", "cache_folder", "fetch", "model_folder", "model_path", "offline"]
 
-_RECBOLE = dict(  # with MovieLens-100k: GroupLens forbids to redistribute it, so no file of this kit holds it
+# with MovieLens-100k: GroupLens forbids to redistribute it, so no file of this kit holds it
+_RECBOLE: dict[str, Any] = dict(
     package="recbole",
     version="1.2.1",
     wheel_sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",

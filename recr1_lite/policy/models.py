@@ -65,8 +65,8 @@ def load_policy(
     The model is an asset of this kit, a local folder, a GGUF file, or a name on the Hub. The seed is set before the
     adapter is made, so that its random half is the same in every run with that seed. `trainable=False` without
     `adapter` gives the bare model. backend: "unsloth" or "transformers", default as `backend.choose` finds; what it
-    does not grant is said in one line on stderr. Raises RecR1Error for a model or an adapter that cannot be read, and for 4-bit
-    without bitsandbytes.
+    does not grant is said in one line on stderr. Raises RecR1Error for a model or an adapter that cannot be read, and
+    for 4-bit without bitsandbytes.
     """
     set_seed(seed)
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
@@ -103,6 +103,7 @@ def load_policy(
             attn_implementation="grouped" if device == "cpu" else "sdpa",
         )  # CUDA has kernels for the stock one
     if device == "cpu":
+        module: Any
         for module in model.modules():
             # bitsandbytes' fast path for evaluation has no gradient and, once taken, stays on in training
             if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -205,7 +206,7 @@ def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -
         }
     here = token_logps(policy, pairs)
     differences = {name: float((token_logps(other, pairs) - here).abs().max()) for name, other in others.items()}
-    worst = max(differences, key=differences.get)
+    worst = max(differences, key=differences.__getitem__)
     allowed = PARITY_TOLERANCE[policy.dtype]
     if not differences[worst] <= allowed:  # a NaN is a difference too
         raise RecR1Error(
