@@ -30,7 +30,6 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -435,7 +434,8 @@ def folder_of(path: str | Path) -> Path:
     if is_whole(folder):
         return folder
     with gguf.open_gguf(path) as (fields, tensors):  # before anything is made
-        weights = 4 * sum(prod(shape) for shape in gguf.expected(gguf.config_of(fields, tensors)).values())
+        gguf.config_of(fields, tensors)
+        weights = 4 * sum(int(tensor.n_elements) for tensor in tensors.values())
     with locked(name):
         if not is_whole(folder):
             with workplace(folder, weights + 50_000_000) as work:
