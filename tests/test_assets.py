@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from recr1_lite import assets
+from recr1_lite.assets import gguf
 from recr1_lite.assets.fetch import Asset, WheelFolder, sha256_of
 from recr1_lite.common import RecR1Error
 
@@ -291,7 +292,7 @@ def fake_conversion(monkeypatch, returncode=0):
     calls, real = [], subprocess.run
 
     def run(command, **options):
-        if "recr1_lite.assets.gguf" not in command:
+        if gguf.PROGRAM not in command:
             return real(command, **options)
         calls.append(command)
         (Path(command[-1]) / "model.safetensors").write_bytes(b"weights")

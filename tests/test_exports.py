@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
 from recr1_lite import __main__
 from recr1_lite.assets import gguf
-from recr1_lite.assets.fetch import folder_of, offline, sha256_of
+from recr1_lite.assets.fetch import offline, sha256_of
+from recr1_lite.assets.gguf import folder_of
 from recr1_lite.common import RecR1Error
 from recr1_lite.deploy import card as model_card
 from recr1_lite.deploy import export as exports

