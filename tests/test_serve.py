@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 import types
@@ -245,3 +246,11 @@ def test_it_serves_until_ctrl_c_and_stops_with_one_line(tmp_path, capsys):
     assert "my-model" in seen["health"] and str(tmp_path) not in seen["health"]
     with pytest.raises(httpx.TransportError):
         get(f"http://127.0.0.1:{port}/health")
+
+
+@pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])
+def test_without_the_extra_its_name_is_told(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(RecR1Error, match=r"needs starlette and uvicorn; run pip install -e \"\.\[server\]\""):
+        with serving(Service(None, None, {}).app()):
+            pass

@@ -26,6 +26,7 @@ from recr1_lite.search.base import Retriever, search_all
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import PROMPTS, break_special_tokens
 
+NEEDED = 'serving needs starlette and uvicorn; run pip install -e ".[server]"'
 CHAT_PATH = "/v1/chat/completions"
 BODY = 1 << 20  # bytes of a body
 REQUESTS = 32  # requests in one call
@@ -128,7 +129,7 @@ class Service:
             from starlette.responses import HTMLResponse, JSONResponse
             from starlette.routing import Route
         except ImportError:
-            raise RecR1Error('serving needs starlette and uvicorn; run pip install -e ".[server]"') from None
+            raise RecR1Error(NEEDED) from None
 
         def reply(pair: tuple[int, object]):
             return JSONResponse(pair[1], pair[0], headers=SAFE)
@@ -179,8 +180,10 @@ def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
     """
     import socket
 
-    import uvicorn
-
+    try:
+        import uvicorn
+    except ImportError:
+        raise RecR1Error(NEEDED) from None
     try:
         listening = socket.create_server((host, port))
     except (OSError, OverflowError) as problem:
