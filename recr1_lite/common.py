@@ -1,15 +1,12 @@
-"""One exception for everything a user can mend; the command line prints it as one sentence."""
-
-# MERGED: """Files that are either whole or absent."""
-# MERGED: """The one progress bar: there while somebody may be watching, gone when the work is done."""
-
-from __future__ import annotations
+"""What every room uses: the one exception, files and folders written whole or not at all, the one progress bar."""
 
 import itertools
 import os
 import re
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -39,6 +36,34 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def place_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a temporary neighbour of `folder`, then swap it in. If either fails, what was there stays."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        write(work)
+        work.chmod(0o755)
+        swap_in(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def swap_in(made: Path, folder: Path) -> None:
+    """Put the folder `made` in the place of `folder`. If that fails, the old folder is back in its place."""
+    old = made.with_name(f"{made.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        made.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def runs_folder() -> Path:

@@ -1,10 +1,10 @@
 """Where runs go, and folders that are still free."""
 
-from __future__ import annotations
+from pathlib import Path
 
 import pytest
 
-from recr1_lite.common import atomic_write, free_folder
+from recr1_lite.common import atomic_write, free_folder, place_folder
 
 
 def test_free_folder_counts_on(tmp_path):
@@ -22,3 +22,23 @@ def test_atomic_write_leaves_nothing_when_it_fails(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         atomic_write(target, "\ud800")
     assert target.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_folder_is_swapped_in_whole_or_the_old_one_stays(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "adapter", Path.rename
+
+    def write(text: str):
+        return lambda work: (work / "weights").write_text(text)
+
+    def second_fails(self, target):
+        if self.suffix != ".old" and target == folder:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    place_folder(folder, write("old"))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(Path, "rename", second_fails)
+        place_folder(folder, write("new"))
+    assert (folder / "weights").read_text() == "old" and list(tmp_path.iterdir()) == [folder]
+    place_folder(folder, write("new"))
+    assert (folder / "weights").read_text() == "new" and list(tmp_path.iterdir()) == [folder]

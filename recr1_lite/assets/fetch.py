@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, swap_in
 
 MB = 1_000_000
 RESERVE = 50 * MB  # free space that is left alone
@@ -395,5 +395,4 @@ def move(made: Path, folder: Path) -> None:
     (made / "files.json").write_text(json.dumps(sizes, indent=2))
     if folder.exists():
         note(f"{folder} was damaged and is made anew")
-        shutil.rmtree(folder)
-    os.replace(made, folder)
+    swap_in(made, folder)

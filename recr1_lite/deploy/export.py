@@ -31,9 +31,9 @@ from recr1_lite.assets.fetch import (
     sha256_of,
     unpack,
 )
-from recr1_lite.common import RecR1Error, bar
+from recr1_lite.common import RecR1Error, bar, place_folder
 from recr1_lite.ledger import versions
-from recr1_lite.policy.models import Policy, load_policy, place_folder, save_adapter, save_merged
+from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged
 from recr1_lite.policy.rewriters import encode
 from recr1_lite.policy.rollouts import completion_logps, generate_grouped
 from recr1_lite.profiles import Profile

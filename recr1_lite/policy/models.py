@@ -11,8 +11,6 @@ import functools
 import importlib.util
 import json
 import logging
-import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -28,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from recr1_lite import assets
 from recr1_lite.assets.fetch import note
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, place_folder
 from recr1_lite.policy import unsloth as unsloth_backend
 from recr1_lite.policy.backend import choose
 from recr1_lite.policy.rollouts import completion_logps
@@ -156,24 +154,6 @@ def save_merged(policy: Policy, folder: str | Path) -> Path:
         policy.tokenizer.save_pretrained(work)
 
     return place_folder(folder, write)
-
-
-def place_folder(folder: str | Path, write) -> Path:
-    """Let `write` fill a temporary neighbour of `folder`, then swap it in."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    old = work.with_name(work.name + ".old")
-    try:
-        write(work)
-        os.chmod(work, 0o755)
-        if folder.exists():
-            folder.rename(old)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
 def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
