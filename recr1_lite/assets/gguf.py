@@ -124,7 +124,7 @@ def tokenizer_of(fields: dict[str, Any], length: int):
     from transformers import PreTrainedTokenizerFast
 
     kind, split = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
-    splits = _splits()
+    splits = splits_by_name()
     if kind != "gpt2" or split not in splits:
         what = f"of kind {kind!r}" if kind != "gpt2" else f"split by {split!r}"
         known = f"byte-level BPE (gpt2) split by one of {', '.join(splits)}"
@@ -156,7 +156,7 @@ def tokenizer_of(fields: dict[str, Any], length: int):
     )
 
 
-def _splits() -> dict[str, tuple]:
+def splits_by_name() -> dict[str, tuple]:
     """(normaliser, splitting) by the name that tokenizer.ggml.pre gives."""
     from tokenizers import Regex, normalizers
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
