@@ -156,6 +156,7 @@ def inspect(arguments) -> None:
     """One request through the loop: rewrite, hits, and what an adapter changes."""
     from recr1_lite.policy.models import load_policy
     from recr1_lite.policy.rewriters import RawRewriter, Rewriter, as_rewriter
+    from recr1_lite.search import search_all
 
     profile, task = _profile(arguments), _task(arguments)
     retriever, titles = _engine(arguments, task), task.items.set_index("item_id")["title"]
@@ -164,7 +165,7 @@ def inspect(arguments) -> None:
         methods.append(as_rewriter(load_policy(profile, 0, adapter, trainable=False), task.prompt, profile, name))
     for method in methods:
         (answer,) = method.complete([arguments.request])
-        (hits,) = retriever.search([answer.query], 5)
+        (hits,) = search_all(retriever, [answer.query], 5)
         print(f"\n{method.name} ({answer.outcome})\n  sent: {answer.query}")
         for place, (item, score) in enumerate(zip(hits.ids, hits.scores), start=1):
             print(f"  {place}. {titles[item]}  ({score:.2f})")
@@ -351,7 +352,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _profile(arguments):
-
     profile = get_profile(arguments.profile)
     arguments.profile = profile.name
     steps, tracker = getattr(arguments, "steps", None), getattr(arguments, "report_to", "none")
@@ -380,7 +380,6 @@ def _engine(arguments, task):
 
 def _out(arguments) -> Path:
     """--out, else the next free folder under runs/; with --resume the last one there."""
-
     if arguments.out:
         return Path(arguments.out)
     first = runs_folder() / f"{arguments.command}-{arguments.profile}-seed{arguments.seed}"

@@ -1,5 +1,4 @@
-"""The benchmarks start, say what they do, and their summaries add up; the measurements themselves take
-minutes."""
+"""The benchmarks start, say what they do, and their summaries add up; the measurements themselves take minutes."""
 
 import json
 import math

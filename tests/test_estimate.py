@@ -159,8 +159,7 @@ def test_logits_and_checkpoints_by_hand():
     assert again == 30 * (32 * 116) * 576 * 4 + plain // 30  # one state of each layer
 
 
-def test_constants_of_other_modules_are_theirs():
-    assert (memory.LARGE_LOGITS, memory.PART) == (rollouts.LARGE_LOGITS, rollouts.PART)
+def test_a_reference_is_counted_where_the_preset_has_a_kl_term():
     paper, modern = grpo.PRESETS["paper"], grpo.PRESETS["modern"]
     assert paper["beta"] > 0 == modern["beta"] and paper["top_p"] < 1 == modern["top_p"]
     for preset, there in (("modern", False), ("paper", True)):

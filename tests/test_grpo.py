@@ -1,5 +1,4 @@
-"""GRPO: equal to stock TRL in loss, gradient and greedy rollouts; resumable, interruptible, and it
-learns."""
+"""GRPO: equal to stock TRL in loss, gradient and greedy rollouts; resumable, interruptible, and it learns."""
 
 from __future__ import annotations
 
@@ -63,8 +62,7 @@ def scripted(*means: float):
 
 
 def watched(trainer_class, completions=None, scale: float = 0.0):
-    """The trainer with given completions (or its own), a policy moved off the reference, and its numbers
-    kept."""
+    """The trainer with given completions (or its own), a policy moved off the reference, and its numbers kept."""
 
     class Watched(trainer_class):
         losses, gradients, rollouts = [], [], []
@@ -282,8 +280,7 @@ def test_greedy_rollouts_equal_stock(tiny_folder, tmp_path):
 
 
 def exact_kl(policy: Policy) -> float:
-    """KL of the policy from the model without its adapter, whole vocabulary, in nats a token on fixed
-    contexts."""
+    """KL of the policy from the model without its adapter, whole vocabulary, in nats a token on fixed contexts."""
     torch.manual_seed(0)
     ids = torch.randint(4, 124, (16, 12))
     with torch.no_grad():
@@ -375,8 +372,7 @@ def test_without_validation_the_best_adapter_is_the_last(tiny_folder, tmp_path):
 
 
 def test_two_runs_with_one_policy_and_a_reference(tiny_folder, tmp_path):
-    """As when a notebook's cell is run again; the second starts where the first ended, and so does its
-    KL."""
+    """As when a notebook's cell is run again; the second starts where the first ended, and so does its KL."""
     profile = tiny_profile(tiny_folder, preset="paper", steps=2)
     policy = load_policy(profile)
     run(policy, profile, tmp_path / "one", learning_rate=5e-2)

@@ -42,8 +42,7 @@ def test_a_rewriter_of_your_own():
 
 
 def test_each_answer_is_the_one_to_its_request_alone(policy):
-    """Batched, padded, with a request that comes twice: the order and every token are as for one at a
-    time."""
+    """Batched, padded, with a request that comes twice: the order and every token are as for one at a time."""
     asked = requests(12) + requests(3)
     answers = ModelRewriter(policy, PROMPT, "tiny", 8).complete(asked)
     lengths = set()

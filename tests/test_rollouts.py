@@ -188,8 +188,7 @@ def test_a_validation_leaves_unsloths_checkpointing_on(policy, monkeypatch):
 
 
 def test_the_trap_of_missing_positions_would_be_caught(policy):
-    """Without positions from the mask, prompts of another length than the longest score wrongly, in
-    silence."""
+    """Without positions from the mask, prompts of another length than the longest score wrongly, in silence."""
 
     class Trap:
         config, training = policy.model.config, False
@@ -321,8 +320,7 @@ def test_merged_copy_shares_what_has_no_adapter(policy):
 
 
 def test_merged_copy_draws_no_random_numbers(policy):
-    """A resumed run makes its copy at another moment than the uninterrupted one; they must not part
-    there."""
+    """A resumed run makes its copy at another moment than the uninterrupted one; they must not part there."""
     before = torch.get_rng_state()
     MergedCopy(policy.model).refresh()
     assert torch.equal(torch.get_rng_state(), before)

@@ -48,8 +48,7 @@ KINDS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2F
 
 
 def tiny_model(seed: int = 0, kind: str = "llama", **config) -> PreTrainedModel:
-    """2 layers, 4 query heads on 2 key heads, weights large enough that positions matter and that it may
-    end."""
+    """2 layers, 4 query heads on 2 key heads, weights large enough that positions matter and that it may end."""
     torch.manual_seed(seed)
     configuration, model_class = KINDS[kind]
     sizes = dict(
@@ -134,8 +133,7 @@ def toy_retriever() -> CallableRetriever:
 
 
 def left_padded(n: int = 6, repeat: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt ids and mask (n * repeat, L): unequal lengths, each prompt `repeat` times, in shuffled
-    order."""
+    """Prompt ids and mask (n * repeat, L): unequal lengths, each prompt `repeat` times, in shuffled order."""
     tokenizer = tiny_tokenizer()
     texts = [PROMPT.render(tokenizer, request) for request in requests(n)] * repeat
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()

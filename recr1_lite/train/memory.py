@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.policy.rollouts import LARGE_LOGITS, PART
 from recr1_lite.profiles import Profile
 
 GB = 1e9
@@ -22,10 +23,6 @@ PUBLISHED = {  # the models that this kit names: kind, then SIZES; the head of e
     "Qwen/Qwen2.5-3B-Instruct": ("qwen2", 2048, 11_008, 36, 16, 2, 151_936),
 }
 CARDS, MARGIN = {"t4": 15.0, "gpu24": 24.0, "paper": 24.0}, 0.10  # GB of a profile's card; share of it to leave free
-LARGE_LOGITS, PART = (
-    512 * 2**20,
-    2**25,
-)  # of policy/rollouts.py: above so many bytes logits are made in parts this large
 
 
 class Memory(NamedTuple):
