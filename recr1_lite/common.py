@@ -1,4 +1,4 @@
-"""What every room uses: the one exception, files and folders written whole or not at all, the one progress bar."""
+"""What every room uses: the one exception, files written whole or not at all, one progress bar, words of a text."""
 
 import itertools
 import os
@@ -6,14 +6,65 @@ import re
 import shutil
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import regex
 from tqdm import tqdm
+
+
+# Scripts without spaces between words: Chinese, Japanese, and those of South-East Asia (Thai, Lao, Khmer, Burmese).
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Line_Break=Complex_Context}"
+_WORDS = regex.compile(
+    rf"(?V1)(?P<run>[[{_UNSPACED}]&&[\p{{L}}\p{{Nl}}\p{{Mn}}\p{{Mc}}]]+)"
+    rf"|[[\p{{L}}\p{{N}}_]--[{_UNSPACED}]][[\p{{L}}\p{{N}}\p{{Mn}}\p{{Mc}}_]--[{_UNSPACED}]]*"
+)
+_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")  # soft hyphens, joiners, direction and order marks
 
 
 class RecR1Error(ValueError):
     """What was wrong, where, and what to do next, in one sentence."""
+
+
+def whole(value: Any) -> Any:
+    """A text, or lists and dicts of texts, that fits into UTF-8: two halves of a surrogate pair joined, a lone half "?".
+
+    Halves come out of JSON and of programs that cut a text in the middle of an emoji.
+    """
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+            return joined.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, (list, tuple)):
+        return [whole(part) for part in value]
+    return {whole(key): whole(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+def folded(text: str) -> str:
+    """The text as a retriever of words sees it: NFKC, small letters, nothing invisible; dotted and dotless i are one."""
+    text = unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i").replace("\u0131", "i")
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
+
+
+def words(text: str) -> list[str]:
+    """Its words in order, folded: runs of letters, marks and digits; where a script has no spaces, pairs of letters."""
+    if text.isascii():
+        return re.findall(r"\w+", text.lower())
+    pieces: list[str] = []
+    for match in _WORDS.finditer(folded(text)):
+        piece = match[0]
+        pairs = match["run"] and len(piece) > 1
+        pieces += [piece[at : at + 2] for at in range(len(piece) - 1)] if pairs else [piece]
+    return pieces
+
+
+def is_indexed(word: str) -> bool:
+    """Two letters or digits at least, or one letter of a script without capitals, where it may be a whole word."""
+    return len(word) > 1 or unicodedata.category(word) == "Lo"
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import random
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import bm25s
 import numpy as np
 import pandas as pd
 import Stemmer
+from bm25s.tokenization import Tokenizer
 
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, is_indexed, whole, words
 from recr1_lite.search.metrics import checked_cutoff
 
 
@@ -55,14 +54,14 @@ def fingerprint(ids: Sequence[str], content: bytes) -> str:
 
 
 def checked_queries(queries: Sequence[str]) -> list[str]:
-    """The queries as a list. Raises RetrieverError for a lone string or for a query that is not text."""
+    """The queries as a list, halves of surrogate pairs mended. Raises RetrieverError for a lone string or no text."""
     if isinstance(queries, str):
         raise RetrieverError(f"search takes a list of queries, not one string; pass [{queries!r}]")
     queries = list(queries)
     for position, query in enumerate(queries):
         if not isinstance(query, str):
             raise RetrieverError(f"query {position} is {query!r}, which is not text; pass strings only")
-    return queries
+    return [whole(query) for query in queries]
 
 
 def checked_catalogue(items: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -70,7 +69,7 @@ def checked_catalogue(items: pd.DataFrame) -> tuple[list[str], list[str]]:
     missing = [column for column in ("item_id", "text") if column not in items.columns]
     if missing:
         raise RecR1Error(f"the catalogue has no column {missing[0]!r}; it needs item_id and text")
-    ids, texts = [str(item) for item in items["item_id"]], list(items["text"])
+    ids, texts = [whole(str(item)) for item in items["item_id"]], [whole(text) for text in items["text"]]
     if not ids:
         raise RecR1Error("the catalogue is empty; give it at least one row")
     twice = pd.Index(ids).duplicated()
@@ -131,19 +130,24 @@ def _culprit(search: Callable[[list[str], int], Iterable], queries: list[str], k
 def bag_of_words(
     texts: Iterable[str], stopwords: str | Sequence[str] | None = "en", stemmer: str | None = "english"
 ) -> list[list[str]]:
-    """Each text as a list of stems: runs of two or more letters or digits, case folded, stopwords dropped."""
+    """Each text as a list of stems: its `words` that are indexed, stopwords dropped."""
     try:
-        stem = Stemmer.Stemmer(stemmer) if stemmer else None
+        stem = Stemmer.Stemmer(stemmer).stemWord if stemmer else str
     except KeyError:
         known = ", ".join(Stemmer.algorithms())
         raise RecR1Error(f"there is no stemmer {stemmer!r}; choose None or one of {known}") from None
-    folded = [unicodedata.normalize("NFKC", text).casefold() for text in texts]
     try:
-        return bm25s.tokenize(
-            folded, lower=False, stopwords=stopwords, stemmer=stem, return_ids=False, show_progress=False
-        )
+        stems: dict[str, str | None] = dict.fromkeys(Tokenizer(stopwords=stopwords).stopwords)
     except ValueError as error:  # raised for an unknown stopword list only
         raise RecR1Error(f"bm25s has no stopwords {stopwords!r}; pass a list or None ({error})") from None
+    bags = []
+    for text in texts:
+        bag = words(text)
+        for word in bag:
+            if word not in stems:
+                stems[word] = stem(word) if is_indexed(word) else None
+        bags.append([kept for word in bag if (kept := stems[word]) is not None])
+    return bags
 
 
 class CallableRetriever:
