@@ -14,7 +14,6 @@ from typing import Any
 import regex
 from tqdm import tqdm
 
-
 # Scripts without spaces between words: Chinese, Japanese, and those of South-East Asia (Thai, Lao, Khmer, Burmese).
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Line_Break=Complex_Context}"
 _WORDS = regex.compile(
@@ -29,7 +28,7 @@ class RecR1Error(ValueError):
 
 
 def whole(value: Any) -> Any:
-    """A text, or lists and dicts of texts, that fits into UTF-8: two halves of a surrogate pair joined, a lone half "?".
+    """A text, or lists and dicts of texts, that fits into UTF-8: halves of a surrogate pair joined, a lone one "?".
 
     Halves come out of JSON and of programs that cut a text in the middle of an emoji.
     """
@@ -45,7 +44,8 @@ def whole(value: Any) -> Any:
 
 
 def folded(text: str) -> str:
-    """The text as a retriever of words sees it: NFKC, small letters, nothing invisible; dotted and dotless i are one."""
+    """The text as a retriever of words sees it: NFKC, small letters, nothing invisible, one letter i."""
+    # Turkish has an i with and one without a dot, and both have capitals that others read as I
     text = unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i").replace("\u0131", "i")
     return unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
 

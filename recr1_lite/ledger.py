@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from recr1_lite.common import RecR1Error, runs_folder
+from recr1_lite.common import RecR1Error, runs_folder, whole
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bm25s")
 
@@ -107,7 +107,7 @@ def _append_line(path: Path, line: bytes) -> None:
 def _plain(value: Any) -> Any:
     """`value` as JSON has it: NumPy values, named tuples, paths and sets turned, NaN and infinity to None."""
     if isinstance(value, str):
-        return str(value)  # an enum's member is one, too
+        return whole(str(value))  # an enum's member is one, too
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):

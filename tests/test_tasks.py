@@ -16,7 +16,7 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
 from recr1_lite.tasks import Task, load_task, sealed
 from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.tasks.readers import read_table
+from recr1_lite.tasks.readers import read_rows
 
 SECRET = "the sealed question"
 ITEM_COLUMNS = ["item_id", "title", "text"]
@@ -392,6 +392,6 @@ def test_bad_options(files, task, options, words):
 def test_csv_cells_stay_as_written(tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes('\ufeffid,text\n007,"a ""b"", c\nd"\n\n1e5,NA\n'.encode())
-    table, name = read_table(path, "items")
+    name, rows = read_rows(path, "items")
     assert table.to_dict("list") == {"id": ["007", "1e5"], "text": ['a "b", c\nd', "NA"]}
     assert name == "table.csv" and table.index.tolist() == ["line 3", "line 5"]

@@ -6,11 +6,8 @@ Those limits are for programs that are wrong, not for ones that are out to get y
 """
 
 import contextlib
-import csv
-import gzip
 import importlib
 import io
-import json
 import logging
 import os
 import random
@@ -29,6 +26,7 @@ import torch
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.rollouts import completion_logps
+from recr1_lite.tasks.readers import csv_cells, jsonl_rows
 
 # the original MMLU has no line of names and letters; the Hub's export has one, and places 0 to 3
 LETTERS = {mark: place for marks in ("ABCD", "0123") for place, mark in enumerate(marks)}
@@ -46,12 +44,11 @@ def settings(**splits: list[dict]) -> dict:
 def rows_of(path: Path) -> list:
     """Lines of a CSV as lists, of JSON lines as dicts, gzipped or not. Raises RecR1Error: missing, damaged, empty."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                rows = list(csv.reader(file))
-            else:
-                rows = [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError, EOFError, csv.Error) as error:
+        if path.suffix == ".csv":
+            rows: list = [cells for _, cells in csv_cells(path, path.name, strict=False)]
+        else:
+            rows = [dict(row) for row in jsonl_rows(path, path.name)]
+    except RecR1Error as error:
         raise RecR1Error(f"{path.name} cannot be read from the data folder ({error}); {PUT}") from error
     if not rows:
         raise RecR1Error(f"{path.name} in the data folder is empty; {PUT}")

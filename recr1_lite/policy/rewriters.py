@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, whole
 from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rollouts import MergedCopy, generate_grouped
 from recr1_lite.profiles import Profile
@@ -33,7 +33,7 @@ class RawRewriter(Rewriter):
     name = "raw request"
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
-        return [Rewrite(request, "", "ok", 0) for request in requests]
+        return [Rewrite(whole(request), "", "ok", 0) for request in requests]
 
 
 class ModelRewriter(Rewriter):

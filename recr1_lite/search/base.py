@@ -17,7 +17,8 @@ import pandas as pd
 import Stemmer
 from bm25s.tokenization import Tokenizer
 
-from recr1_lite.common import RecR1Error, is_indexed, whole, words
+from recr1_lite.common import RecR1Error, is_indexed, whole
+from recr1_lite.common import words as words_of
 from recr1_lite.search.metrics import checked_cutoff
 
 
@@ -142,7 +143,7 @@ def bag_of_words(
         raise RecR1Error(f"bm25s has no stopwords {stopwords!r}; pass a list or None ({error})") from None
     bags = []
     for text in texts:
-        bag = words(text)
+        bag = words_of(text)
         for word in bag:
             if word not in stems:
                 stems[word] = stem(word) if is_indexed(word) else None

@@ -73,12 +73,13 @@ def load_c4(
     if category != "all":
         category = readers.known_category(category, table, items_name, ALIASES)
     if splits == "paper":
-        frames = _paper_splits(examples, category, n_val, name)
+        frames = base.apart(_paper_splits(examples, category, n_val, name), notes)
         made = "test: the category; train and val: the categories that the paper does not test on"
     else:
         examples = examples[(examples["category"] == category) | (category == "all")]
-        drawn = base.draw_splits(examples["request"], val, test, seed, name)
-        frames = {split: examples.set_index("request", drop=False).loc[drawn[split]] for split in base.SPLITS}
+        keyed = examples.set_index(base.alike(examples["request"]))
+        drawn = base.draw_splits(keyed.index.to_series(), val, test, seed, name)
+        frames = {split: keyed.loc[drawn[split]] for split in base.SPLITS}
         made = f"drawn from the requests of the category with seed {seed}"
     if catalogue == "category" and category != "all":
         table = table[table["category"] == category].reset_index(drop=True)
@@ -100,7 +101,7 @@ def _c4_examples(requests: readers.Table, items: pd.DataFrame, notes: Counter[st
     examples: dict[str, dict] = {}
     lost: list[str] = []
     for row in rows:
-        item, query, qid = row.text("item_id"), row.text("query"), row.cell("qid")
+        item, query, qid = row.id("item_id"), row.text("query"), row.id("qid")
         if item not in category_of:
             lost.append(item)
             continue
@@ -221,8 +222,9 @@ def _purchases(source: readers.Table, split: str) -> list[Purchase]:
     name, rows = readers.read_rows(source, f"requests[{FILES[split]!r}]")
     bought = []
     for row in rows:
-        user, target = row.text("user_id"), row.text("parent_asin")
-        if history := row.text("history", empty=True).split():
+        user, target = row.id("user_id"), row.id("parent_asin")
+        if not base.is_empty(row.cell("history")):
+            history = row.id("history").split()  # one id alone may have become a number
             bought.append(Purchase(f"{split}-{row.place.rpartition(' ')[2]}", user, history, target))
     if not bought:
         raise RecR1Error(f"{name} has no row with a history; give the {FILES[split]} file of a category that has some")
@@ -232,23 +234,18 @@ def _purchases(source: readers.Table, split: str) -> list[Purchase]:
 def _metadata(source: readers.Table, asked: set[str], whole: bool, notes: Counter[str]) -> pd.DataFrame:
     """Items of the metadata, all or those that an example holds. Raises RecR1Error that names the row."""
     name, rows = readers.read_rows(source, "items")
-    kept, item = [], ""
-    seen: dict[str, str] = {}
+    catalogue, item = readers.Catalogue(notes, empty="items without a title, left out"), ""
     for row in rows:
-        item = row.text("parent_asin")
+        item = row.id("parent_asin")
         if not whole and item not in asked:
             continue
-        row.once("parent_asin", item, seen)
         parts = [readers.plain(row.text("title", empty=True))]
         parts += [_part(row.get(key), f"{row.place}: {key}") for key in ("features", "categories", "description")]
-        if parts[0]:
-            kept.append((item, parts[0], " ".join(filter(None, parts))))
-        else:
-            notes["items without a title, left out"] += 1
-    if asked.isdisjoint(seen) or not kept:
+        catalogue.add(row, "parent_asin", parts[0], " ".join(filter(None, parts)))
+    if asked.isdisjoint(catalogue.rows) or (table := catalogue.table()).empty:
         ids = f"its ids look like {item!r}, theirs like {min(asked)!r}"
         raise RecR1Error(f"{name} has none of the items of the requests ({ids}); give the metadata of the category")
-    return pd.DataFrame(kept, columns=ITEM_COLUMNS)
+    return table
 
 
 def _part(value: object, place: str) -> str:

@@ -1,10 +1,11 @@
 """`Task`: a catalogue, requests with graded relevant items, a sealed test split; its validation; making of splits."""
 
 import contextlib
+import functools
 import math
 import random
-import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from numbers import Real
@@ -12,8 +13,10 @@ from typing import NoReturn, Self
 
 import numpy as np
 import pandas as pd
+from bm25s.stopwords import STOPWORDS_EN
+from pandas.api.types import is_object_dtype
 
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, is_indexed, whole, words
 from recr1_lite.ledger import Ledger
 from recr1_lite.tasks.prompts import Prompt
 
@@ -24,6 +27,7 @@ SPLITS = ("train", "val", "test")
 METRICS = ("ndcg@100", "ndcg@10", "recall@10", "mrr")
 LAST_TITLES = 10  # titles in a request that is made of a history, as in arXiv 2503.24289
 BETWEEN = "; "  # stands between them
+SAMPLE = 10_000  # items and requests that a data card looks at, so that it takes seconds at any size
 
 TRAINERS: list[object] = []  # one mark per trainer that runs in this process, in whatever thread; see `sealed`
 
@@ -53,8 +57,9 @@ class Task(_Seal):
     `items`: DataFrame of `item_id`, `title`, `text` (all str). `train`, `val`: DataFrames of `example_id`, `request`
     (str) and `relevant` (dict of item_id -> gain > 0); `test`, given once and then sealed, likewise. A split may have
     lists of item ids: `exclude`, which an example's ranking leaves out, and `history`, oldest first. `k_train`,
-    `k_eval`: cut-offs of the ranking. `about`: source, licence, notes; validation adds `splits`, its counts. Raises
-    RecR1Error for data that do not pass `validate` and for a cut-off below 1.
+    `k_eval`: cut-offs of the ranking. `about`: source, licence, notes; validation adds `splits`, its counts, and the
+    number of texts without a word to index, if any. Raises RecR1Error for data that do not pass `validate` and for a
+    cut-off below 1.
     """
 
     name: str
@@ -72,10 +77,13 @@ class Task(_Seal):
         for cutoff in ("k_train", "k_eval"):
             if not is_count(k := getattr(self, cutoff)):
                 raise RecR1Error(f"task {self.name!r} has {cutoff}={k!r}; take a whole number from 1 on")
-        frames = (frame.reset_index(drop=True) for frame in (self.items, self.train, self.val, test))
+        frames = (_whole(frame.reset_index(drop=True)) for frame in (self.items, self.train, self.val, test))
         self.items, self.train, self.val, self._test = frames
         splits = {"train": self.train, "val": self.val, "test": self._test}
         self.about = {**self.about, "splits": validate(self.items, splits, self.name)}
+        requests = sum(_wordless(frame["request"]) for frame in splits.values())
+        if (items := _wordless(self.items["text"])) or requests:
+            self.about["without a word to index"] = f"{items} items and {requests} requests"
 
     def __getattr__(self, name: str) -> NoReturn:  # reached only for what is not there
         hint = "; the test split is sealed, open it with unseal_test(reason)" if name == "test" else ""
@@ -125,12 +133,13 @@ class Task(_Seal):
 
     def describe(self) -> str:
         """Data card as plain text; of the test split it shows only counts."""
-        seen = pd.concat([self.train, self.val])
+        seen, of_seen = _sample(pd.concat([self.train, self.val]))
+        items, of_items = _sample(self.items)
         shared, chance = _shared_words(seen, self.items)
         lines = [
             f"Task {self.name}",
-            f"catalogue: {len(self.items)} items, {_spread(self.items['text'])} words of text each",
-            f"requests: {_spread(seen['request'])} words each (train and val)",
+            f"catalogue: {len(self.items)} items, {_spread(items['text'])} words of text each{of_items}",
+            f"requests: {_spread(seen['request'])} words each (train and val{of_seen})",
             f"overlap: of a request's different words {shared:.0%} stand in the text of its relevant item, "
             f"{chance:.0%} in that of a random one",
         ]
@@ -155,25 +164,50 @@ class Task(_Seal):
         return test
 
 
+def _whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table without halves of surrogate pairs, which only columns of objects can hold."""
+    for column in filter(lambda name: is_object_dtype(frame[name]), frame.columns):
+        mended = [whole(value) for value in frame[column]]
+        if any(new != old for new, old in zip(mended, frame[column]) if isinstance(old, (str, list, tuple, dict))):
+            frame[column] = pd.Series(mended, frame.index, dtype=object)
+    return frame
+
+
+def _wordless(texts: pd.Series) -> int:
+    """How many of the texts hold no word that an index keeps. The first words of nearly all tell."""
+    return sum(not any(map(_kept, words(text[:100]))) and not any(map(_kept, words(text))) for text in texts)
+
+
+def _kept(word: str) -> bool:
+    return is_indexed(word) and word not in STOPWORDS_EN
+
+
+def _sample(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """At most SAMPLE rows, always the same ones, and what the data card says of it."""
+    if len(frame) <= SAMPLE:
+        return frame, ""
+    return frame.sample(SAMPLE, random_state=0), f", of a sample of {SAMPLE}"
+
+
 def _spread(texts: pd.Series) -> str:
-    words = texts.str.split().str.len()
-    return f"{words.median():.0f} (median; {words.min()} to {words.max()})"
+    counts = pd.Series([len(text.split()) for text in texts])
+    return f"{counts.median():.0f} (median; {counts.min()} to {counts.max()})"
 
 
 def _shared_words(examples: pd.DataFrame, items: pd.DataFrame) -> tuple[float, float]:
     """Mean share of a request's different words in the text of its relevant items, and of a random one."""
-    words = {item: _words(text) for item, text in zip(items["item_id"], items["text"], strict=True)}
+    wanted = items[items["item_id"].isin({item for relevant in examples["relevant"] for item in relevant})]
+    texts, of_text = (
+        dict(zip(wanted["item_id"], wanted["text"])),
+        functools.lru_cache(1000)(lambda text: {*words(text)}),
+    )
     rng, shared, chance = random.Random(0), 0.0, 0.0
     for request, relevant in zip(examples["request"], examples["relevant"], strict=True):
-        asked = _words(request) or {""}
-        there = set().union(*(words.get(item, set()) for item in relevant))
+        asked = {*words(request)} or {""}
+        there = set().union(*(of_text(texts[item]) for item in relevant if item in texts))
         shared += len(asked & there) / len(asked)
-        chance += len(asked & words[rng.choice(items["item_id"])]) / len(asked)
+        chance += len(asked & of_text(rng.choice(items["text"].array))) / len(asked)
     return shared / len(examples), chance / len(examples)
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
 
 
 def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str) -> dict[str, dict[str, int]]:
@@ -245,17 +279,37 @@ def _check_example(row: dict, catalogue: set[str], where: str) -> None:
 
 
 def _check_apart(splits: Mapping[str, pd.DataFrame], task: str) -> None:
-    """No example_id and no request (but for spaces at its ends) in two splits; with a `history` only no example_id:
-    two users may have had the same things."""
+    """No example_id and no request, as `alike` has it, in two splits; with a `history` only no example_id: two users
+    may have had the same things."""
     first_of: dict[tuple[str, str], tuple[str, str]] = {}
     for split, frame in splits.items():
-        keys = EXAMPLE_COLUMNS[:1] if "history" in frame else EXAMPLE_COLUMNS[:2]
-        for example, request in zip(frame["example_id"], frame["request"], strict=True):
-            for key, value in zip(keys, (example, request.strip())):
+        keys = {"example_id": frame["example_id"]}
+        if "history" not in frame:
+            keys["request"] = alike(frame["request"])
+        for key, values in keys.items():
+            for example, value, cell in zip(frame["example_id"], values, frame[key], strict=True):
                 other, first = first_of.setdefault((key, value), (split, example))
                 if other != split:
                     places = f"the {other} split (example {first!r}) and in the {split} split (example {example!r})"
-                    raise RecR1Error(f"task {task!r}: {key} {shown(value)} stands in {places}; keep one of the two")
+                    same = f"task {task!r}: {key} {shown(cell.strip())} stands in {places}"
+                    raise RecR1Error(f"{same}{', as a retriever sees it' * (key == 'request')}; keep one of the two")
+
+
+def alike(requests: pd.Series) -> pd.Series:
+    """For each request a key that it shares with those of the same words, in whatever order, case and punctuation."""
+    keys = [" ".join(sorted(words(request))) or request.strip() for request in requests]
+    return pd.Series(keys, requests.index, dtype=str)
+
+
+def apart(splits: dict[str, pd.DataFrame], notes: Counter[str]) -> dict[str, pd.DataFrame]:
+    """The splits without the requests of train and val that a later split asks in other spelling; notes count them."""
+    later = set(alike(splits["test"]["request"]))
+    for split in ("val", "train"):
+        again = (keys := alike(splits[split]["request"])).isin(later)
+        notes[f"{split} requests that stand in a later split in other spelling, left out"] += int(again.sum())
+        splits[split] = splits[split][~again]
+        later |= set(keys)
+    return splits
 
 
 def no_column(name: str, there: Iterable, where: str) -> str:
@@ -280,10 +334,10 @@ def is_count(value: object, least: int = 1) -> bool:
 
 
 def draw_splits(requests: pd.Series, val: float, test: float, seed: int, where: str) -> dict[str, list[str]]:
-    """The different requests, without spaces at their ends, in three splits drawn with `seed`. Raises RecR1Error."""
+    """The different requests (or keys of `alike`) in three splits drawn with `seed`. Raises RecR1Error."""
     if not all(isinstance(share, Real) and share > 0 for share in (val, test)) or val + test >= 1:
         raise RecR1Error(f"val={val!r} and test={test!r} are no shares of the requests; take such as 0.2 and 0.2")
-    distinct = requests.str.strip().drop_duplicates().tolist()
+    distinct = requests.drop_duplicates().tolist()
     n_val, n_test = max(round(val * len(distinct)), 1), max(round(test * len(distinct)), 1)
     if len(distinct) <= n_val + n_test:
         raise RecR1Error(f"{where} has {len(distinct)} different requests, too few for three splits; give it more")

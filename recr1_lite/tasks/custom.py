@@ -6,15 +6,18 @@
 - `example_id`: rows that share one are one example with several relevant items, as in a qrels file
 - `exclude`: a JSON list of the ids that the ranking must not hold
 - `history`: a JSON list of the ids that a user had, oldest first; then the titles of the last items are the request.
-`relevant` is one item id, a JSON list of ids, or a JSON object {id: gain}, where a gain of null leaves the id out.
+`relevant` is one item id, a JSON list of ids, or a JSON object {id: gain}, where a gain of null leaves the id out; a
+gain of 0 or below, as qrels files hold, says that the item is not relevant. Ids are text: 7 and 7.0 are "7".
 """
+
+from collections import Counter
 
 import pandas as pd
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import ITEM_COLUMNS, LAST_TITLES, METRICS, SPLITS, Task, draw_splits, past, shown
+from recr1_lite.tasks.base import LAST_TITLES, METRICS, SPLITS, Task, alike, draw_splits, past, shown
 from recr1_lite.tasks.prompts import Prompt, chosen
-from recr1_lite.tasks.readers import Row, Table, read_rows
+from recr1_lite.tasks.readers import Catalogue, Row, Table, read_rows
 
 INSTRUCTION = "What is this request about? Answer in five keywords.\n\n{request}"
 
@@ -46,31 +49,31 @@ def load(
     if isinstance(prompt, str):
         prompt = Prompt(style="compact", instruction=prompt, mode="expand")
     items_name, rows = read_rows(items, "items")
-    catalogue = pd.DataFrame([_item(row) for row in rows])
+    notes = Counter[str]()
+    read = Catalogue(notes)
+    for row in rows:
+        _ = row.id("item_id"), row.text("title"), row.text("text")
+        read.add(row, "item_id", row["title"], row["text"])  # as they are, spaces and all
+    catalogue = read.table()
     titles = dict(zip(catalogue["item_id"], catalogue["title"]))
     name_of_requests, rows = read_rows(requests, "requests")
-    examples, notes = _examples(list(rows), name_of_requests, titles, last)
+    examples = _examples(list(rows), name_of_requests, titles, last, notes)
     if unreachable == "error":
         _check_targets(examples, titles, name_of_requests, items_name)
     if examples["split"].isna().all():
-        drawn = draw_splits(examples["request"], val, test, seed, name_of_requests)
-        split_of = {request: split for split, requests_of_split in drawn.items() for request in requests_of_split}
-        examples["split"] = examples["request"].str.strip().map(split_of)
+        keys = alike(examples["request"])
+        drawn = draw_splits(keys, val, test, seed, name_of_requests)
+        examples["split"] = keys.map({key: split for split, drawn_keys in drawn.items() for key in drawn_keys})
     splits = {split: examples[examples["split"] == split].drop(columns="split") for split in SPLITS}
-    about = {"source": source or f"{items_name}, {name_of_requests}", "licence": licence, "seed": seed, **notes}
+    about = {"source": source or f"{items_name}, {name_of_requests}", "licence": licence, "seed": seed, **+notes}
     metrics = tuple(metrics)
     return Task(name, catalogue, **splits, prompt=prompt, k_train=k_train, k_eval=k_eval, metrics=metrics, about=about)
 
 
-def _item(row: Row) -> dict[str, str]:
-    return {column: row.cell(column) for column in ITEM_COLUMNS} | {"item_id": row.id("item_id")}
-
-
-def _examples(rows: list[Row], name: str, titles: dict[str, str], last: int) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The examples, `split` None without such a column; a note on rows of things bought again, which are left out."""
+def _examples(rows: list[Row], name: str, titles: dict[str, str], last: int, notes: Counter[str]) -> pd.DataFrame:
+    """The examples, `split` None without such a column. Notes count what is left out."""
     columns = {column for row in rows for column in row}
     examples: dict[str, dict] = {}
-    repeats = 0
     for number, row in enumerate(rows, start=1):
         for column in columns:
             row.setdefault(column, None)
@@ -78,7 +81,7 @@ def _examples(rows: list[Row], name: str, titles: dict[str, str], last: int) -> 
         if "history" in row:
             asked = past(row.ids("history"), titles, last, row.place)
             if not relevant.keys().isdisjoint(asked["history"]):
-                repeats += 1
+                notes["rows whose relevant item is already in their history, left out"] += 1
                 continue
         else:
             row.text("request")
@@ -98,12 +101,15 @@ def _examples(rows: list[Row], name: str, titles: dict[str, str], last: int) -> 
                 raise RecR1Error(
                     f"{row.place}: item {item!r} has two gains in example {example_id!r}; keep one of them"
                 )
-    if not examples:
-        raise RecR1Error(f"{name}: every relevant item is in its own history, so nothing is left; check the columns")
-    notes = (
-        {"left out": f"{repeats} rows whose relevant item is already in their history"} if "history" in columns else {}
-    )
-    return pd.DataFrame(list(examples.values())), notes
+    for example in examples.values():
+        judged, example["relevant"] = example["relevant"], {i: g for i, g in example["relevant"].items() if g > 0}
+        notes["judged items with a gain of 0 or below, left out"] += len(judged) - len(example["relevant"])
+    kept = [example for example in examples.values() if example["relevant"]]
+    notes["examples without a relevant item then, left out"] += len(examples) - len(kept)
+    if not kept:
+        why = "has a gain of 0 or below" if examples else "is in its own history"
+        raise RecR1Error(f"{name}: every relevant item {why}, so nothing is left; check the columns")
+    return pd.DataFrame(kept)
 
 
 def _check_targets(examples: pd.DataFrame, known: dict[str, str], where: str, items_name: str) -> None:

@@ -20,7 +20,7 @@ import pandas as pd
 from recr1_lite.assets.fetch import BLAIR, ESCI
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks import readers
-from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, is_count, shown
+from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, alike, apart, is_count, shown
 from recr1_lite.tasks.prompts import Prompt, chosen
 
 PROMPT = Prompt(
@@ -112,16 +112,16 @@ def _judged_queries(tables: list[tuple], gains: Mapping[str, float]) -> tuple[pd
     judged: set[str] = set()
     for source, split_of_all in tables:
         for row in readers.read_rows(source, "requests", COLUMNS)[1]:
-            if row.cell("product_locale") != LOCALE or row.cell("small_version") != 1:
+            if row.cell("product_locale") != LOCALE or row.id("small_version") != "1":
                 continue
             label, split = row.cell("esci_label"), split_of_all or row.cell("split")
             if label not in LABELS:
                 raise RecR1Error(f"{row.place}: esci_label is {shown(label)}; write one of {', '.join(LABELS)}")
             if split not in SHARDS:
                 raise RecR1Error(f"{row.place}: split is {shown(split)}; write train or test")
-            request, product = row.text("query").replace("\t", " "), row.text("product_id")
+            request, product = row.text("query").replace("\t", " "), row.id("product_id")
             judged.add(product)
-            example_id = f"query-{row.cell('query_id')}"
+            example_id = f"query-{row.id('query_id')}"
             new: dict = {"example_id": example_id, "request": request, "relevant": {}, "split": split}
             relevant = examples.setdefault((split, request), new)["relevant"]
             if gain := gains.get(LABELS[label], 0.0):
@@ -137,12 +137,15 @@ def _paper_queries(paths: Mapping[str, readers.Table]) -> pd.DataFrame:
         raise RecR1Error(f"requests names the files {', '.join(map(repr, paths))}; name 'train' and 'test'")
     queries = []
     for split, source in paths.items():
-        seen: dict[str, str] = {}
+        places: dict[str, str] = {}
         for number, row in enumerate(readers.read_rows(source, f"requests[{split!r}]")[1]):
-            request, ids = row.once("query", row.text("query").replace("\t", " "), seen), row.cell("item_id")
+            request, ids = row.text("query").replace("\t", " "), row.cell("item_id")
+            if (first := places.setdefault(request, row.place)) != row.place:
+                twice = f"query {request!r} stands in {first.rpartition(', ')[2]} too"
+                raise RecR1Error(f"{row.place}: {twice}; keep one")
             if not isinstance(ids, list) or not ids:
                 raise RecR1Error(f"{row.place}: item_id is {shown(ids)}; write a list of one id or more")
-            relevant = {readers.Row(row.place, {"item_id": item}).text("item_id"): 1.0 for item in ids}
+            relevant = {readers.Row(row.place, {"item_id": item}).id("item_id"): 1.0 for item in ids}
             queries.append((f"{split}-{number}", request, relevant, split))
     return pd.DataFrame(queries, columns=[*EXAMPLE_COLUMNS, "split"])
 
@@ -153,21 +156,14 @@ def _products(items: readers.Table, judged: set[str] | None, notes: Counter[str]
     text: title, description, bullet points, brand and colour, without HTML. Raises RecR1Error.
     """
     name, rows = readers.read_rows(items, "items", ("product_id", "product_locale", *PARTS))
-    kept: list[tuple] = []
-    seen: dict[str, str] = {}
+    catalogue = readers.Catalogue(notes, [*ITEM_COLUMNS, "category"])
     for row in rows:
-        if row.cell("product_locale") != LOCALE:
-            continue
-        product = row.once("product_id", row.text("product_id"), seen)
-        if judged is None or product in judged:
+        if row.cell("product_locale") == LOCALE and (judged is None or row.id("product_id") in judged):
             parts = [readers.plain(row.text(part, empty=True)) for part in PARTS]
-            if parts[0]:
-                kept.append((product, parts[0], " ".join(filter(None, parts)), ""))
-            else:
-                notes[readers.WITHOUT_TEXT] += 1
-    if not kept:
+            catalogue.add(row, "product_id", parts[0], " ".join(filter(None, parts)), "")
+    if (table := catalogue.table()).empty:
         raise RecR1Error(f"{name} has no judged product with a title and product_locale 'us'; give the one of ESCI")
-    return pd.DataFrame(kept, columns=[*ITEM_COLUMNS, "category"]), name
+    return table, name
 
 
 def _reachable(queries: pd.DataFrame, catalogue: pd.DataFrame, notes: Counter[str]) -> pd.DataFrame:
@@ -198,13 +194,13 @@ def _of_category(queries: pd.DataFrame, catalogue: pd.DataFrame, category: str, 
 
 
 def _splits(queries: pd.DataFrame, n_val: int, notes: Counter[str]) -> dict[str, pd.DataFrame]:
-    """train, val (the first n_val train queries) and test; a query of test is in no other split."""
+    """train, val (the first n_val train queries) and test; a query of test is in no other split, nor one of val."""
     train, test = (queries.loc[queries["split"] == split, EXAMPLE_COLUMNS] for split in ("train", "test"))
     if test.empty:
         raise RecR1Error("the requests have no test query (of the category); give all examples of ESCI")
-    again = train["request"].isin(set(test["request"]))
+    again = alike(train["request"]).isin(set(alike(test["request"])))
     notes["train queries that are also test queries, left out"] = int(again.sum())
     train = train[~again]
     if not is_count(n_val) or n_val >= len(train):
         raise RecR1Error(f"n_val={n_val!r} of {len(train)} train queries leaves no train or no val split; take fewer")
-    return {"train": train[n_val:], "val": train[:n_val], "test": test}
+    return apart({"train": train[n_val:], "val": train[:n_val], "test": test}, notes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, whole
 
 STYLES = ("compact", "json", "think", "paper")
 MODES = ("rewrite", "expand")
@@ -180,7 +180,7 @@ class Prompt:
         for example, answer in self.examples:
             turns.append({"role": "user", "content": self.instruction.replace("{request}", example)})
             turns.append({"role": "assistant", "content": answer})
-        return [*turns, {"role": "user", "content": self.instruction.replace("{request}", request)}]
+        return [*turns, {"role": "user", "content": self.instruction.replace("{request}", whole(request))}]
 
     def render(self, tokenizer, request: str) -> str:
         """The text that the model continues, through its own chat template and ending in the prefix.
@@ -292,4 +292,4 @@ def compose(request: str, parsed_query: str, mode: str, weight: int = 1) -> str:
     ("", a completion that failed to parse) nothing is sent in `rewrite`, the request in `expand`.
     """
     chosen(MODES, mode=mode)
-    return parsed_query if mode == "rewrite" else " ".join([request, *[parsed_query] * weight]).strip()
+    return parsed_query if mode == "rewrite" else " ".join([whole(request), *[parsed_query] * weight]).strip()

@@ -1,9 +1,11 @@
 """Rows of CSV, JSON, JSONL and Parquet files and of DataFrames, what their cells hold, and catalogues made of them."""
 
+import codecs
 import csv
 import functools
 import gzip
 import html
+import io
 import json
 import math
 import numbers
@@ -11,7 +13,8 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recr1_lite.assets.fetch import HubFile, hub_file, named
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, whole
 from recr1_lite.tasks.base import ITEM_COLUMNS, is_count, is_empty, no_column, shown
 
 Table: TypeAlias = pd.DataFrame | str | os.PathLike
@@ -58,12 +61,6 @@ class Row(dict[str, Any]):
             return ""
         raise RecR1Error(f"{self.place}: {column} is {shown(value)}; write text there")
 
-    def once(self, column: str, value: str, seen: dict[str, str]) -> str:
-        """`value`, with its place noted in `seen`. Raises RecR1Error where it stands in an earlier place."""
-        if (first := seen.setdefault(value, self.place)) != self.place:
-            raise RecR1Error(f"{self.place}: {column} {value!r} stands in {first.rpartition(', ')[2]} too; keep one")
-        return value
-
     def id(self, column: str) -> str:
         """An id as text. Raises RecR1Error where it is no text and no whole number."""
         return _read_id(self.cell(column), f"{self.place}: {column}")
@@ -77,7 +74,8 @@ class Row(dict[str, Any]):
 
     def relevant(self) -> dict[str, float]:
         """`{item_id: gain}`. The cell `relevant` is an id, a list of ids or an object of gains, perhaps as JSON text;
-        `gain` is that of all its ids, 1 where it is empty or absent. Raises RecR1Error."""
+        `gain` is that of all its ids, 1 where it is empty or absent. A gain of 0 or below says that somebody judged the
+        item not to be relevant. Raises RecR1Error."""
         value, gain = _unpacked(self.cell("relevant"), place := f"{self.place}: relevant"), self.get("gain")
         no_gain = is_empty(gain) and not isinstance(gain, float)  # NaN is a gain that went wrong
         if isinstance(value, dict) and not no_gain:
@@ -104,22 +102,15 @@ def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[
     if isinstance(source, pd.DataFrame):
         _check_header(source.columns, what)
         rows = enumerate(source.itertuples(index=False, name=None), start=1)
-        return what, _some((Row(f"{what}, row {number}", zip(source.columns, cells)) for number, cells in rows), what)
+        named_cells = ((f"{what}, row {number}", zip(source.columns, whole(cells))) for number, cells in rows)
+        return what, _some((Row(place, cells) for place, cells in named_cells), what)
     if not isinstance(source, (str, os.PathLike)):
         raise RecR1Error(f"{what} is a {type(source).__name__}; give a path or a DataFrame")
     path = _checked_path(source, what)
-    readers: dict[str, Callable[[Path, str], Rows]] = {"csv": csv_rows, "jsonl": _jsonl, "json": _json}
+    readers: dict[str, Callable[[Path, str], Rows]] = {"csv": csv_rows, "jsonl": jsonl_rows, "json": _json}
     readers["parquet"] = functools.partial(_parquet, columns=columns)
     read = readers[path.name.lower().removesuffix(".gz").rpartition(".")[2]]
     return path.name, _some(read(path, path.name), path.name)
-
-
-def read_table(source: Table, what: str) -> tuple[pd.DataFrame, str]:
-    """All rows as a table whose index holds each one's place without the name ("line 4"), and the name."""
-    name, unread = read_rows(source, what)
-    rows = list(unread)
-    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
-    return pd.DataFrame(columns, [row.place.removeprefix(f"{name}, ") for row in rows], dtype=object), name
 
 
 def _some(rows: Rows, name: str) -> Rows:
@@ -155,14 +146,22 @@ def _checked_path(source: str | os.PathLike, what: str) -> Path:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a text in UTF-8, plain or gzipped, with their ends."""
+    """The numbered lines of a text, plain or gzipped, with their ends (LF, CR LF or CR alone).
+
+    It is UTF-8, or what its byte order mark says: UTF-8 or UTF-16. Raises RecR1Error.
+    """
     number = 0
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as problem:
-        bad = f"byte {problem.object[problem.start]:#x}"
+            wide = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            encoding = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
+            text = io.TextIOWrapper(file, *encoding, newline="")
+            for number, line in enumerate(text, start=1):
+                if not line.isascii():
+                    line.encode("utf-8")
+                yield number, line
+    except UnicodeEncodeError as problem:
+        bad = f"byte {ord(problem.object[problem.start]) - 0xDC00:#x}"
         raise RecR1Error(f"{path.name}, line {number} is not UTF-8 ({bad}); save the file again as UTF-8") from problem
     except (OSError, EOFError, zlib.error) as problem:
         reason = f"{path.name} cannot be read after line {number} ({getattr(problem, 'strerror', None) or problem})"
@@ -171,12 +170,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _loads(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
+        return whole(json.loads(text))
     except (ValueError, RecursionError) as problem:
         raise RecR1Error(f"{place} is no JSON ({problem}); mend it, or copy a file that was cut short") from problem
 
 
-def _jsonl(path: Path, name: str) -> Rows:
+def jsonl_rows(path: Path, name: str) -> Rows:
     for number, line in _lines(path):
         if line.strip():
             cells = _loads(line, place := f"{name}, line {number}")
@@ -185,25 +184,32 @@ def _jsonl(path: Path, name: str) -> Rows:
             yield Row(place, cells)
 
 
-def csv_rows(path: Path, name: str, **dialect: Any) -> Rows:
-    """The rows of a CSV file, whose first line is the header; `dialect` as csv.reader takes it. Raises RecR1Error."""
+def csv_cells(path: Path, name: str, **dialect: Any) -> Iterator[tuple[str, list[str]]]:
+    """The rows of a CSV file that are not blank, with their places; `dialect` as csv.reader takes it."""
     limit = csv.field_size_limit(CELL_LIMIT)
-    reader, header = csv.reader((line for _, line in _lines(path)), strict=True, **dialect), None
+    reader = csv.reader((line for _, line in _lines(path)), **{"strict": True, **dialect})
     try:
-        for cells in filter(None, reader):
-            place = f"{name}, line {reader.line_num}"
-            if header is None:
-                header = [column.strip() for column in cells]
-                _check_header(header, name)
-            elif len(cells) != len(header):
-                counts = f"{len(cells)} cells and the header {len(header)}"
-                raise RecR1Error(f"{place} has {counts}; check the quotes, or copy the file again if it is cut short")
-            else:
-                yield Row(place, zip(header, cells))
+        yield from ((f"{name}, line {reader.line_num}", cells) for cells in reader if any(map(str.strip, cells)))
     except csv.Error as problem:
         raise RecR1Error(f"{name}, line {reader.line_num} is no CSV ({problem}); check the quotes") from problem
     finally:
         csv.field_size_limit(limit)
+
+
+def csv_rows(path: Path, name: str, **dialect: Any) -> Rows:
+    """The rows of a CSV file whose first one is the header. Empty columns at its end, as sheets have, are none."""
+    header: list[str] = []
+    for place, cells in csv_cells(path, name, **dialect):
+        while len(cells) > len(header) and not cells[-1].strip():
+            cells.pop()
+        if not header:
+            header = [column.strip() for column in cells]
+            _check_header(header, name)
+        elif len(cells) != len(header):
+            counts = f"{len(cells)} cells and the header {len(header)}"
+            raise RecR1Error(f"{place} has {counts}; check the quotes, or copy the file again if it is cut short")
+        else:
+            yield Row(place, zip(header, cells))
 
 
 def _json(path: Path, name: str) -> Rows:
@@ -220,7 +226,7 @@ def _parquet(path: Path, name: str, columns: Collection[str]) -> Rows:
         for batch in file.iter_batches(BATCH, columns=wanted):
             yield from (Row(f"{name}, row {before + at}", cells) for at, cells in enumerate(batch.to_pylist(), start=1))
             before += len(batch)
-    except (pa.ArrowException, OSError) as problem:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         first_line = (str(problem).splitlines() or [type(problem).__name__])[0][:200].rstrip(".")
         raise RecR1Error(
             f"{name} cannot be read as Parquet ({first_line}); it may be cut short, copy it again"
@@ -228,18 +234,20 @@ def _parquet(path: Path, name: str, columns: Collection[str]) -> Rows:
 
 
 def _read_id(value: Any, place: str) -> str:
+    """An id as text, whatever a file's type made of it: " 7 ", 7 and 7.0 (whole numbers beside empty cells) are "7"."""
     if isinstance(value, str) and value.strip():
         return value.strip()
-    if isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_)):
-        return str(value)
-    # a number with decimals, too: 7.0 is how a damaged "7" or "007" looks
+    if isinstance(value, (numbers.Real, Decimal)) and not isinstance(value, (bool, np.bool_)):
+        number: Any = value
+        if isinstance(number, numbers.Integral) or (abs(number) < 2**53 and number == int(number)):
+            return str(int(number))
     raise RecR1Error(f"{place} is {shown(value)}; an id is text or a whole number")
 
 
 def _unpacked(value: Any, place: str) -> Any:
     """A list or object out of JSON text or of Parquet; other cells as they are."""
     if isinstance(value, (np.ndarray, tuple)):
-        return list(value)
+        return whole(list(value))
     return _loads(value, place) if isinstance(value, str) and value.strip()[:1] in ("[", "{") else value
 
 
@@ -248,14 +256,32 @@ def _gain(value: Any, place: str) -> float:
         gain = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         gain = math.nan
-    if not math.isfinite(gain) or gain <= 0:
-        raise RecR1Error(f"{place}: the gain {value!r} is not a positive finite number; mend it or leave the item out")
+    if not math.isfinite(gain):
+        raise RecR1Error(f"{place}: the gain {value!r} is not a finite number; mend it or leave the item out")
     return gain
 
 
+# A tag has a name of HTML, or one with a colon (Word writes <o:p>), attributes with values: "a < b and c > d" is none.
+_NAMES = """a abbr address article aside b big blockquote body br button caption center cite code col colgroup dd del
+details dfn div dl dt em embed fieldset figcaption figure font footer form h[1-6] head header hr html i iframe img
+input ins kbd label legend li link main map mark meta nav noscript object ol option p param picture pre q s samp script
+section select small source span strike strong style sub summary sup svg table tbody td textarea tfoot th thead title
+tr tt u ul var video wbr""".split()
+_TAG = re.compile(
+    r"<!--.*?-->|<!doctype[^<>]*>|<(script|style)\b[^<>]*>.*?</\1\s*>"
+    rf"|</?(?:{'|'.join(_NAMES)}|[a-z]\w*:\w+)"
+    r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+))*\s*/?>""",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
 def plain(text: str) -> str:
-    """The text without HTML tags and entities, its white space single."""
-    return " ".join(re.sub(r"<[^<>]*>", " ", html.unescape(text)).split())
+    """The text without HTML tags and entities, its white space single. What was escaped twice is taken out twice."""
+    for _ in range(3):
+        text, before = html.unescape(_TAG.sub(" ", text)), text
+        if text == before:
+            break
+    return " ".join(text.split())
 
 
 class HubFiles(list[HubFile]):
@@ -271,31 +297,52 @@ class HubFiles(list[HubFile]):
         return named(self) if self else "local files"
 
 
+class Catalogue:
+    """Items as they are read; an exact copy of one is left out and counted, and so is one without a title or a text."""
+
+    def __init__(self, notes: Counter[str], columns: Sequence[str] = ITEM_COLUMNS, empty: str = WITHOUT_TEXT) -> None:
+        self.notes, self.columns, self.empty = notes, columns, empty
+        self.rows: dict[str, tuple[str, ...]] = {}
+        self.places: dict[str, str] = {}
+
+    def add(self, row: Row, column: str, *texts: str) -> str:
+        """Take the item whose id is in `column`, with its title, its text and perhaps more. Raises RecR1Error where an
+        earlier row says something else of it."""
+        item = row.id(column)
+        if (first := self.places.setdefault(item, row.place)) == row.place:
+            self.rows[item] = texts
+            self.notes[self.empty] += not (texts[0] and texts[1])
+        elif self.rows[item] == texts:
+            self.notes["items that stand there twice, left out once"] += 1
+        else:
+            there = first.rpartition(", ")[2]
+            raise RecR1Error(f"{row.place}: {column} {item!r} stands in {there} too, with another text; keep one")
+        return item
+
+    def table(self) -> pd.DataFrame:
+        kept = [(item, *texts) for item, texts in self.rows.items() if texts[0] and texts[1]]
+        return pd.DataFrame(kept, columns=list(self.columns))
+
+
 def read_items(source: Table, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
     """A catalogue (`item_id`, `title`, `text`, `category`) as BLaIR and Amazon-C4 have it, and its name.
 
     Rows have item_id (or item), category, and metadata: title, full stop and description in one text. Rows may have
     title and text instead, and then need no category. An item whose text is empty is left out and counted in `notes`.
     """
-    kept: list[tuple] = []
-    seen: dict[str, str] = {}
+    catalogue = Catalogue(notes, [*ITEM_COLUMNS, "category"])
     name, rows = read_rows(source, "items")
     for row in rows:
-        column = "item" if "item" in row and "item_id" not in row else "item_id"
-        item = row.once("item_id", row.text(column), seen)
+        category = row.text("category", empty=True) if "category" in row or "text" not in row else ""
         if "metadata" in row or "text" not in row:
-            text, category = row.text("metadata", empty=True), row.text("category", empty=True)
+            text = row.text("metadata", empty=True)
             title = " ".join(text.split(". ")[0].split()[:TITLE_WORDS])
         else:
             title, text = row.text("title", empty=True), row.text("text", empty=True)
-            category = row.text("category", empty=True) if "category" in row else ""
-        if title and text:
-            kept.append((item, title, text, category))
-        else:
-            notes[WITHOUT_TEXT] += 1
-    if not kept:
+        catalogue.add(row, "item" if "item" in row and "item_id" not in row else "item_id", title, text, category)
+    if (table := catalogue.table()).empty:
         raise RecR1Error(f"{name} has no item with a text; give it at least one")
-    return pd.DataFrame(kept, columns=[*ITEM_COLUMNS, "category"]), name
+    return table, name
 
 
 def known_category(category: str, items: pd.DataFrame, name: str, aliases: Mapping[str, str] = {}) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from recr1_lite.common import RecR1Error, bar
 from recr1_lite.policy.endpoint import EndpointRewriter
 from recr1_lite.policy.rewriters import ModelRewriter, Rewriter
 from recr1_lite.tasks.prompts import Rewrite, compose
-from recr1_lite.tasks.readers import read_table
+from recr1_lite.tasks.readers import read_rows
 from recr1_lite.train.rewards import Scorer
 
 CHUNK = 8  # examples whose rollouts are drawn together, from one seed
@@ -122,7 +123,7 @@ class TargetFile:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                key = row["settings"] if number == 1 else row["example_id"]
+                key: Any = row["settings"] if number == 1 else str(row["example_id"])
             except (ValueError, KeyError, TypeError):
                 wrong = f"line {number} of {self.path} is no row of a targets file"
                 raise RecR1Error(f"{wrong}; mend or remove it") from None
@@ -246,21 +247,20 @@ def read_pairs(path: str | os.PathLike, examples: pd.DataFrame) -> pd.DataFrame:
     Only requests of `examples` are taken, so that a file cannot bring in the validation or the test. Raises
     RecR1Error for a missing column, an empty rewrite, a request with two rewrites, or a file that fits no example.
     """
-    pairs, path = read_table(path, "the pairs")
-    key = "example_id" if "example_id" in pairs.columns else "request"
-    if missing := [column for column in (key, "rewrite") if column not in pairs.columns]:
-        raise RecR1Error(f"{path} has no column {missing[0]!r}; it needs request (or example_id) and rewrite")
-    if (twice := pairs[key].duplicated()).any():
-        raise RecR1Error(f"{path} has two rewrites for {pairs[key][twice].iloc[0]!r}; keep one of them")
-    empty = pairs["rewrite"].fillna("").astype(str).str.strip() == ""
-    if empty.any():
-        place = pairs.index[int(np.argmax(empty))]
-        raise RecR1Error(f"{path}, {place}: the rewrite is empty; fill it in or drop the row")
-    fits = examples.merge(pairs.drop(columns="request" if key == "example_id" else [], errors="ignore"), on=key)
-    if not len(fits):
-        raise RecR1Error(f"no {key} of {path} is one of the {len(examples)} training examples; check that they match")
-    thought = fits["thought"] if "thought" in fits.columns else ""
-    return fits[["example_id", "request", "rewrite"]].assign(thought=thought, **FREE)
+    name, rows = read_rows(path, "the pairs")
+    pairs: dict[str, tuple[str, str]] = {}
+    key = ""
+    for row in rows:
+        key = "example_id" if "example_id" in row else "request"
+        asked = row.id(key) if key == "example_id" else row.text(key)
+        if asked in pairs:
+            raise RecR1Error(f"{row.place}: {name} has two rewrites for {asked!r}; keep one of them")
+        pairs[asked] = row.text("rewrite"), row.text("thought", empty=True) if "thought" in row else ""
+    fits = examples[["example_id", "request"]][(asked := examples[key].str.strip()).isin(pairs)]
+    if fits.empty:
+        raise RecR1Error(f"no {key} of {name} is one of the {len(examples)} training examples; check that they match")
+    rewrites, thoughts = zip(*(pairs[key] for key in asked[fits.index]))
+    return fits.reset_index(drop=True).assign(rewrite=rewrites, thought=thoughts, **FREE)
 
 
 def from_endpoint(
