@@ -295,5 +295,31 @@ def test_the_environment_check_catches(retriever, name, what, change):
     assert not checks(retriever, **{what: change})[name].passed
 
 
-def test_bag_of_words():
-    assert bag_of_words(["The DRESSES, dresses!", ""]) == [["dress", "dress"], []]
+@pytest.mark.parametrize(
+    "text, bag",
+    [
+        ("The DRESSES, dresses!", ["dress", "dress"]),
+        ("", []),
+        ("लाल साड़ी न", ["लाल", "साड़ी", "न"]),  # vowel signs belong to the word
+        ("İSTANBUL ıstanbul ISTANBUL", ["istanbul"] * 3),
+        ("wo\u00adol wo\u200col \ufeffwool\u200b", ["wool"] * 3),
+        ("红色 T恤", ["红色", "恤"]),
+        ("สีแดง", ["สี", "ีแ", "แด", "ดง"]),
+        ("コート3着", ["コー", "ート", "着"]),
+        ("옷 가방", ["옷", "가방"]),
+    ],
+)
+def test_bag_of_words(text, bag):
+    assert bag_of_words([text], "en", "english") == [bag]
+
+
+def test_scripts_without_spaces_are_found():
+    items = pd.DataFrame({"item_id": ["a", "b", "c"], "text": ["红色连衣裙夏季新款", "เสื้อเชิ้ตสีขาว", "लाल साड़ी"]})
+    retriever = BM25Retriever.build(items)
+    assert [hits.ids for hits in retriever.search(["新款连衣裙", "สีขาว", "साड़ी", "साड़"], 5)] == [
+        ["a"],
+        ["b"],
+        ["c"],
+        [],
+    ]
+    assert all(check.passed for check in environment_check(retriever, items, n=20))

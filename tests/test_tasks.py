@@ -6,7 +6,10 @@ import hashlib
 import json
 import pickle
 import threading
+from decimal import Decimal
 
+import hub_files
+import numpy as np
 import pandas as pd
 import pytest
 from hub_files import write_jsonl
@@ -15,8 +18,8 @@ from recr1_lite import assets
 from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
 from recr1_lite.tasks import Task, load_task, sealed
-from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.tasks.readers import read_rows
+from recr1_lite.tasks.prompts import Prompt, compose
+from recr1_lite.tasks.readers import plain, read_rows
 
 SECRET = "the sealed question"
 ITEM_COLUMNS = ["item_id", "title", "text"]
@@ -305,10 +308,9 @@ def test_unreachable_targets(files):
         (ten(request=5), "line 10: request is 5"),
         (ten(relevant=None), "line 10: relevant is empty; an id"),
         (ten(relevant=[]), "line 10: relevant is empty; name at least one"),
-        (ten(relevant=7.0), "line 10: relevant is 7.0; an id is text or a whole number"),
+        (ten(relevant=7.5), "line 10: relevant is 7.5; an id is text or a whole number"),
         (ten(relevant="['8']"), "line 10: relevant is no JSON .*; mend it"),
-        (ten(relevant={"8": -1}), "line 10: the gain -1 is not a positive finite number"),
-        (ten(gain=0), "line 10: the gain 0 is not"),
+        (ten(relevant={"8": float("nan")}), "line 10: the gain nan is not a finite number"),
         (ten(relevant={"8": 1}, gain=2), "line 10 has gains in relevant and in gain"),
         (ten(split="train"), "line 1: split is empty; write one of train, val, test"),
         ([row | {"example_id": "a"} for row in ten()], "line 2: example_id 'a' stands in an earlier row"),
@@ -355,7 +357,7 @@ def test_where_a_bad_row_stands(tmp_path):
         ("items.jsonl", b'{"item_id": 1, "title": "a", "text": "b"}\n{"item_id": \n', "line 2 is no JSON .* cut short"),
         ("items.jsonl", b"\xef\xbb\xbf[1]\n", "line 1 is no JSON object"),
         ("items.jsonl", b'{"item_id": 1.5, "title": "a", "text": "b"}\n', "line 1: item_id is 1.5; an id is text"),
-        ("items.jsonl", b'{"item_id": 1, "title": "a", "text": NaN}\n', r"row 1 \('1'\): text is empty"),
+        ("items.jsonl", b'{"item_id": 1, "title": "a", "text": NaN}\n', "items.jsonl, line 1: text is empty"),
         ("items.parquet", b"PAR1 and no more", "items.parquet cannot be read as Parquet .*; it may be cut short"),
     ],
 )
@@ -389,9 +391,114 @@ def test_bad_options(files, task, options, words):
         files(**options) if task == "ours" else load_task(task, **options)
 
 
-def test_csv_cells_stay_as_written(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_cells_stay_as_written(tmp_path, encoding, end):
     path = tmp_path / "table.csv"
-    path.write_bytes('\ufeffid,text\n007,"a ""b"", c\nd"\n\n1e5,NA\n'.encode())
+    lines = ["id,text,,", '007,"a ""b"", é', 'd",,', ",,,", "", "1e5,NA,", ""]  # empty columns and rows, as of a sheet
+    path.write_bytes(end.join(lines).encode(encoding))
     name, rows = read_rows(path, "items")
-    assert table.to_dict("list") == {"id": ["007", "1e5"], "text": ['a "b", c\nd', "NA"]}
-    assert name == "table.csv" and table.index.tolist() == ["line 3", "line 5"]
+    read = [(row.place, dict(row)) for row in rows]
+    assert read == [
+        ("table.csv, line 3", {"id": "007", "text": f'a "b", é{end}d'}),
+        ("table.csv, line 6", {"id": "1e5", "text": "NA"}),
+    ]
+
+
+@pytest.mark.parametrize("value", [7, 7.0, " 7 ", np.int64(7), np.float32(7), Decimal(7)])
+def test_ids_are_text_whatever_the_type(files, value):
+    items = pd.DataFrame([(value, "Lamp", "lamp"), ("007", "Rug", "rug")], columns=ITEM_COLUMNS)
+    rows = [{"example_id": float(n), "request": f"wish {n}", "relevant": [value, "007"]} for n in range(9)]
+    task = load_task("custom", items=items, requests=pd.DataFrame(rows))
+    assert task.items["item_id"].tolist() == ["7", "007"] and set(task.train["example_id"]) < set("012345678")
+    assert task.train["relevant"][0] == {"7": 1.0, "007": 1.0}
+    seen = pd.DataFrame({"relevant": ["007"] * 3, "split": ["train", "val", "test"], "history": [[value]] * 3})
+    assert load_task("custom", items=items, requests=seen).val["exclude"][0] == ["7"]
+
+
+def test_rows_judged_not_relevant(files):
+    """As a qrels file has them: with a gain of 0 or below."""
+    rows = [{"example_id": r["request"], **r, "relevant": item, "gain": gain} for r in ten()
+            for item, gain in (("007", 2), ("8", 0), ("9", -1))]  # fmt: skip
+    task = files([*rows, {"example_id": "none", "request": "nothing", "relevant": "8", "gain": 0}])
+    assert all(relevant == {"007": 2.0} for relevant in task.train["relevant"])
+    assert task.about["judged items with a gain of 0 or below, left out"] == 21
+    assert task.about["examples without a relevant item then, left out"] == 1
+    with pytest.raises(RecR1Error, match="every relevant item has a gain of 0 or below"):
+        files([row | {"relevant": {"8": 0}} for row in ten()])
+
+
+def test_items_that_stand_there_twice(tmp_path):
+    path = hub_files.write_csv(tmp_path / "i.csv", ITEM_COLUMNS, [*CATALOGUE, CATALOGUE[0]])
+    task = load_task("custom", items=path, requests=pd.DataFrame(ten()))
+    assert len(task.items) == 3 and task.about["items that stand there twice, left out once"] == 1
+    hub_files.write_csv(path, ITEM_COLUMNS, [*CATALOGUE, ("8", "NA", "another")])
+    with pytest.raises(RecR1Error, match="i.csv, line 5: item_id '8' stands in line 3 too, with another text; keep"):
+        load_task("custom", items=path, requests=pd.DataFrame(ten()))
+
+
+ALIKE = ["red  DRESS", "Dress, red!", "ｒｅｄ dress", "red dr\u00adess\u200b", "  red dress "]
+
+
+@pytest.mark.parametrize("other", ALIKE)
+def test_requests_that_a_retriever_cannot_tell_apart(files, ledger, other):
+    with pytest.raises(RecR1Error, match="request .* stands in the train split .*, as a retriever sees it"):
+        toy(train=frame(("t", "red dress", {"1": 1})), val=frame(("v", other, {"1": 1})))
+    task = files([*ten(), *ten(request=other), *({"request": request, "relevant": "8"} for request in ALIKE)])
+    splits = [set(rows["request"]) & {*ALIKE} for rows in (task.train, task.val, task.unseal_test())]
+    assert sorted(map(len, splits)) == [0, 0, len(ALIKE)]
+
+
+def test_halves_of_surrogate_pairs(files, tmp_path, ledger):
+    emoji, half = "\ud83d\ude00", "\ud83d"  # as two escapes of JSON, or cut between them
+    rows = [row | {"relevant": ["007", half]} for row in ten(request=f"socks {half}")]
+    items = write_jsonl(tmp_path / "i.jsonl", [dict(zip(ITEM_COLUMNS, row)) for row in
+                                               [(half, f"A {emoji}", f"b {half}"), *CATALOGUE]])  # fmt: skip
+    table = pd.DataFrame(rows, dtype=object)
+    tasks = [
+        load_task("custom", items=items, requests=given) for given in (write_jsonl(tmp_path / "r.jsonl", rows), table)
+    ]
+    for task in tasks:
+        assert task.items.iloc[0].tolist() == ["?", "A \U0001f600", "b ?"]
+        assert task.train["relevant"][0] == {"007": 1.0, "?": 1.0} and task.describe().encode()
+        asked = pd.concat([task.train, task.val, task.unseal_test()])["request"]
+        assert "socks ?" in set(asked)
+    by_hand = toy(
+        train=pd.DataFrame([("t", half, {"1": 1.0})], columns=["example_id", "request", "relevant"], dtype=object)
+    )
+    assert by_hand.train["request"].tolist() == ["?"]
+    assert ledger.append({"kind": "note", "text": half})["text"] == "?"
+    turns = by_hand.prompt.messages(half)
+    assert turns[-1]["content"] == "?" and compose(half, "x", "expand") == "? x"
+
+
+def test_texts_without_a_word_are_counted():
+    task = toy(items=ITEMS.assign(text=["🙂 !", "an oak chair"]), val=frame(("v", "the of a", {"2": 1.0})))
+    assert task.about["without a word to index"] == "1 items and 1 requests"
+    assert "without a word to index: 1 items" in task.describe() and "word to index" not in toy().describe()
+
+
+def test_data_card_of_a_sample(monkeypatch):
+    whole = toy().describe()
+    monkeypatch.setattr("recr1_lite.tasks.base.SAMPLE", 2)
+    card = toy().describe()
+    assert "requests: 4 (median; 4 to 4) words each (train and val, of a sample of 2)" in card
+    assert "words of text each\n" in card and "sample of" not in whole
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("phones < 6 inch, tablets > 9 inch", "phones < 6 inch, tablets > 9 inch"),
+        (
+            "a <b and c> d, I <3 x -> y, <25dB >60Nm, <Genuine Leather>",
+            "a <b and c> d, I <3 x -> y, <25dB >60Nm, <Genuine Leather>",
+        ),
+        ("waist &lt;32 in; hips &gt;38 in", "waist <32 in; hips >38 in"),
+        ("<P class=\"x y\">Red<br/>lamp</p><!-- a > b --> &amp; <a href='z'>more</a><o:p></o:p>", "Red lamp & more"),
+        ("<style>p { color: red }</style>Tall <script type=x>1 < 2</script>lamp", "Tall lamp"),
+        ("A &amp;amp; B &amp;lt;b&amp;gt;bold&amp;lt;/b&amp;gt; &amp;lt; 5", "A & B bold < 5"),
+    ],
+)
+def test_tags_and_entities(text, wanted):
+    assert plain(text) == wanted
