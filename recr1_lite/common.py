@@ -56,9 +56,8 @@ def words(text: str) -> list[str]:
         return re.findall(r"\w+", text.lower())
     pieces: list[str] = []
     for match in _WORDS.finditer(folded(text)):
-        piece = match[0]
-        pairs = match["run"] and len(piece) > 1
-        pieces += [piece[at : at + 2] for at in range(len(piece) - 1)] if pairs else [piece]
+        piece, pairs = match[0], range(len(match["run"] or "") - 1)
+        pieces += [piece[at : at + 2] for at in pairs] or [piece]
     return pieces
 
 

@@ -77,7 +77,7 @@ BROKEN = [  # task, file, how it is damaged, words of the message
     ("amazon_c4", "items.jsonl.gz", lambda p: p.write_bytes(b"plain"), r"jsonl\.gz cannot be read after line 0"),
     ("esci", "examples.parquet", table(lambda t: t.drop(columns="esci_label")), "row 1 has no column 'esci_label'"),
     ("amazon_c4", "items.jsonl", line(4, metadata=...), r"items\.jsonl, line 4 has no column 'metadata'"),
-    ("esci", "products.parquet", table(lambda t: t.assign(product_id=range(len(t)))), "row 1: product_id is 0"),
+    ("esci", "products.parquet", table(lambda t: t.assign(product_id=0.5)), "row 1: product_id is 0.5; an id"),
     ("amazon_reviews", "meta_All_Beauty.jsonl", line(3, title=7), r"Beauty\.jsonl, line 3: title is 7; write text"),
     ("amazon_reviews", "meta_All_Beauty.jsonl", line(3, features=[1]), r"line 3: features is \[1\]; write text"),
     ("esci", "examples.parquet", table(lambda t: t.assign(product_id="Q" + t["product_id"])),
@@ -93,7 +93,8 @@ BROKEN = [  # task, file, how it is damaged, words of the message
      r"examples\.parquet, row 37: split is 'dev'; write train or test"),
     ("esci", "examples.parquet", table(lambda t: t.assign(product_locale="jp")), "no row with product_locale 'us'"),
     ("amazon_c4", "items.jsonl", line(6, item_id="B1"), r"items\.jsonl, line 6: item_id 'B1' stands in line 2 too"),
-    ("esci", "products.parquet", table(lambda t: pd.concat([t, t[:1]])), "row 13: product_id 'P0' stands in row 1 too"),
+    ("esci", "products.parquet", table(lambda t: pd.concat([t, t[:1].assign(product_title="x")])),
+     "row 13: product_id 'P0' stands in row 1 too"),
     ("esci", "examples.parquet", table(lambda t: t.assign(esci_label=["E"] * 8 + ["X"] * (len(t) - 8))),
      r"examples\.parquet, row 9: esci_label is 'X'; write one of E, S, C, I"),
     ("amazon_c4", "test.csv", lines(lambda own: [own[0], '0,"  ",B0,U0,5,x\n', *own[3:]]), "line 2: query is empty"),
@@ -117,7 +118,7 @@ def test_broken_file(load, tmp_path, task, name, damage, words):
 
 @pytest.mark.parametrize(
     ("history", "words"),
-    [(7, "history is 7; write text"), (["I0"], r"history is \['I0'\]"), (float("nan"), "no row with a history")],
+    [(7.5, "history is 7.5; an id is text"), (["I0"], r"history is \['I0'\]"), (float("nan"), "no row with a history")],
 )
 def test_history_that_is_no_text(load, history, words):
     frames = {split: pd.read_csv(load.data / f"All_Beauty.{split}.csv") for split in ("train", "valid", "test")}
@@ -135,7 +136,7 @@ def test_history_that_is_no_text(load, history, words):
         ("[7]", r"train\.json holds no list of JSON objects"),
         ('[{"query": "x"}]', r"train\.json, entry 1 has no column 'item_id'"),
         ('[{"query": "x", "item_id": "P1"}]', r"train\.json, entry 1: item_id is 'P1'; write a list"),
-        ('[{"query": "x", "item_id": [1]}]', r"train\.json, entry 1: item_id is 1; write text"),
+        ('[{"query": "x", "item_id": [true]}]', r"train\.json, entry 1: item_id is True; an id is"),
         ('[{"query": " ", "item_id": ["P1"]}]', r"train\.json, entry 1: query is empty"),
         (
             '[{"query": "x", "item_id": ["P1"]}, {"query": "x ", "item_id": ["P2"]}]',

@@ -195,8 +195,8 @@ def test_pairs_join_the_training_examples(tmp_path):
     [
         ([{"request": "w0"}], "no column 'rewrite'"),
         ([{"rewrite": "w0"}], "no column 'request'"),
-        ([{"request": "w0", "rewrite": " "}], "line 1: the rewrite is empty"),
-        ([{"request": "w0", "rewrite": None}], "line 1: the rewrite is empty"),
+        ([{"request": "w0", "rewrite": " "}], "line 1: rewrite is empty"),
+        ([{"request": "w0", "rewrite": None}], "line 1: rewrite is empty"),
         ([{"request": "w0", "rewrite": "a"}] * 2, "two rewrites for 'w0'"),
         ([{"request": "nobody", "rewrite": "a"}], "no request of pairs.jsonl is one of the 6"),
     ],

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jinja2 import Template
 
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, whole
 from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.policy.rewriters import ModelRewriter, as_rewriter, encode
 from recr1_lite.policy.rollouts import generate_grouped
@@ -60,7 +60,7 @@ class Service:
             raise RecR1Error(f"a request has {longest} letters and {LETTERS} are allowed; shorten it")
         if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= RESULTS:
             raise RecR1Error(f'"k" is {json.dumps(k)[:40]}; send a whole number from 1 to {RESULTS}')
-        texts, size = [_whole(str(request)) for request in requests], self.rewriter.batch_size
+        texts, size = [whole(str(request)) for request in requests], self.rewriter.batch_size
         batches = [texts[at : at + size] for at in range(0, len(texts), size)]
         answers = [answer for batch in batches for answer in self.rewriter.complete(batch)]
         results, found = self.hits([answer.query for answer in answers], k), []
@@ -267,9 +267,4 @@ def _text(content: object) -> str:
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise RecR1Error('a turn\'s "content" is no text; this model reads text only')
-    return _whole("".join(map(str, texts)))
-
-
-def _whole(text: str) -> str:
-    """The text with a question mark for each half of a character, which no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode()
+    return whole("".join(map(str, texts)))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import httpx
 
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, whole
 from recr1_lite.policy.rewriters import Rewriter
 from recr1_lite.search.remote import address_of, first_line, is_loopback, message_of, same_server
 from recr1_lite.tasks.prompts import Parsed, Prompt, Rewrite, compose
@@ -115,11 +115,11 @@ class EndpointRewriter(Rewriter):
 
     def answer(self, request: str) -> tuple[Answer, Parsed]:
         """What the server says to this request with the rewriter's prompt, and how it parses."""
-        messages = self.prompt.messages(_TAG.sub("< ", request.encode("utf-8", "replace").decode()))
+        messages = self.prompt.messages(_TAG.sub("< ", request))
         if self.prompt.prefix:
             messages.append({"role": "assistant", "content": self.prompt.prefix})
         answer = self.chat(messages)
-        text = answer.text.removeprefix(self.prompt.prefix)  # some servers repeat it
+        text = whole(answer.text).removeprefix(self.prompt.prefix)  # some servers repeat it
         return answer._replace(text=text), self.prompt.read(text, answer.truncated)
 
     def safe(self, text: str) -> str:

@@ -27,11 +27,8 @@ from recr1_lite.tasks import base, readers
 from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, shown
 from recr1_lite.tasks.prompts import Prompt, chosen
 
-C4_PROMPT = Prompt(
-    style="compact",
-    instruction="{request}\n\nWhich product is this about, and what are its features? Answer in five keywords.",
-    mode="expand",
-)
+C4_QUESTION = "{request}\n\nWhich product is this about, and what are its features? Answer in five keywords."
+C4_PROMPT = Prompt("compact", C4_QUESTION, mode="expand")
 PAPER = ("Games", "Baby", "Office", "Sports")  # the categories that the paper tests on, as the catalogue names them
 ALIASES = dict(zip(("Video_Games", "Baby_Products", "Office_Products", "Sports_and_Outdoors"), PAPER))
 LOST = "requests whose item is not in the catalogue, left out"
@@ -123,19 +120,15 @@ def _paper_splits(examples: pd.DataFrame, category: str, n_val: int, name: str) 
     return {"train": others[:-n_val], "val": others[-n_val:], "test": test}
 
 
+BOUGHT = "I bought these products, the latest last: {request}"
 REVIEWS_PROMPT = Prompt(
-    style="compact",
-    instruction="I bought these products, the latest last: {request}\n\nWhat kind of product do I need next? "
-    "Answer with keywords.",
-    mode="expand",
+    "compact", f"{BOUGHT}\n\nWhat kind of product do I need next? Answer with keywords.", mode="expand"
 )
 FILES = {"train": "train", "val": "valid", "test": "test"}  # split -> its name in the data set
 SETTINGS = {"transductive": "with a train example", "inductive": "without a train example", "all": "of both"}
 
 
 class Purchase(NamedTuple):
-    """What a user bought after a history, oldest first."""
-
     example_id: str
     user: str
     history: list[str]
@@ -242,10 +235,11 @@ def _metadata(source: readers.Table, asked: set[str], whole: bool, notes: Counte
         parts = [readers.plain(row.text("title", empty=True))]
         parts += [_part(row.get(key), f"{row.place}: {key}") for key in ("features", "categories", "description")]
         catalogue.add(row, "parent_asin", parts[0], " ".join(filter(None, parts)))
-    if asked.isdisjoint(catalogue.rows) or (table := catalogue.table()).empty:
-        ids = f"its ids look like {item!r}, theirs like {min(asked)!r}"
-        raise RecR1Error(f"{name} has none of the items of the requests ({ids}); give the metadata of the category")
-    return table
+    ids = f"its ids look like {item!r}, theirs like {min(asked)!r}"
+    lacks = f"{name} has none of the items of the requests ({ids}); give the metadata of the category"
+    if asked.isdisjoint(catalogue.rows):
+        raise RecR1Error(lacks)
+    return catalogue.table(lacks)
 
 
 def _part(value: object, place: str) -> str:

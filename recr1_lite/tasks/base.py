@@ -166,27 +166,23 @@ class Task(_Seal):
 
 def _whole(frame: pd.DataFrame) -> pd.DataFrame:
     """The table without halves of surrogate pairs, which only columns of objects can hold."""
-    for column in filter(lambda name: is_object_dtype(frame[name]), frame.columns):
-        mended = [whole(value) for value in frame[column]]
-        if any(new != old for new, old in zip(mended, frame[column]) if isinstance(old, (str, list, tuple, dict))):
-            frame[column] = pd.Series(mended, frame.index, dtype=object)
-    return frame
+    mixed = [column for column in frame if is_object_dtype(frame[column])]
+    return frame.assign(**{column: pd.Series(map(whole, frame[column]), frame.index, dtype=object) for column in mixed})
 
 
 def _wordless(texts: pd.Series) -> int:
     """How many of the texts hold no word that an index keeps. The first words of nearly all tell."""
-    return sum(not any(map(_kept, words(text[:100]))) and not any(map(_kept, words(text))) for text in texts)
 
+    def silent(text: str) -> bool:
+        return not any(is_indexed(word) and word not in STOPWORDS_EN for word in words(text))
 
-def _kept(word: str) -> bool:
-    return is_indexed(word) and word not in STOPWORDS_EN
+    return sum(silent(text[:100]) and silent(text) for text in texts)
 
 
 def _sample(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """At most SAMPLE rows, always the same ones, and what the data card says of it."""
-    if len(frame) <= SAMPLE:
-        return frame, ""
-    return frame.sample(SAMPLE, random_state=0), f", of a sample of {SAMPLE}"
+    small = len(frame) <= SAMPLE
+    return (frame, "") if small else (frame.sample(SAMPLE, random_state=0), f", of a sample of {SAMPLE}")
 
 
 def _spread(texts: pd.Series) -> str:
@@ -283,9 +279,9 @@ def _check_apart(splits: Mapping[str, pd.DataFrame], task: str) -> None:
     may have had the same things."""
     first_of: dict[tuple[str, str], tuple[str, str]] = {}
     for split, frame in splits.items():
-        keys = {"example_id": frame["example_id"]}
-        if "history" not in frame:
-            keys["request"] = alike(frame["request"])
+        keys = {"example_id": frame["example_id"]} | (
+            {} if "history" in frame else {"request": alike(frame["request"])}
+        )
         for key, values in keys.items():
             for example, value, cell in zip(frame["example_id"], values, frame[key], strict=True):
                 other, first = first_of.setdefault((key, value), (split, example))

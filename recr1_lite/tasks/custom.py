@@ -49,12 +49,11 @@ def load(
     if isinstance(prompt, str):
         prompt = Prompt(style="compact", instruction=prompt, mode="expand")
     items_name, rows = read_rows(items, "items")
-    notes = Counter[str]()
-    read = Catalogue(notes)
+    read = Catalogue(notes := Counter[str]())
     for row in rows:
         _ = row.id("item_id"), row.text("title"), row.text("text")
         read.add(row, "item_id", row["title"], row["text"])  # as they are, spaces and all
-    catalogue = read.table()
+    catalogue = read.table(f"{items_name} has no item")
     titles = dict(zip(catalogue["item_id"], catalogue["title"]))
     name_of_requests, rows = read_rows(requests, "requests")
     examples = _examples(list(rows), name_of_requests, titles, last, notes)
@@ -98,9 +97,8 @@ def _examples(rows: list[Row], name: str, titles: dict[str, str], last: int, not
         example |= asked
         for item, gain in relevant.items():
             if example["relevant"].setdefault(item, gain) != gain:
-                raise RecR1Error(
-                    f"{row.place}: item {item!r} has two gains in example {example_id!r}; keep one of them"
-                )
+                two = f"item {item!r} has two gains in example {example_id!r}"
+                raise RecR1Error(f"{row.place}: {two}; keep one of them")
     for example in examples.values():
         judged, example["relevant"] = example["relevant"], {i: g for i, g in example["relevant"].items() if g > 0}
         notes["judged items with a gain of 0 or below, left out"] += len(judged) - len(example["relevant"])

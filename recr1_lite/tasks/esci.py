@@ -23,11 +23,8 @@ from recr1_lite.tasks import readers
 from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, alike, apart, is_count, shown
 from recr1_lite.tasks.prompts import Prompt, chosen
 
-PROMPT = Prompt(
-    style="compact",
-    instruction="A shopper searches for: {request}\n\nWhat product is it? Answer with words of its product page.",
-    mode="expand",
-)
+QUESTION = "A shopper searches for: {request}\n\nWhat product is it? Answer with words of its product page."
+PROMPT = Prompt("compact", QUESTION, mode="expand")
 SHARDS = {  # of tasksource/esci, branch refs/convert/parquet: train 1.8 GB, test 0.7 GB
     "train": [f"default/train/{number:04}.parquet" for number in range(11)],
     "test": [f"default/test/{number:04}.parquet" for number in range(4)],
@@ -141,8 +138,7 @@ def _paper_queries(paths: Mapping[str, readers.Table]) -> pd.DataFrame:
         for number, row in enumerate(readers.read_rows(source, f"requests[{split!r}]")[1]):
             request, ids = row.text("query").replace("\t", " "), row.cell("item_id")
             if (first := places.setdefault(request, row.place)) != row.place:
-                twice = f"query {request!r} stands in {first.rpartition(', ')[2]} too"
-                raise RecR1Error(f"{row.place}: {twice}; keep one")
+                raise RecR1Error(f"{row.place}: query {request!r} stands in {first.rpartition(', ')[2]} too; keep one")
             if not isinstance(ids, list) or not ids:
                 raise RecR1Error(f"{row.place}: item_id is {shown(ids)}; write a list of one id or more")
             relevant = {readers.Row(row.place, {"item_id": item}).id("item_id"): 1.0 for item in ids}
@@ -161,9 +157,8 @@ def _products(items: readers.Table, judged: set[str] | None, notes: Counter[str]
         if row.cell("product_locale") == LOCALE and (judged is None or row.id("product_id") in judged):
             parts = [readers.plain(row.text(part, empty=True)) for part in PARTS]
             catalogue.add(row, "product_id", parts[0], " ".join(filter(None, parts)), "")
-    if (table := catalogue.table()).empty:
-        raise RecR1Error(f"{name} has no judged product with a title and product_locale 'us'; give the one of ESCI")
-    return table, name
+    lacks = f"{name} has no judged product with a title and product_locale 'us'; give the one of ESCI"
+    return catalogue.table(lacks), name
 
 
 def _reachable(queries: pd.DataFrame, catalogue: pd.DataFrame, notes: Counter[str]) -> pd.DataFrame:
@@ -173,9 +168,8 @@ def _reachable(queries: pd.DataFrame, catalogue: pd.DataFrame, notes: Counter[st
     if not any(left):
         first = next((item for relevant in queries["relevant"] for item in relevant), None)
         ids = f"first wanted: {first!r}, their ids look like {catalogue['item_id'].iloc[0]!r}"
-        raise RecR1Error(
-            f"no relevant product of the requests is among the items ({ids}); give the items they are about"
-        )
+        lacks = f"no relevant product of the requests is among the items ({ids})"
+        raise RecR1Error(f"{lacks}; give the items they are about")
     gone = sum(map(len, queries["relevant"])) - sum(map(len, left))
     notes["relevant products not in the catalogue, left out"] = gone
     notes["queries without a relevant product there, left out"] = sum(not relevant for relevant in left)

@@ -66,9 +66,8 @@ def read(ratings: Path, films: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     time = pd.to_numeric(seen["timestamp:float"], errors="coerce")
     if time.isna().any():
         place = time.index[time.isna()][0]
-        raise RecR1Error(
-            f"{place}: the timestamp {seen['timestamp:float'][place]!r} is no number; fetch the file again"
-        )
+        wrong = f"the timestamp {seen['timestamp:float'][place]!r} is no number"
+        raise RecR1Error(f"{place}: {wrong}; fetch the file again")
     seen = seen.iloc[time.argsort(kind="stable")]
     item, title, year, genres = (raw[column] for column in FILM_COLUMNS)
     title = title.str.replace(ARTICLE, r"\2 \1", regex=True)  # "Birds, The": The Birds
@@ -90,12 +89,10 @@ def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES) -> Task:
     """Task from what `read` gives. A user who saw fewer than four films gives no example."""
     titles = dict(zip(items["item_id"], items["title"]))
-    past = {user: films.tolist() for user, films in seen.groupby("user", sort=False)["item"]}
+    past = {user: films.tolist() for user, films in seen.groupby("user", sort=False)["item"] if len(films) > 3}
     splits = {}
     for split, place in PLACES.items():
-        rows = [
-            (f"user-{user}-{split}", films[:-place], films[-place]) for user, films in past.items() if len(films) > 3
-        ]
+        rows = [(f"user-{user}-{split}", films[:-place], films[-place]) for user, films in past.items()]
         splits[split], _ = history_examples(rows, titles, last)
     return Task(
         name="movielens",

@@ -101,9 +101,8 @@ def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[
     """
     if isinstance(source, pd.DataFrame):
         _check_header(source.columns, what)
-        rows = enumerate(source.itertuples(index=False, name=None), start=1)
-        named_cells = ((f"{what}, row {number}", zip(source.columns, whole(cells))) for number, cells in rows)
-        return what, _some((Row(place, cells) for place, cells in named_cells), what)
+        numbered = enumerate(map(whole, source.itertuples(index=False, name=None)), start=1)
+        return what, _some((Row(f"{what}, row {at}", zip(source.columns, cells)) for at, cells in numbered), what)
     if not isinstance(source, (str, os.PathLike)):
         raise RecR1Error(f"{what} is a {type(source).__name__}; give a path or a DataFrame")
     path = _checked_path(source, what)
@@ -228,9 +227,8 @@ def _parquet(path: Path, name: str, columns: Collection[str]) -> Rows:
             before += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         first_line = (str(problem).splitlines() or [type(problem).__name__])[0][:200].rstrip(".")
-        raise RecR1Error(
-            f"{name} cannot be read as Parquet ({first_line}); it may be cut short, copy it again"
-        ) from problem
+        told = f"{name} cannot be read as Parquet ({first_line})"
+        raise RecR1Error(f"{told}; it may be cut short, copy it again") from problem
 
 
 def _read_id(value: Any, place: str) -> str:
@@ -319,8 +317,10 @@ class Catalogue:
             raise RecR1Error(f"{row.place}: {column} {item!r} stands in {there} too, with another text; keep one")
         return item
 
-    def table(self) -> pd.DataFrame:
-        kept = [(item, *texts) for item, texts in self.rows.items() if texts[0] and texts[1]]
+    def table(self, lacks: str) -> pd.DataFrame:
+        """The items. Raises RecR1Error, `lacks`, where there is none."""
+        if not (kept := [(item, *texts) for item, texts in self.rows.items() if texts[0] and texts[1]]):
+            raise RecR1Error(lacks)
         return pd.DataFrame(kept, columns=list(self.columns))
 
 
@@ -340,9 +340,7 @@ def read_items(source: Table, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
         else:
             title, text = row.text("title", empty=True), row.text("text", empty=True)
         catalogue.add(row, "item" if "item" in row and "item_id" not in row else "item_id", title, text, category)
-    if (table := catalogue.table()).empty:
-        raise RecR1Error(f"{name} has no item with a text; give it at least one")
-    return table, name
+    return catalogue.table(f"{name} has no item with a text; give it at least one"), name
 
 
 def known_category(category: str, items: pd.DataFrame, name: str, aliases: Mapping[str, str] = {}) -> str:
