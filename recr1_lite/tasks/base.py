@@ -58,8 +58,7 @@ class Task(_Seal):
     (str) and `relevant` (dict of item_id -> gain > 0); `test`, given once and then sealed, likewise. A split may have
     lists of item ids: `exclude`, which an example's ranking leaves out, and `history`, oldest first. `k_train`,
     `k_eval`: cut-offs of the ranking. `about`: source, licence, notes; validation adds `splits`, its counts, and the
-    number of texts without a word to index, if any. Raises RecR1Error for data that do not pass `validate` and for a
-    cut-off below 1.
+    number of texts without a word to index. Raises RecR1Error for data that `validate` refuses, a cut-off below 1.
     """
 
     name: str
@@ -279,10 +278,8 @@ def _check_apart(splits: Mapping[str, pd.DataFrame], task: str) -> None:
     may have had the same things."""
     first_of: dict[tuple[str, str], tuple[str, str]] = {}
     for split, frame in splits.items():
-        keys = {"example_id": frame["example_id"]} | (
-            {} if "history" in frame else {"request": alike(frame["request"])}
-        )
-        for key, values in keys.items():
+        requests = {} if "history" in frame else {"request": alike(frame["request"])}
+        for key, values in {"example_id": frame["example_id"], **requests}.items():
             for example, value, cell in zip(frame["example_id"], values, frame[key], strict=True):
                 other, first = first_of.setdefault((key, value), (split, example))
                 if other != split:

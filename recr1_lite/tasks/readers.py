@@ -145,10 +145,7 @@ def _checked_path(source: str | os.PathLike, what: str) -> Path:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a text, plain or gzipped, with their ends (LF, CR LF or CR alone).
-
-    It is UTF-8, or what its byte order mark says: UTF-8 or UTF-16. Raises RecR1Error.
-    """
+    """The numbered lines of a text, plain or gzipped, in UTF-8 or by its mark UTF-16, with their ends of any kind."""
     number = 0
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
