@@ -15,6 +15,7 @@ import pandas as pd
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.rewriters import ModelRewriter
 from recr1_lite.search.base import Retriever, search_all
+from recr1_lite.search.metrics import without
 from recr1_lite.tasks import Task
 from recr1_lite.tasks.prompts import Outcome, Prompt, Rewrite
 from recr1_lite.train.rewards import Scored, Scorer
@@ -52,13 +53,11 @@ def with_candidates(
     if not 2 <= count <= len(string.ascii_uppercase):
         raise RecR1Error(f"{count} candidates cannot be put in order by letters; take 2 to 26")
     gone = [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
-    hits = search_all(retriever, examples["request"].tolist(), count + max(map(len, gone), default=0))
-    found = [[item for item in ids if item not in own][:count] for (ids, _), own in zip(hits, gone, strict=True)]
-    wanted = {item for ids in found for item in ids}
-    rows = items[items["item_id"].isin(wanted)].itertuples()
+    depth, known = count + max(map(len, gone), default=0), set(items["item_id"])
+    hits = search_all(retriever, examples["request"].tolist(), depth, known)
+    found = [without(ids, own, count) for (ids, _), own in zip(hits, gone, strict=True)]
+    rows = items[items["item_id"].isin({item for ids in found for item in ids})].itertuples()
     shown = {row.item_id: _line(row.title, row.text, words) for row in rows}
-    if unknown := sorted(wanted - shown.keys()):
-        raise RecR1Error(f"the retriever found {unknown[0]!r}, which the catalogue lacks; build it from these items")
     asked = [
         _lettered(request, [shown[item] for item in ids])
         for request, ids in zip(examples["request"], found, strict=True)

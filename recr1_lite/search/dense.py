@@ -13,7 +13,16 @@ import pandas as pd
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error, bar
-from recr1_lite.search.base import Hits, Retriever, best, checked_catalogue, checked_queries, described, fingerprint
+from recr1_lite.search.base import (
+    Hits,
+    Retriever,
+    best,
+    checked_catalogue,
+    described,
+    each_once,
+    fingerprint,
+    search_all,
+)
 from recr1_lite.search.metrics import checked_cutoff
 
 MODEL = "all-minilm-l6-v2"
@@ -67,10 +76,8 @@ class DenseRetriever:
 
         A blank query has no hits. Raises RecR1Error for a bad `k`, RetrieverError for a query that is not text.
         """
-        k, queries = checked_cutoff(k), checked_queries(queries)
-        asked = [query for query in dict.fromkeys(queries) if query.strip()]
-        found = dict(zip(asked, self._nearest(asked, k))) if asked else {}
-        return [found.get(query, Hits([], [])) for query in queries]
+        k = checked_cutoff(k)
+        return each_once(queries, lambda asked: self._nearest(asked, k))
 
     def _nearest(self, queries: list[str], k: int) -> list[Hits]:
         vectors = _embed(self.encode, queries)
@@ -110,8 +117,8 @@ class HybridRetriever:
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """At most `k` hits per query, best first, of the best `depth` (or `k`) of each engine; of equal scores the one
         that an earlier engine ranks higher comes first. Errors of the engines pass through."""
-        k, queries = checked_cutoff(k), checked_queries(queries)
-        answers = [retriever.search(queries, max(k, self.depth)) for retriever in self.retrievers]
+        k = checked_cutoff(k)
+        answers = [search_all(retriever, queries, max(k, self.depth)) for retriever in self.retrievers]
         return [self._fuse(lists, k) for lists in zip(*answers, strict=True)]
 
     def _fuse(self, lists: Sequence[Hits], k: int) -> Hits:

@@ -46,6 +46,23 @@ class _Seal:
     _test: pd.DataFrame
 
 
+class Catalogue(str):
+    """The ids of a catalogue, in `attrs` of each split: what is searched for it is checked against them.
+
+    As text it is the catalogue's name, because pandas copies attrs with each frame and writes them as JSON.
+    """
+
+    ids: frozenset[str]
+
+    def __deepcopy__(self, memo) -> Self:
+        return self
+
+
+def ids_of(examples: pd.DataFrame) -> frozenset[str] | None:
+    """The ids of the catalogue that a task's examples belong to; None where the frame is of no task."""
+    return getattr(examples.attrs.get("catalogue"), "ids", None)
+
+
 @dataclass(eq=False)
 class Task(_Seal):
     """What is searched, what is asked, and what counts as relevant.
@@ -76,6 +93,10 @@ class Task(_Seal):
         self.items, self.train, self.val, self._test = frames
         splits = {"train": self.train, "val": self.val, "test": self._test}
         self.about = {**self.about, "splits": validate(self.items, splits, self.name)}
+        catalogue = Catalogue(self.name)
+        catalogue.ids = frozenset(self.items["item_id"])
+        for frame in splits.values():
+            frame.attrs["catalogue"] = catalogue
 
     def __getattr__(self, name: str) -> NoReturn:  # reached only for what is not there
         hint = "; the test split is sealed, open it with unseal_test(reason)" if name == "test" else ""
