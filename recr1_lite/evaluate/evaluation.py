@@ -95,7 +95,7 @@ def evaluate(
         found = search_all(retriever, queries[at : at + SEARCH_BATCH], depth, ids_of(examples))
         rankings += [hits.ids for hits in found]
     about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
-    return _kept(_scored(task, examples, rewrites, rankings, retriever=type(retriever).__name__, **about), ledger)
+    return _scored(task, examples, rewrites, rankings, ledger, retriever=type(retriever).__name__, **about)
 
 
 def evaluate_recommender(
@@ -116,7 +116,7 @@ def evaluate_recommender(
     rankings = [checked(example, ids, depth, known, name).ids for example, ids in pairs]
     about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
     answers = getattr(recommender, "answers", None) or [Rewrite("", "", Outcome.ok, 0)] * len(examples)
-    return _kept(_scored(task, examples, answers, rankings, **about), ledger)
+    return _scored(task, examples, answers, rankings, ledger, **about)
 
 
 def _depth(task: Task) -> int:
@@ -131,8 +131,8 @@ def _search_depth(task: Task, examples: pd.DataFrame) -> int:
     return _depth(task) + max(map(len, _excluded(examples)))
 
 
-def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, **about) -> EvalResult:
-    """Every ranking, less what its example excludes, scored with every metric of the task."""
+def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, ledger: Ledger | None, **about) -> EvalResult:
+    """Every ranking, less what its example excludes, scored with every metric of the task, and noted in the ledger."""
     depth, rows = _depth(task), []
     columns = examples.itertuples(), rewrites, rankings, _excluded(examples)
     for example, rewrite, ids, gone in zip(*columns, strict=True):
@@ -145,10 +145,7 @@ def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, **about) -> 
         rows.append(row | {"ranks": ranks, "top": ranking[:TOP]})
     frame = pd.DataFrame(rows)
     summary = {metric: mean_interval(frame[metric].to_numpy(float), seed=about["seed"]) for metric in task.metrics}
-    return EvalResult(rows=frame, summary=summary, task=task.name, depth=depth, **about)
-
-
-def _kept(result: EvalResult, ledger: Ledger | None) -> EvalResult:
+    result = EvalResult(rows=frame, summary=summary, task=task.name, depth=depth, **about)
     if ledger is not None:
         ledger.append(result.ledger_row())
     return result

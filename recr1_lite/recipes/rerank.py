@@ -58,10 +58,8 @@ def with_candidates(
     found = [without(ids, own, count) for (ids, _), own in zip(hits, gone, strict=True)]
     rows = items[items["item_id"].isin({item for ids in found for item in ids})].itertuples()
     shown = {row.item_id: _line(row.title, row.text, words) for row in rows}
-    asked = [
-        _lettered(request, [shown[item] for item in ids])
-        for request, ids in zip(examples["request"], found, strict=True)
-    ]
+    lines = [[f"{letter}. {shown[item]}" for letter, item in zip(string.ascii_uppercase, ids)] for ids in found]
+    asked = ["\n".join([request, *own]) for request, own in zip(examples["request"], lines)]
     return examples.assign(request=asked, candidates=found).loc[[len(ids) > 1 for ids in found]]
 
 
@@ -80,7 +78,9 @@ def rerank_task(
 
     def change(split: str, frame: pd.DataFrame) -> pd.DataFrame:
         asked = with_candidates(frame, retriever, task.items, count, words)
-        return asked if whole and split != "train" else _reachable(asked)
+        pairs = zip(asked["candidates"], asked["relevant"])
+        reachable = [not relevant.keys().isdisjoint(ids) for ids, relevant in pairs]
+        return asked if whole and split != "train" else asked.loc[reachable]
 
     sizes = {"k_train": count, "k_eval": count, "metrics": (f"ndcg@{count}", "mrr", "recall@1")}
     return task.map_splits(change, name=f"{task.name}-rerank", prompt=prompt, **sizes)
@@ -157,11 +157,6 @@ def _candidates(examples: pd.DataFrame) -> list[list[str]]:
     return examples["candidates"].tolist()
 
 
-def _reachable(split: pd.DataFrame) -> pd.DataFrame:
-    pairs = zip(split["candidates"], split["relevant"])
-    return split.loc[[not relevant.keys().isdisjoint(ids) for ids, relevant in pairs]]
-
-
 def _outcome(answer: Scored | Rewrite, candidates: list[str]) -> Outcome:
     silent = answer.outcome == Outcome.ok and not named(answer.query, len(candidates))
     return Outcome.no_answer if silent else Outcome(answer.outcome)
@@ -169,10 +164,6 @@ def _outcome(answer: Scored | Rewrite, candidates: list[str]) -> Outcome:
 
 def _ranked(candidates: list[str], answer: str) -> list[str]:
     return [candidates[place] for place in order(answer, len(candidates))]
-
-
-def _lettered(request: str, shown: list[str]) -> str:
-    return "\n".join([request, *(f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, shown))])
 
 
 def _line(title: str, text: str, words: int) -> str:

@@ -13,7 +13,7 @@ import operator
 import random
 import sys
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
@@ -107,7 +107,7 @@ def is_blank(text: str) -> bool:
     return all(letter in FILLERS or unicodedata.category(letter) in UNSEEN for letter in text)
 
 
-def each_once(queries: Sequence[str], search: Callable[[list[str]], list[Hits]]) -> list[Hits]:
+def once(queries: Sequence[str], search: Callable[[list[str]], list[Hits]]) -> list[Hits]:
     """What `search` finds for each distinct query, in the queries' order; a blank one is not asked and has no hits."""
     queries = checked_queries(queries)
     asked = [query for query in dict.fromkeys(queries) if not is_blank(query)]
@@ -130,7 +130,7 @@ def search_all(
     def search(asked: list[str]) -> list[Hits]:
         return [checked(query, answer, k, known) for query, answer in zip(asked, _ask(retriever.search, asked, k))]
 
-    return each_once(queries, search)
+    return once(queries, search)
 
 
 def checked(query: str, answer: Any, k: int, known: Collection[str] | None, who: str = "the retriever") -> Hits:
@@ -141,7 +141,7 @@ def checked(query: str, answer: Any, k: int, known: Collection[str] | None, who:
         twice = Counter(ids).most_common(1)[0][0]
         raise RetrieverError(f"for {query!r} {who} found {twice!r} twice; let it give each item once")
     if known is not None and (strange := different.difference(known)):
-        first, like = next(item for item in ids if item in strange), next(iter(known), None)
+        first, like = next(item for item in ids if item in strange), min(known, default=None)
         lacks = f"found {first!r}, which the catalogue lacks (ids there look like {like!r})"
         raise RetrieverError(f"for {query!r} {who} {lacks}; build its index from these items")
     return Hits(ids, scores[:k])
@@ -151,8 +151,8 @@ def _read(query: str, answer: Any, who: str = "the retriever") -> Hits:
     """An answer as Hits: it is Hits, or a list (or tuple, or array) of ids or of (id, score)."""
     try:
         if not isinstance(answer, Hits):
-            return read_pairs(hit if isinstance(hit, (tuple, list)) else (hit, None) for hit in _listed(answer))
-        ids, scores = map(_listed, answer)
+            return read_pairs(hit if isinstance(hit, (tuple, list)) else (hit, None) for hit in listed(answer))
+        ids, scores = map(listed, answer)
         with suppress(TypeError, OverflowError):  # the usual answer, read without a loop
             "".join(ids)
             if type(ids) is type(scores) is list and len(ids) == len(scores) and math.isfinite(sum(scores)):
@@ -160,7 +160,7 @@ def _read(query: str, answer: Any, who: str = "the retriever") -> Hits:
         return read_pairs(zip(ids, scores, strict=True))
     except (TypeError, ValueError, OverflowError) as error:
         wanted = "is no list of ids or of (id, score)"
-        raise RetrieverError(f"the answer of {who} to {query!r} {wanted}: {error}") from None
+        raise RetrieverError(f"{who}'s answer to {query!r} {wanted}: {error}") from None
 
 
 def read_pairs(pairs: Iterable[Any]) -> Hits:
@@ -177,10 +177,10 @@ def read_pairs(pairs: Iterable[Any]) -> Hits:
     return Hits(ids, scores)
 
 
-def _listed(value: Any) -> Collection:
+def listed(value: Any) -> Any:
     """`value`, if it is a list or the like; TypeError for text, and for what has no order or can be read only once."""
     if isinstance(value, NO_LISTS) or not isinstance(value, Collection):
-        raise TypeError(f"it is {type(value).__name__}")
+        raise TypeError(f"{str(value)[:60]!r} is no list")
     return value
 
 
@@ -261,15 +261,19 @@ class Rule(NamedTuple):
 
 
 def environment_check(
-    retriever: Retriever, items: pd.DataFrame, n=200, seed=0, stopwords: str | Sequence[str] | None = "en", depth=10_000
+    retriever: Retriever, items: pd.DataFrame, n: int = 200, seed: int = 0, depth: int = 10_000
 ) -> list[Rule]:
     """Try a bag-of-words retriever on its own catalogue, with `n` words and `n` five-word queries drawn by `seed`.
 
-    `pd.DataFrame(environment_check(...))` is a readable table. A dense retriever rightly fails the checks of
-    word order, case, punctuation and unknown words; the others hold for anything one trains on. `stopwords`
-    are the words that are not asked for; `depth` hits are looked at. Raises RetrieverError where a search does.
+    `pd.DataFrame(environment_check(...))` is a readable table. A dense retriever rightly fails the checks of order,
+    case, punctuation and unknown words; the others hold for anything one trains on. Words are drawn from SAMPLE items.
+    depth: hits that are looked at. Raises RetrieverError where a search does.
     """
-    holders, depth = _holders(items, seed, stopwords), min(depth, len(items))
+    some, depth = items if len(items) <= SAMPLE else items.sample(SAMPLE, random_state=seed), min(depth, len(items))
+    holders: dict[str, set[str]] = defaultdict(set)
+    for item_id, found in zip(some["item_id"], bag_of_words(some["text"], stemmer=None)):
+        for word in found:
+            holders[word].add(str(item_id))
     rng, words = random.Random(seed), sorted(holders)
     lone = rng.sample(words, min(n, len(words)))
     phrases = [rng.sample(words, min(5, len(words))) for _ in range(n if words else 0)]
@@ -323,13 +327,3 @@ def check_engine(retriever: Retriever, items: pd.DataFrame) -> None:
         print(f"note: the search engine is no bag of words: {told}", file=sys.stderr, flush=True)
     else:
         print(f"the search engine holds to all {len(rules)} rules of a bag of words", flush=True)
-
-
-def _holders(items: pd.DataFrame, seed: int, stopwords: Any) -> dict[str, set[str]]:
-    """Each word of the catalogue, or of SAMPLE of its items, with the items that hold it."""
-    some = items if len(items) <= SAMPLE else items.sample(SAMPLE, random_state=seed)
-    holders: dict[str, set[str]] = {}
-    for item_id, words in zip(some["item_id"], bag_of_words(some["text"], stopwords, None)):
-        for word in words:
-            holders.setdefault(word, set()).add(str(item_id))
-    return holders

@@ -13,16 +13,7 @@ import pandas as pd
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error, bar
-from recr1_lite.search.base import (
-    Hits,
-    Retriever,
-    best,
-    checked_catalogue,
-    described,
-    each_once,
-    fingerprint,
-    search_all,
-)
+from recr1_lite.search.base import Hits, Retriever, best, checked_catalogue, described, fingerprint, once, search_all
 from recr1_lite.search.metrics import checked_cutoff
 
 MODEL = "all-minilm-l6-v2"
@@ -36,7 +27,9 @@ class DenseRetriever:
 
     def __init__(self, encode: Encoder, vectors: np.ndarray, ids: Sequence[str], backend: str, about: dict):
         self.encode, self.vectors, self.ids, self.about = encode, vectors, list(ids), about
-        self.index = _faiss_index(vectors) if backend == "faiss" else None
+        self.index = _faiss().IndexFlatIP(vectors.shape[1]) if backend == "faiss" else None
+        if self.index is not None:
+            self.index.add(vectors)
 
     @classmethod
     def build(
@@ -77,7 +70,7 @@ class DenseRetriever:
         A blank query has no hits. Raises RecR1Error for a bad `k`, RetrieverError for a query that is not text.
         """
         k = checked_cutoff(k)
-        return each_once(queries, lambda asked: self._nearest(asked, k))
+        return once(queries, lambda asked: self._nearest(asked, k))
 
     def _nearest(self, queries: list[str], k: int) -> list[Hits]:
         vectors = _embed(self.encode, queries)
@@ -177,9 +170,3 @@ def _faiss():
     except ImportError as problem:
         raise RecR1Error("the backend faiss is not installed; pip install faiss-cpu, or take exact") from problem
     return faiss
-
-
-def _faiss_index(vectors: np.ndarray):
-    index = _faiss().IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return index

@@ -19,7 +19,7 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.search.base import Hits, RetrieverError, each_once, read_pairs
+from recr1_lite.search.base import Hits, RetrieverError, listed, once, read_pairs
 from recr1_lite.search.metrics import checked_cutoff
 
 BACKOFF = 1.0  # seconds before the first repeat; doubled for each further one
@@ -77,7 +77,7 @@ class RemoteRetriever:
             batches = [asked[at : at + size] for at in range(0, len(asked), size)]
             return [hits for batch in batches for hits in self._batch(batch, k)]
 
-        return each_once(queries, search)
+        return once(queries, search)
 
     def _batch(self, batch: list[str], k: int) -> list[Hits]:
         more = f" (and {len(batch) - 1} more in its batch)" if len(batch) > 1 else ""
@@ -171,11 +171,11 @@ class JSONRetriever(RemoteRetriever):
         if reply.status_code != 200:
             self._fail(reply.status_code, message_of(reply), retry_after(reply.headers.get("Retry-After", "")))
         with suppress(ValueError, LookupError, TypeError):
-            return _list(reply.json()["results"])
+            return listed(reply.json()["results"])
         raise self._no_answer(reply.text)
 
     def _pairs(self, answer: Any) -> list[tuple]:
-        return [(hit["id"], hit.get("score")) if isinstance(hit, dict) else (hit, None) for hit in _list(answer)]
+        return [(hit["id"], hit.get("score")) if isinstance(hit, dict) else (hit, None) for hit in listed(answer)]
 
 
 class OpenSearchRetriever(RemoteRetriever):
@@ -247,7 +247,7 @@ class OpenSearchRetriever(RemoteRetriever):
         except (known.SerializationError, ValueError) as error:
             raise self._no_answer(str(error)) from None
         with suppress(LookupError, TypeError, AttributeError):
-            answers = _list(reply["responses"])
+            answers = listed(reply["responses"])
             for answer in answers:  # the first search of the batch that the cluster was too busy for
                 status = answer.get("status", 200) if isinstance(answer, dict) else 200
                 if status == 429 or status >= 500:
@@ -260,7 +260,7 @@ class OpenSearchRetriever(RemoteRetriever):
             raise ValueError(cause_of(answer))
         if answer.get("timed_out") or answer.get("_shards", {}).get("failed"):
             raise ValueError("the search timed out or a shard failed, so hits are missing")
-        field, hits = self.id_field, _list(answer["hits"]["hits"])
+        field, hits = self.id_field, listed(answer["hits"]["hits"])
         return [(hit["_source"][field] if field else hit["_id"], hit.get("_score")) for hit in hits]
 
 
@@ -320,12 +320,6 @@ def _pause(state: RetryCallState) -> float:
     problem = state.outcome.exception() if state.outcome else None
     asked = problem.pause if isinstance(problem, Passing) else None
     return min(BACKOFF * 2 ** (state.attempt_number - 1), LONGEST_WAIT) if asked is None else asked
-
-
-def _list(value: Any) -> list:
-    if not isinstance(value, list):
-        raise TypeError(f"{str(value)[:60]!r} is no list")
-    return value
 
 
 def _address(text: str) -> httpx.URL:
