@@ -209,11 +209,13 @@ def test_scores_do_not_depend_on_the_process():
 
 
 def test_a_callable_gives_ids_or_pairs():
-    by_id = CallableRetriever(lambda queries, k: [["a", 7] for _ in queries])
-    assert by_id.search(["x", "y"], 5) == [Hits(["a", "7"], [1.0, 0.5])] * 2
-    pairs = CallableRetriever(lambda queries, k: [[("a", 3), ("b", 2.5), ("c", 1)] for _ in queries])
-    assert pairs.search(["x"], 2) == [Hits(["a", "b"], [3.0, 2.5])]
-    assert CallableRetriever(lambda queries, k: [()]).search(["x"], 2) == [Hits([], [])]
+    for answer, found in (
+        (["a", 7], Hits(["a", "7"], [1.0, 0.5])),
+        ([("a", 3), ("b", 2.5), ("c", 1)], Hits(["a", "b"], [3.0, 2.5])),
+        ((), Hits([], [])),
+    ):
+        retriever = CallableRetriever(lambda queries, k, answer=answer: [answer] * len(queries))
+        assert retriever.search(["x", "y"], 2) == [found] * 2
 
 
 def fails_on_bad(queries, k):
