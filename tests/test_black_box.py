@@ -198,11 +198,7 @@ def shuffled(ids: list[str]) -> list[str]:
     return random.sample(ids, len(ids))
 
 
-ONCE, SAME, EMPTY = (
-    "hits are items of the catalogue, each once",
-    "the same search gives the same list",
-    "an empty query has no hits",
-)
+ONCE, EMPTY = "hits are items of the catalogue, each once", "an empty query has no hits"
 # what is changed, the rule that breaks, and whether nothing can be trained then
 BROKEN = [
     (dict(query=lambda query: query.partition(" ")[2]), "one word finds its documents", False),  # loses the first word
@@ -211,10 +207,10 @@ BROKEN = [
     (dict(query=lambda query: query.replace('"', "qq")), "quotes, brackets and operators do no harm", False),
     (dict(query=lambda query: "dress" if "zq" in query else query), "an unknown word has no hits", False),
     (dict(query=lambda query: "dress" if "?" in query else query), EMPTY, False),
-    (dict(query=lambda query: query or "dress"), EMPTY, True),
+    (dict(query=lambda query: query or "dress"), EMPTY, False),
     (dict(hits=lambda ids: ids[:1] + ids), ONCE, True),
     (dict(hits=lambda ids: ["other"] * bool(ids)), ONCE, True),
-    (dict(hits=shuffled), SAME, True),
+    (dict(hits=shuffled), "the same search gives the same list", True),
     (dict(k=lambda k: 100), "at most k hits", True),
 ]
 

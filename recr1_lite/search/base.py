@@ -115,9 +115,7 @@ def once(queries: Sequence[str], search: Callable[[list[str]], list[Hits]]) -> l
     return [found.get(query, Hits([], [])) for query in queries]
 
 
-def search_all(
-    retriever: Retriever, queries: Sequence[str], k: int, known: Collection[str] | None = None
-) -> list[Hits]:
+def search_all(retriever: Retriever, queries: Sequence[str], k: int, known: Collection | None = None) -> list[Hits]:
     """The one way to the engine, for training, evaluation, the server and the command line alike.
 
     Each distinct query is asked once, a blank one never. Hits are cut to `k`; their order is taken as it comes. known:
@@ -197,10 +195,8 @@ def _ask(search: Callable[[list[str], int], Iterable], queries: list[str], k: in
         raise RetrieverError(f"the retriever failed on {_culprit(search, queries, k)}: {error!r}") from error
     if len(answers) != len(queries):
         gave = type(found).__name__ if lone else f"{len(answers)} lists"
-        raise RetrieverError(
-            f"the retriever gave {gave} for {len(queries)} queries, {queries[0]!r} first; "
-            "let it return one list for each query"
-        )
+        told = f"gave {gave} for {len(queries)} queries, {queries[0]!r} first; let it return one list for each query"
+        raise RetrieverError(f"the retriever {told}")
     return answers
 
 
@@ -260,9 +256,7 @@ class Rule(NamedTuple):
     detail: str
 
 
-def environment_check(
-    retriever: Retriever, items: pd.DataFrame, n: int = 200, seed: int = 0, depth: int = 10_000
-) -> list[Rule]:
+def environment_check(retriever: Retriever, items: pd.DataFrame, n=200, seed=0, depth=10_000) -> list[Rule]:
     """Try a bag-of-words retriever on its own catalogue, with `n` words and `n` five-word queries drawn by `seed`.
 
     `pd.DataFrame(environment_check(...))` is a readable table. A dense retriever rightly fails the checks of order,
@@ -292,7 +286,7 @@ def environment_check(
         return broken(operator.eq, ranked(batch))
 
     def finds(query: str) -> bool:
-        with suppress(*[RetrieverError] * is_blank(query)):  # a blank one is never sent in earnest: it may be refused
+        with suppress(*[RetrieverError] * is_blank(query)):  # a blank one may be refused: nothing else sends it
             return bool(ranked([query])[0])
         return False
 
@@ -315,12 +309,12 @@ def environment_check(
 def check_engine(retriever: Retriever, items: pd.DataFrame) -> None:
     """`environment_check` in little, before long work: some 50 short searches, and a line on how it went.
 
-    Raises RetrieverError where training would mean nothing: hits of another catalogue, hits of a blank query, more than
-    were asked for, another answer to the same search. What holds for a bag of words alone is noted on stderr.
+    Raises RetrieverError where training would mean nothing: hits of another catalogue, one twice, more than were asked
+    for, another answer to the same search. What holds for a bag of words alone is noted on stderr.
     """
     rules = environment_check(retriever, items, 5, depth=1000)
     for rule in (failed := [rule for rule in rules if not rule.passed]):
-        if rule.name in NEEDED or rule.detail == "broken by ''":
+        if rule.name in NEEDED:
             raise RetrieverError(f"{rule.name!r} does not hold for the search engine ({rule.detail}); mend it first")
     if failed:
         told = "; ".join(f"{rule.name!r} is {rule.detail}" for rule in failed)

@@ -126,10 +126,9 @@ class Scorer:
         lengths, RetrieverError with the query when a search fails.
         """
         truncated = [False] * len(completions) if truncated is None else truncated
-        if not len(example_ids) == len(completions) == len(truncated):
-            given = (
-                f"{len(example_ids)} example ids, {len(completions)} completions, {len(truncated)} flags of truncation"
-            )
+        counts = len(example_ids), len(completions), len(truncated)
+        if len(set(counts)) > 1:
+            given = "{} example ids, {} completions, {} flags of truncation".format(*counts)
             raise RecR1Error(f"{given}; pass one of each for every completion")
         for example in example_ids:
             if example not in self.requests:
