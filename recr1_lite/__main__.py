@@ -159,13 +159,13 @@ def inspect(arguments) -> None:
     from recr1_lite.search import search_all
 
     profile, task = _profile(arguments), _task(arguments)
-    retriever, titles = _engine(arguments, task), task.items.set_index("item_id")["title"]
+    retriever, titles = _engine(arguments, task), task.items.set_index("item_id")["title"].to_dict()
     methods: list[Rewriter] = [RawRewriter()]
     for name, adapter in [("zero-shot", None)] + [("adapter", arguments.adapter)] * bool(arguments.adapter):
         methods.append(as_rewriter(load_policy(profile, 0, adapter, trainable=False), task.prompt, profile, name))
     for method in methods:
         (answer,) = method.complete([arguments.request])
-        (hits,) = search_all(retriever, [answer.query], 5)
+        (hits,) = search_all(retriever, [answer.query], 5, titles)
         print(f"\n{method.name} ({answer.outcome})\n  sent: {answer.query}")
         for place, (item, score) in enumerate(zip(hits.ids, hits.scores), start=1):
             print(f"  {place}. {titles[item]}  ({score:.2f})")

@@ -166,7 +166,6 @@ def fail(*_):
         (lambda requests: requests[:-1], None, "val", "3 answers for 4 asked"),
         (lambda requests: [None] * len(requests), None, "val", "must be text, not NoneType"),
         (SimpleNamespace(name="fake", complete=lambda _: []), None, "val", "fake on val: 0 answers for 4 asked"),
-        (FakeRewriter(), lambda queries, k: [], "val", "the retriever gave 0 lists for 4 queries"),
         (FakeRewriter(), fail, "val", "dress"),
         (FakeRewriter(), None, "dev", "no split 'dev'; use one of train, val, test"),
         (FakeRewriter(), None, "train", "train split of the task toy is empty"),

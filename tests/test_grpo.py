@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -569,6 +570,16 @@ def test_a_second_ctrl_c_stops_at_once(tiny_folder, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(load_policy(profile), profile, tmp_path / "run", CallableRetriever(impatient))
     assert len(calls) == 1 and signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_training_in_a_thread_ends_as_any_and_leaves_ctrl_c_alone(tiny_folder, tmp_path):
+    profile, handler = tiny_profile(tiny_folder, steps=1, validate_every=1), signal.getsignal(signal.SIGINT)
+    given = [(load_policy(profile), profile, tmp_path / name) for name in ("aside", "here")]
+    with ThreadPoolExecutor(1) as pool:
+        aside = pool.submit(run, *given[0], validate=scripted(0.1, 0.2)[0]).result()
+    here = run(*given[1], validate=scripted(0.1, 0.2)[0])
+    assert aside.stopped == "finished" and signal.getsignal(signal.SIGINT) is handler
+    assert same(adapter(aside.adapter), adapter(here.adapter))
 
 
 def test_a_best_adapter_lost_between_checkpoint_and_copy_is_made_again(tiny_folder, tmp_path):

@@ -275,41 +275,18 @@ def test_mistakes_of_the_caller():
 
 
 def test_trl_logs_each_component_and_sums_them(tmp_path):
-    import torch
     from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from tiny import tiny_model, tiny_tokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    words = ["<pad>", "<end>", "<unk>", "red", "dress", "coat", "jeans", "something"]
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<end>", unk_token="<unk>", padding_side="left"
-    )
-    torch.manual_seed(0)
-    size = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **size, pad_token_id=0, eos_token_id=1, bos_token_id=1))
-    config = GRPOConfig(
-        output_dir=str(tmp_path),
-        use_cpu=True,
-        bf16=False,
-        max_steps=1,
-        logging_steps=1,
-        per_device_train_batch_size=8,
-        num_generations=4,
-        max_completion_length=4,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    compact = Prompt("compact", "Find {request}")
+    sizes: dict = dict(max_steps=1, per_device_train_batch_size=8, num_generations=4, max_completion_length=4)
+    quiet: dict = dict(logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True)
     trainer = GRPOTrainer(
-        model=model,
-        args=config,
-        reward_funcs=reward_functions("length_penalised", scorer(compact), end_ids={1}),
-        train_dataset=Dataset.from_list([{"prompt": "something red", "example_id": name} for name in ("u1", "u2")]),
-        processing_class=tokenizer,
+        model=tiny_model(),
+        args=GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **sizes, **quiet),
+        reward_funcs=reward_functions("length_penalised", scorer(Prompt("compact", "Find {request}")), end_ids={3}),
+        train_dataset=Dataset.from_list([{"prompt": "w1 w2", "example_id": name} for name in ("u1", "u2")]),
+        processing_class=tiny_tokenizer(),
     )
     trainer.train()
     logged = trainer.state.log_history[0]

@@ -74,9 +74,9 @@ class Service:
         if self.retriever is None:
             return [[] for _ in queries]
         lists = []
-        for ids, scores in search_all(self.retriever, queries, k):
+        for ids, scores in search_all(self.retriever, queries, k, self.titles):
             pairs = zip(ids, scores, strict=True)
-            lists.append([{"item_id": i, "title": self.titles.get(i, i), "score": float(s)} for i, s in pairs])
+            lists.append([{"item_id": i, "title": self.titles[i], "score": float(s)} for i, s in pairs])
         return lists
 
     def chat(self, asked: Mapping) -> dict:

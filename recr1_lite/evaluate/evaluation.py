@@ -12,9 +12,9 @@ import pandas as pd
 
 from recr1_lite.common import RecR1Error, bar
 from recr1_lite.ledger import Ledger
-from recr1_lite.search.base import Retriever, search_all
+from recr1_lite.search.base import Retriever, checked, search_all
 from recr1_lite.search.metrics import Interval, compute, mean_interval, paired_interval, parse_name, without
-from recr1_lite.tasks.base import SPLITS, Task
+from recr1_lite.tasks.base import SPLITS, Task, ids_of
 from recr1_lite.tasks.prompts import Outcome, Rewrite
 
 TOP = 10  # hits kept per example, for the inspector
@@ -92,9 +92,10 @@ def evaluate(
     rewrites = _rewrites(rewriter, examples["request"].tolist(), f"{name} on {split}", progress)
     queries, depth, rankings = [rewrite.query for rewrite in rewrites], _search_depth(task, examples), []
     for at in range(0, len(queries), SEARCH_BATCH):
-        rankings += [hits.ids for hits in search_all(retriever, queries[at : at + SEARCH_BATCH], depth)]
+        found = search_all(retriever, queries[at : at + SEARCH_BATCH], depth, ids_of(examples))
+        rankings += [hits.ids for hits in found]
     about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
-    return _kept(_scored(task, examples, rewrites, rankings, retriever=type(retriever).__name__, **about), ledger)
+    return _scored(task, examples, rewrites, rankings, ledger, retriever=type(retriever).__name__, **about)
 
 
 def evaluate_recommender(
@@ -110,10 +111,12 @@ def evaluate_recommender(
     examples = _examples(task, split, f"evaluate {name}", ledger)
     start, asked = time.perf_counter(), examples.drop(columns="relevant")
     recommend = getattr(recommender, "recommend", recommender)
-    rankings = _one_each(recommend(asked, _search_depth(task, examples)), asked, name)
+    depth, known = _search_depth(task, examples), ids_of(examples)
+    pairs = zip(examples["example_id"], _one_each(recommend(asked, depth), asked, name))
+    rankings = [checked(example, ids, depth, known, name).ids for example, ids in pairs]
     about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
     answers = getattr(recommender, "answers", None) or [Rewrite("", "", Outcome.ok, 0)] * len(examples)
-    return _kept(_scored(task, examples, answers, rankings, **about), ledger)
+    return _scored(task, examples, answers, rankings, ledger, **about)
 
 
 def _depth(task: Task) -> int:
@@ -128,8 +131,8 @@ def _search_depth(task: Task, examples: pd.DataFrame) -> int:
     return _depth(task) + max(map(len, _excluded(examples)))
 
 
-def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, **about) -> EvalResult:
-    """Every ranking, less what its example excludes, scored with every metric of the task."""
+def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, ledger: Ledger | None, **about) -> EvalResult:
+    """Every ranking, less what its example excludes, scored with every metric of the task, and noted in the ledger."""
     depth, rows = _depth(task), []
     columns = examples.itertuples(), rewrites, rankings, _excluded(examples)
     for example, rewrite, ids, gone in zip(*columns, strict=True):
@@ -142,10 +145,7 @@ def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, **about) -> 
         rows.append(row | {"ranks": ranks, "top": ranking[:TOP]})
     frame = pd.DataFrame(rows)
     summary = {metric: mean_interval(frame[metric].to_numpy(float), seed=about["seed"]) for metric in task.metrics}
-    return EvalResult(rows=frame, summary=summary, task=task.name, depth=depth, **about)
-
-
-def _kept(result: EvalResult, ledger: Ledger | None) -> EvalResult:
+    result = EvalResult(rows=frame, summary=summary, task=task.name, depth=depth, **about)
     if ledger is not None:
         ledger.append(result.ledger_row())
     return result

@@ -240,15 +240,11 @@ def choose(
     candidates: Iterable[Callable[[], Recommender]], task: Task, progress: bool = True
 ) -> tuple[Recommender, EvalResult]:
     """The candidate with the highest first metric on val, and its result; the first one of equals."""
-    best: tuple[Recommender, EvalResult] | None = None
-    for make in bar(list(candidates), desc="settings on val", unit="setting", progress=progress):
-        recommender = make()
-        result = evaluate_recommender(recommender, task, "val")
-        if best is None or result.summary[result.metric].mean > best[1].summary[result.metric].mean:
-            best = recommender, result
-    if best is None:
+    if not (settings := list(candidates)):
         raise RecR1Error("there are no candidates to choose from; give one or more")
-    return best
+    made = (make() for make in bar(settings, desc="settings on val", unit="setting", progress=progress))
+    scored = ((recommender, evaluate_recommender(recommender, task)) for recommender in made)
+    return max(scored, key=lambda pair: pair[1].summary[pair[1].metric].mean)
 
 
 def baselines(task: Task, progress: bool = True) -> list[Recommender]:

@@ -25,7 +25,7 @@ from recr1_lite.policy.rollouts import MergedCopy
 from recr1_lite.profiles import Profile
 from recr1_lite.recipes.demo import say
 from recr1_lite.report.page import report_markdown, write_report
-from recr1_lite.search.base import Retriever
+from recr1_lite.search.base import Retriever, check_engine
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import load_task
@@ -149,6 +149,7 @@ def compare_methods(
     book = (ledger or Ledger()).bind(run=out.name, profile=profile.name, seed=seed)
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
     arena = Arena(task, BM25Retriever.build(task.items), profile, teach, out, seed, book, progress)
+    check_engine(arena.retriever, task.items)
     methods = [method for method in METHODS if method in methods]
     for method in methods:
         row = arena.done(method)

@@ -18,7 +18,7 @@ from recr1_lite.profiles import Profile
 from recr1_lite.report.inspector import inspect_rewrites
 from recr1_lite.report.page import report_markdown, write_report
 from recr1_lite.search import build_retriever
-from recr1_lite.search.base import Retriever
+from recr1_lite.search.base import Retriever, check_engine
 from recr1_lite.search.metrics import Interval, mean_interval
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.base import Task
@@ -82,6 +82,7 @@ def demo(
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
     print(task.describe())
     engine = build_retriever(retriever, task.items) if isinstance(retriever, str) else retriever
+    check_engine(engine, task.items)
     policy = load_policy(profile, seed=seed)
     prompts = [task.prompt.render(policy.tokenizer, request) for request in task.train["request"]]
     encode(policy.tokenizer, prompts, profile.max_prompt_tokens)  # too long a prompt is said before the long work

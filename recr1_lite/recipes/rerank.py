@@ -15,6 +15,7 @@ import pandas as pd
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.rewriters import ModelRewriter
 from recr1_lite.search.base import Retriever, search_all
+from recr1_lite.search.metrics import without
 from recr1_lite.tasks import Task
 from recr1_lite.tasks.prompts import Outcome, Prompt, Rewrite
 from recr1_lite.train.rewards import Scored, Scorer
@@ -52,17 +53,13 @@ def with_candidates(
     if not 2 <= count <= len(string.ascii_uppercase):
         raise RecR1Error(f"{count} candidates cannot be put in order by letters; take 2 to 26")
     gone = [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
-    hits = search_all(retriever, examples["request"].tolist(), count + max(map(len, gone), default=0))
-    found = [[item for item in ids if item not in own][:count] for (ids, _), own in zip(hits, gone, strict=True)]
-    wanted = {item for ids in found for item in ids}
-    rows = items[items["item_id"].isin(wanted)].itertuples()
+    depth, known = count + max(map(len, gone), default=0), set(items["item_id"])
+    hits = search_all(retriever, examples["request"].tolist(), depth, known)
+    found = [without(ids, own, count) for (ids, _), own in zip(hits, gone, strict=True)]
+    rows = items[items["item_id"].isin({item for ids in found for item in ids})].itertuples()
     shown = {row.item_id: _line(row.title, row.text, words) for row in rows}
-    if unknown := sorted(wanted - shown.keys()):
-        raise RecR1Error(f"the retriever found {unknown[0]!r}, which the catalogue lacks; build it from these items")
-    asked = [
-        _lettered(request, [shown[item] for item in ids])
-        for request, ids in zip(examples["request"], found, strict=True)
-    ]
+    lines = [[f"{letter}. {shown[item]}" for letter, item in zip(string.ascii_uppercase, ids)] for ids in found]
+    asked = ["\n".join([request, *own]) for request, own in zip(examples["request"], lines)]
     return examples.assign(request=asked, candidates=found).loc[[len(ids) > 1 for ids in found]]
 
 
@@ -81,7 +78,9 @@ def rerank_task(
 
     def change(split: str, frame: pd.DataFrame) -> pd.DataFrame:
         asked = with_candidates(frame, retriever, task.items, count, words)
-        return asked if whole and split != "train" else _reachable(asked)
+        pairs = zip(asked["candidates"], asked["relevant"])
+        reachable = [not relevant.keys().isdisjoint(ids) for ids, relevant in pairs]
+        return asked if whole and split != "train" else asked.loc[reachable]
 
     sizes = {"k_train": count, "k_eval": count, "metrics": (f"ndcg@{count}", "mrr", "recall@1")}
     return task.map_splits(change, name=f"{task.name}-rerank", prompt=prompt, **sizes)
@@ -158,11 +157,6 @@ def _candidates(examples: pd.DataFrame) -> list[list[str]]:
     return examples["candidates"].tolist()
 
 
-def _reachable(split: pd.DataFrame) -> pd.DataFrame:
-    pairs = zip(split["candidates"], split["relevant"])
-    return split.loc[[not relevant.keys().isdisjoint(ids) for ids, relevant in pairs]]
-
-
 def _outcome(answer: Scored | Rewrite, candidates: list[str]) -> Outcome:
     silent = answer.outcome == Outcome.ok and not named(answer.query, len(candidates))
     return Outcome.no_answer if silent else Outcome(answer.outcome)
@@ -170,10 +164,6 @@ def _outcome(answer: Scored | Rewrite, candidates: list[str]) -> Outcome:
 
 def _ranked(candidates: list[str], answer: str) -> list[str]:
     return [candidates[place] for place in order(answer, len(candidates))]
-
-
-def _lettered(request: str, shown: list[str]) -> str:
-    return "\n".join([request, *(f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, shown))])
 
 
 def _line(title: str, text: str, words: int) -> str:

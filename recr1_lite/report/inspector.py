@@ -220,7 +220,11 @@ def inspect_stages(results: Sequence[EvalResult], items: pd.DataFrame, n: int = 
             ranks = [row["ranks"].get(item) for row in rows]
             relevant.append({"id": item, "title": titles.get(item, item), "ranks": ranks, "text": text})
         about = {"example_id": str(example), "request": str(rows[-1]["request"]), "change": float(change[example])}
-        examples.append(about | {"relevant": relevant, "stages": [_stage(row, metric, titles) for row in rows]})
+        stages: list[dict] = [{key: str(row[key]) for key in ("query", "completion", "outcome")} for row in rows]
+        for stage, row in zip(stages, rows):
+            stage["value"] = float(row[metric])
+            stage["top"] = [{"id": item, "title": titles.get(item, item)} for item in row["top"]]
+        examples.append(about | {"relevant": relevant, "stages": stages})
     values, names = change.loc[order].to_numpy(), [result.name for result in results]
     gains, losses = int((values > TIE).sum()), int((values < -TIE).sum())
     head: dict = {"names": names, "before": names[0], "after": names[-1], "split": results[-1].split, "metric": metric}
@@ -228,9 +232,3 @@ def inspect_stages(results: Sequence[EvalResult], items: pd.DataFrame, n: int = 
     head["means"] = [round(float(frame[metric].mean()), 6) for frame in frames]
     head["changes"] = [round(float(value), 4) for value in values]
     return Inspection(head | {"shown": [int(place) for place in places]}, examples)
-
-
-def _stage(row: pd.Series, metric: str, titles: dict[str, str]) -> dict:
-    stage = {key: str(row[key]) for key in ("query", "completion", "outcome")}
-    top = [{"id": item, "title": titles.get(item, item)} for item in row["top"]]
-    return stage | {"value": float(row[metric]), "top": top}

@@ -8,8 +8,14 @@ The policy learns whatever the retriever pays for, a retriever's bugs included. 
 from __future__ import annotations
 
 import hashlib
+import math
+import operator
 import random
-from collections.abc import Callable, Iterable, Sequence
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +26,12 @@ from bm25s.tokenization import Tokenizer
 from recr1_lite.common import RecR1Error, is_indexed, whole
 from recr1_lite.common import words as words_of
 from recr1_lite.search.metrics import checked_cutoff
+
+UNSEEN = {"Cc", "Cf", "Cs", "Mn", "Zl", "Zp", "Zs"}  # kinds of letters that show nothing by themselves
+FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a sign that are drawn as nothing
+NO_LISTS = (str, bytes, bytearray, Mapping, Set)
+SAMPLE = 2_000  # items whose words a check draws from
+NEEDED = ("the same search gives the same list", "hits are items of the catalogue, each once", "at most k hits")
 
 
 class RetrieverError(RecR1Error):
@@ -91,31 +103,101 @@ def best(scores: np.ndarray, k: int, found: np.ndarray) -> np.ndarray:
     return found[np.argsort(-values, kind="stable")[:k]]
 
 
-def search_all(retriever: Retriever, queries: Sequence[str], k: int) -> list[Hits]:
-    """What training and evaluation call: each distinct query searched once, a blank one has no hits.
+def is_blank(text: str) -> bool:
+    """Whether a text holds nothing that can be seen: it is empty, or all spaces, controls, joiners or lone marks."""
+    return all(letter in FILLERS or unicodedata.category(letter) in UNSEEN for letter in text)
 
-    Whatever a retriever raises becomes a RetrieverError with the query that caused it.
-    """
+
+def once(queries: Sequence[str], search: Callable[[list[str]], list[Hits]]) -> list[Hits]:
+    """What `search` finds for each distinct query, in the queries' order; a blank one is not asked and has no hits."""
     queries = checked_queries(queries)
-    asked = [query for query in dict.fromkeys(queries) if query.strip()]
-    found = dict(zip(asked, _ask(retriever.search, asked, checked_cutoff(k))))
+    asked = [query for query in dict.fromkeys(queries) if not is_blank(query)]
+    found = dict(zip(asked, search(asked), strict=True)) if asked else {}
     return [found.get(query, Hits([], [])) for query in queries]
+
+
+def search_all(retriever: Retriever, queries: Sequence[str], k: int, known: Collection | None = None) -> list[Hits]:
+    """The one way to the engine, for training, evaluation, the server and the command line alike.
+
+    Each distinct query is asked once, a blank one never. Hits are cut to `k`; their order is taken as it comes. known:
+    the catalogue's ids, in a set or a dict; None: not checked. Raises RetrieverError, with the query, for whatever the
+    retriever raises and for an answer that is none: no list for each query, no list of hits, an id that is neither text
+    nor a whole number (7 is read as "7"), comes twice or is not known, a score that is no finite number.
+    """
+    k = checked_cutoff(k)
+
+    def search(asked: list[str]) -> list[Hits]:
+        return [checked(query, answer, k, known) for query, answer in zip(asked, _ask(retriever.search, asked, k))]
+
+    return once(queries, search)
+
+
+def checked(query: str, answer: Any, k: int, known: Collection[str] | None, who: str = "the retriever") -> Hits:
+    """The first `k` hits of one answer. Raises RetrieverError as `search_all` does."""
+    ids, scores = _read(query, answer, who)
+    different = set(ids := ids[:k])
+    if len(different) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise RetrieverError(f"for {query!r} {who} found {twice!r} twice; let it give each item once")
+    if known is not None and (strange := different.difference(known)):
+        first, like = next(item for item in ids if item in strange), min(known, default=None)
+        lacks = f"found {first!r}, which the catalogue lacks (ids there look like {like!r})"
+        raise RetrieverError(f"for {query!r} {who} {lacks}; build its index from these items")
+    return Hits(ids, scores[:k])
+
+
+def _read(query: str, answer: Any, who: str = "the retriever") -> Hits:
+    """An answer as Hits: it is Hits, or a list (or tuple, or array) of ids or of (id, score)."""
+    try:
+        if not isinstance(answer, Hits):
+            return read_pairs(hit if isinstance(hit, (tuple, list)) else (hit, None) for hit in listed(answer))
+        ids, scores = map(listed, answer)
+        with suppress(TypeError, OverflowError):  # the usual answer, read without a loop
+            "".join(ids)
+            if type(ids) is type(scores) is list and len(ids) == len(scores) and math.isfinite(sum(scores)):
+                return answer
+        return read_pairs(zip(ids, scores, strict=True))
+    except (TypeError, ValueError, OverflowError) as error:
+        wanted = "is no list of ids or of (id, score)"
+        raise RetrieverError(f"{who}'s answer to {query!r} {wanted}: {error}") from None
+
+
+def read_pairs(pairs: Iterable[Any]) -> Hits:
+    """Pairs of id and score (None: 1 / rank) as Hits. TypeError, ValueError or OverflowError for what is none."""
+    ids, scores = [], []
+    for rank, (item, score) in enumerate(pairs, start=1):
+        if isinstance(item, bool) or not isinstance(item, (str, int, np.integer)):
+            raise TypeError(f"{item!r} is no id")
+        score = 1 / rank if score is None else score
+        if isinstance(score, (bool, str, bytes)) or not math.isfinite(score):
+            raise ValueError(f"the score {score!r} of {item!r} is no finite number")
+        ids.append(str(item))
+        scores.append(float(score))
+    return Hits(ids, scores)
+
+
+def listed(value: Any) -> Any:
+    """`value`, if it is a list or the like; TypeError for text, and for what has no order or can be read only once."""
+    if isinstance(value, NO_LISTS) or not isinstance(value, Collection):
+        raise TypeError(f"{str(value)[:60]!r} is no list")
+    return value
 
 
 def _ask(search: Callable[[list[str], int], Iterable], queries: list[str], k: int) -> list:
     if not queries:
         return []
     try:
-        answers = list(search(queries, k))
+        found = search(list(queries), k)
+        lone = found is None or isinstance(found, (Hits, *NO_LISTS))
+        answers = [] if lone else list(found)
     except RecR1Error:
         raise
     except Exception as error:
         raise RetrieverError(f"the retriever failed on {_culprit(search, queries, k)}: {error!r}") from error
     if len(answers) != len(queries):
-        raise RetrieverError(
-            f"the retriever gave {len(answers)} lists for {len(queries)} queries, {queries[0]!r} first; "
-            "let it return one list for each query"
-        )
+        gave = type(found).__name__ if lone else f"{len(answers)} lists"
+        told = f"gave {gave} for {len(queries)} queries, {queries[0]!r} first; let it return one list for each query"
+        raise RetrieverError(f"the retriever {told}")
     return answers
 
 
@@ -168,26 +250,11 @@ class CallableRetriever:
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """As `Retriever.search`. Raises RetrieverError with the query if `fn` fails or answers otherwise."""
         k, queries = checked_cutoff(k), checked_queries(queries)
-        return [self._hits(query, answer, k) for query, answer in zip(queries, _ask(self.fn, queries, k))]
-
-    @staticmethod
-    def _hits(query: str, answer: Sequence[Any], k: int) -> Hits:
-        ids, scores = [], []
-        try:
-            for rank, hit in enumerate(list(answer)[:k], start=1):
-                item_id, score = (hit, 1 / rank) if isinstance(hit, (str, int, np.integer)) else hit
-                if not isinstance(item_id, (str, int, np.integer)):
-                    raise TypeError(f"{item_id!r} is no id")
-                ids.append(str(item_id))
-                scores.append(float(score))
-        except (TypeError, ValueError) as error:
-            raise RetrieverError(
-                f"the retriever's answer to {query!r} is no list of ids or of (id, score): {error}"
-            ) from None
-        return Hits(ids, scores)
+        answers = (_read(query, answer) for query, answer in zip(queries, _ask(self.fn, queries, k)))
+        return [Hits(ids[:k], scores[:k]) for ids, scores in answers]
 
 
-class Check(NamedTuple):
+class Rule(NamedTuple):
     """One property of a retriever: whether it holds, and the first query that breaks it."""
 
     name: str
@@ -195,53 +262,68 @@ class Check(NamedTuple):
     detail: str
 
 
-def environment_check(
-    retriever: Retriever, items: pd.DataFrame, n: int = 200, seed: int = 0, stopwords: str | Sequence[str] | None = "en"
-) -> list[Check]:
+def environment_check(retriever: Retriever, items: pd.DataFrame, n=200, seed=0, depth=10_000) -> list[Rule]:
     """Try a bag-of-words retriever on its own catalogue, with `n` words and `n` five-word queries drawn by `seed`.
 
-    `pd.DataFrame(environment_check(...))` is a readable table. A dense retriever rightly fails the checks of
-    word order, case, punctuation and unknown words; the others hold for anything one trains on. `stopwords`
-    are the words that are not asked for. Raises RetrieverError where a search does.
+    `pd.DataFrame(environment_check(...))` is a readable table. A dense retriever rightly fails the checks of order,
+    case, punctuation and unknown words; the others hold for anything one trains on. Words are drawn from SAMPLE items.
+    depth: hits that are looked at. Raises RetrieverError where a search does.
     """
-    rng = random.Random(seed)
-    ids, texts = [str(item) for item in items["item_id"]], list(items["text"])
-    holders: dict[str, list[str]] = {}
-    for item_id, words in zip(ids, bag_of_words(texts, stopwords, None)):
-        for word in dict.fromkeys(words):
-            holders.setdefault(word, []).append(item_id)
-    words = rng.sample(sorted(holders), min(n, len(holders)))
-    phrases = [rng.sample(sorted(holders), min(5, len(holders))) for _ in range(n)]
-    queries = [" ".join(phrase) for phrase in phrases]
-    everything = len(ids)
+    some, depth = items if len(items) <= SAMPLE else items.sample(SAMPLE, random_state=seed), min(depth, len(items))
+    holders: dict[str, set[str]] = defaultdict(set)
+    for item_id, found in zip(some["item_id"], bag_of_words(some["text"], stemmer=None)):
+        for word in found:
+            holders[word].add(str(item_id))
+    rng, words = random.Random(seed), sorted(holders)
+    lone = rng.sample(words, min(n, len(words)))
+    phrases = [rng.sample(words, min(5, len(words))) for _ in range(n if words else 0)]
+    queries, known = [" ".join(phrase) for phrase in phrases], {str(item) for item in items["item_id"]}
+    punctuated = [f'"{phrase[0]}" ({" +".join(phrase[1:])}) : [ }} \\' for phrase in phrases]
 
-    def ranked(batch: list[str]) -> list[list[str]]:
-        return [hits.ids for hits in retriever.search(batch, everything)]
-
-    def first(name: str, broken: Iterable[str]) -> Check:
-        query = next(iter(broken), None)
-        return Check(name, query is None, "" if query is None else f"broken by {query!r}")
+    def ranked(batch: list[str], k: int = depth) -> list[list[str]]:
+        return [_read(query, answer).ids for query, answer in zip(batch, _ask(retriever.search, batch, k))]
 
     plain = ranked(queries)
 
-    def differs(batch: list[str]) -> list[str]:
-        return [query for query, one, other in zip(batch, plain, ranked(batch)) if one != other]
+    def broken(holds: Callable[..., bool], *columns: Iterable) -> list[str]:
+        return [query for query, *others in zip(queries, plain, *columns) if not holds(*others)]
 
-    known = set(ids)
-    lost = (word for word, hit in zip(words, ranked(words)) if not set(holders[word]) <= set(hit))
-    single = (query for query, hit in zip(queries, plain) if ranked([query])[0] != hit)
-    strange = (query for query, hit in zip(queries, plain) if sorted(hit) != sorted(known.intersection(hit)))
-    many = (query for query, hits in zip(queries, retriever.search(queries, 3)) if len(hits.ids) > 3)
-    punctuated = [f'"{phrase[0]}" ({" +".join(phrase[1:])}) : [ }} \\' for phrase in phrases]
-    return [
-        first("one word finds its documents", lost),
-        first("order never matters", differs([" ".join(reversed(phrase)) for phrase in phrases])),
-        first("case never matters", differs([query.upper() for query in queries])),
-        first("quotes, brackets and operators do no harm", differs(punctuated)),
-        first("the same search gives the same list", differs(queries)),
-        first("a query alone gives the same list as in a batch", single),
-        first("hits are items of the catalogue, each once", strange),
-        first("at most k hits", many),
-        first("an empty query has no hits", (query for query in ("", " ?! ") if ranked([query])[0])),
-        first("an unknown word has no hits", (query for query in ["zqxjkvzzq"] if ranked([query])[0])),
-    ]
+    def same(batch: list[str]) -> list[str]:
+        return broken(operator.eq, ranked(batch))
+
+    def finds(query: str) -> bool:
+        with suppress(*[RetrieverError] * is_blank(query)):  # a blank one may be refused: nothing else sends it
+            return bool(ranked([query])[0])
+        return False
+
+    lost = [word for word, hits in zip(lone, ranked(lone)) if len(hits) < depth and not holders[word] <= set(hits)]
+    rules = {
+        "one word finds its documents": lost,
+        "order never matters": same([" ".join(reversed(phrase)) for phrase in phrases]),
+        "case never matters": same([query.upper() for query in queries]),
+        "quotes, brackets and operators do no harm": same(punctuated),
+        "the same search gives the same list": same(queries),
+        "a query alone gives the same list as in a batch": broken(operator.eq, (ranked([q])[0] for q in queries)),
+        "hits are items of the catalogue, each once": broken(lambda hits: len(known.intersection(hits)) == len(hits)),
+        "at most k hits": broken(lambda _, hits: len(hits) <= 3, ranked(queries, 3)),
+        "an empty query has no hits": list(filter(finds, ("", " ?! "))),
+        "an unknown word has no hits": list(filter(finds, ("zqxjkvzzq",))),
+    }
+    return [Rule(name, not query, f"broken by {query[0]!r}" if query else "") for name, query in rules.items()]
+
+
+def check_engine(retriever: Retriever, items: pd.DataFrame) -> None:
+    """`environment_check` in little, before long work: some 50 short searches, and a line on how it went.
+
+    Raises RetrieverError where training would mean nothing: hits of another catalogue, one twice, more than were asked
+    for, another answer to the same search. What holds for a bag of words alone is noted on stderr.
+    """
+    rules = environment_check(retriever, items, 5, depth=1000)
+    for rule in (failed := [rule for rule in rules if not rule.passed]):
+        if rule.name in NEEDED:
+            raise RetrieverError(f"{rule.name!r} does not hold for the search engine ({rule.detail}); mend it first")
+    if failed:
+        told = "; ".join(f"{rule.name!r} is {rule.detail}" for rule in failed)
+        print(f"note: the search engine is no bag of words: {told}", file=sys.stderr, flush=True)
+    else:
+        print(f"the search engine holds to all {len(rules)} rules of a bag of words", flush=True)

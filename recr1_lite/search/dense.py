@@ -13,7 +13,7 @@ import pandas as pd
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error, bar
-from recr1_lite.search.base import Hits, Retriever, best, checked_catalogue, checked_queries, described, fingerprint
+from recr1_lite.search.base import Hits, Retriever, best, checked_catalogue, described, fingerprint, once, search_all
 from recr1_lite.search.metrics import checked_cutoff
 
 MODEL = "all-minilm-l6-v2"
@@ -27,7 +27,9 @@ class DenseRetriever:
 
     def __init__(self, encode: Encoder, vectors: np.ndarray, ids: Sequence[str], backend: str, about: dict):
         self.encode, self.vectors, self.ids, self.about = encode, vectors, list(ids), about
-        self.index = _faiss_index(vectors) if backend == "faiss" else None
+        self.index = _faiss().IndexFlatIP(vectors.shape[1]) if backend == "faiss" else None
+        if self.index is not None:
+            self.index.add(vectors)
 
     @classmethod
     def build(
@@ -67,10 +69,8 @@ class DenseRetriever:
 
         A blank query has no hits. Raises RecR1Error for a bad `k`, RetrieverError for a query that is not text.
         """
-        k, queries = checked_cutoff(k), checked_queries(queries)
-        asked = [query for query in dict.fromkeys(queries) if query.strip()]
-        found = dict(zip(asked, self._nearest(asked, k))) if asked else {}
-        return [found.get(query, Hits([], [])) for query in queries]
+        k = checked_cutoff(k)
+        return once(queries, lambda asked: self._nearest(asked, k))
 
     def _nearest(self, queries: list[str], k: int) -> list[Hits]:
         vectors = _embed(self.encode, queries)
@@ -110,8 +110,8 @@ class HybridRetriever:
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """At most `k` hits per query, best first, of the best `depth` (or `k`) of each engine; of equal scores the one
         that an earlier engine ranks higher comes first. Errors of the engines pass through."""
-        k, queries = checked_cutoff(k), checked_queries(queries)
-        answers = [retriever.search(queries, max(k, self.depth)) for retriever in self.retrievers]
+        k = checked_cutoff(k)
+        answers = [search_all(retriever, queries, max(k, self.depth)) for retriever in self.retrievers]
         return [self._fuse(lists, k) for lists in zip(*answers, strict=True)]
 
     def _fuse(self, lists: Sequence[Hits], k: int) -> Hits:
@@ -170,9 +170,3 @@ def _faiss():
     except ImportError as problem:
         raise RecR1Error("the backend faiss is not installed; pip install faiss-cpu, or take exact") from problem
     return faiss
-
-
-def _faiss_index(vectors: np.ndarray):
-    index = _faiss().IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return index

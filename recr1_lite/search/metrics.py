@@ -1,8 +1,7 @@
 """Ranking metrics of one ranking, and intervals of their means. Pure functions on lists and dicts.
 
-A ranking is a list of item ids, best first. `relevant` maps item id to gain, a number above 0 for a relevant
-item; a plain sequence of ids means gain 1 each. An item that a ranking names twice counts at its first rank
-only.
+A ranking is a list of item ids, best first. `relevant` maps item id to gain, a number above 0 for a relevant item; a
+plain sequence of ids means gain 1 each. An item that a ranking names twice counts at its first rank only.
 """
 
 from __future__ import annotations
@@ -61,9 +60,8 @@ def _discounted(values: Sequence[float]) -> float:
 def dcg(ranking: Sequence[str], relevant: Relevant, k: int, gain: str = "linear") -> float:
     """Discounted cumulative gain: the sum over ranks r = 1..k of g(gain of the item at r) / log2(r + 1).
 
-    g is the gain itself (`linear`) or 2^gain - 1 (`exponential`). A later duplicate takes up its rank and
-    gains nothing. Source: Järvelin & Kekäläinen, TOIS 20(4), 2002; 2^gain - 1 and log2(r + 1) as in Burges et
-    al., 2005.
+    g is the gain itself (`linear`) or 2^gain - 1 (`exponential`). A later duplicate takes up its rank and gains
+    nothing. Source: Järvelin & Kekäläinen, TOIS 20(4), 2002; 2^gain - 1 and log2(r + 1) as in Burges et al., 2005.
     """
     gains, transform, seen, values = _gains(relevant), _transform(gain), set(), []
     for item in ranking[: checked_cutoff(k)]:
@@ -75,9 +73,8 @@ def dcg(ranking: Sequence[str], relevant: Relevant, k: int, gain: str = "linear"
 def ndcg(ranking: Sequence[str], relevant: Relevant, k: int, gain: str = "linear", legacy: bool = False) -> float:
     """DCG at k over the DCG at k of the best possible ranking, in 0..1; 0 where nothing is relevant.
 
-    `legacy=True` is the rule of Rec-R1's official code (linjc16/Rec-R1): gains are 1, and a target listed
-    twice in `relevant` counts twice in the ideal DCG, though a ranking can hold it once. It needs the list as
-    it was.
+    `legacy=True` is the rule of Rec-R1's official code (linjc16/Rec-R1): gains are 1, and a target listed twice in
+    `relevant` counts twice in the ideal DCG, though a ranking can hold it once. It needs the list as it was.
     """
     k, transform = checked_cutoff(k), _transform(gain)
     if legacy:
@@ -143,10 +140,9 @@ class Interval(NamedTuple):
 def mean_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
     """Mean of `values` (one an example) with a percentile bootstrap interval, 2000 resamples of the examples.
 
-    Values that are all equal, or one value alone, give low = high = mean: such data say nothing of the
-    spread. The same seed gives the same interval. Raises RecR1Error for no values, a value that is not
-    finite, a bad level. Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13;
-    computed by scipy.
+    Values that are all equal, or one value alone, give low = high = mean: such data say nothing of the spread. The same
+    seed gives the same interval. Raises RecR1Error for no values, a value that is not finite, a bad level. Source:
+    Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; computed by scipy.
     """
     sample = np.asarray(values, dtype=float)
     if sample.ndim != 1 or not len(sample):
@@ -159,16 +155,9 @@ def mean_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -
     mean = float(sample.mean())
     if np.ptp(sample) == 0:
         return Interval(mean, mean, mean, len(sample))
-    # Batches keep a resample of 100,000 examples within some 100 MB.
-    found = bootstrap(
-        (sample,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=level,
-        method="percentile",
-        batch=max(1, 10_000_000 // len(sample)),
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    options: dict = dict(n_resamples=RESAMPLES, confidence_level=level, method="percentile")
+    options["batch"] = max(1, 10_000_000 // len(sample))  # keeps a resample of 100,000 examples within some 100 MB
+    found = bootstrap((sample,), np.mean, rng=np.random.default_rng(seed), **options).confidence_interval
     return Interval(mean, float(found.low), float(found.high), len(sample))
 
 

@@ -7,7 +7,6 @@ Secrets go to their server and into no message.
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.search.base import Hits, RetrieverError, checked_queries
+from recr1_lite.search.base import Hits, RetrieverError, listed, once, read_pairs
 from recr1_lite.search.metrics import checked_cutoff
 
 BACKOFF = 1.0  # seconds before the first repeat; doubled for each further one
@@ -72,13 +71,13 @@ class RemoteRetriever:
         Raises RecR1Error for a bad `k`, RetrieverError, with the query, for one that is not text and for a server that
         fails or answers otherwise.
         """
-        k, queries = checked_cutoff(k), checked_queries(queries)
-        asked = [query for query in dict.fromkeys(queries) if query.strip()]
-        answers: dict[str, Hits] = {}
-        for at in range(0, len(asked), self.batch_size):
-            batch = asked[at : at + self.batch_size]
-            answers |= zip(batch, self._batch(batch, k), strict=True)
-        return [answers.get(query, Hits([], [])) for query in queries]
+        k, size = checked_cutoff(k), self.batch_size
+
+        def search(asked: list[str]) -> list[Hits]:
+            batches = [asked[at : at + size] for at in range(0, len(asked), size)]
+            return [hits for batch in batches for hits in self._batch(batch, k)]
+
+        return once(queries, search)
 
     def _batch(self, batch: list[str], k: int) -> list[Hits]:
         more = f" (and {len(batch) - 1} more in its batch)" if len(batch) > 1 else ""
@@ -114,14 +113,9 @@ class RemoteRetriever:
         """One query's answer as Hits; an item that comes again is dropped."""
         hits: dict[str, float] = {}
         try:
-            for rank, (item, score) in enumerate(self._pairs(answer), start=1):
-                score = 1 / rank if score is None else score
-                if isinstance(item, bool) or not isinstance(item, (str, int)):
-                    raise ValueError(f"{item!r} is no id")
-                if not (type(score) in (int, float) and math.isfinite(score)):
-                    raise ValueError(f"the score {score!r} of {item!r} is no finite number")
-                hits.setdefault(str(item), float(score))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            for item, score in zip(*read_pairs(self._pairs(answer))):
+                hits.setdefault(item, score)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             reason = self.safe(f"no {error}" if isinstance(error, KeyError) else str(error))
             answer_to = f"the answer of {self.url} to {query!r} is of no use ({reason})"
             raise RetrieverError(f"{answer_to}; it must be {self.wanted}") from None
@@ -177,11 +171,11 @@ class JSONRetriever(RemoteRetriever):
         if reply.status_code != 200:
             self._fail(reply.status_code, message_of(reply), retry_after(reply.headers.get("Retry-After", "")))
         with suppress(ValueError, LookupError, TypeError):
-            return _list(reply.json()["results"])
+            return listed(reply.json()["results"])
         raise self._no_answer(reply.text)
 
     def _pairs(self, answer: Any) -> list[tuple]:
-        return [(hit["id"], hit.get("score")) if isinstance(hit, dict) else (hit, None) for hit in _list(answer)]
+        return [(hit["id"], hit.get("score")) if isinstance(hit, dict) else (hit, None) for hit in listed(answer)]
 
 
 class OpenSearchRetriever(RemoteRetriever):
@@ -253,7 +247,7 @@ class OpenSearchRetriever(RemoteRetriever):
         except (known.SerializationError, ValueError) as error:
             raise self._no_answer(str(error)) from None
         with suppress(LookupError, TypeError, AttributeError):
-            answers = _list(reply["responses"])
+            answers = listed(reply["responses"])
             for answer in answers:  # the first search of the batch that the cluster was too busy for
                 status = answer.get("status", 200) if isinstance(answer, dict) else 200
                 if status == 429 or status >= 500:
@@ -266,7 +260,7 @@ class OpenSearchRetriever(RemoteRetriever):
             raise ValueError(cause_of(answer))
         if answer.get("timed_out") or answer.get("_shards", {}).get("failed"):
             raise ValueError("the search timed out or a shard failed, so hits are missing")
-        field, hits = self.id_field, _list(answer["hits"]["hits"])
+        field, hits = self.id_field, listed(answer["hits"]["hits"])
         return [(hit["_source"][field] if field else hit["_id"], hit.get("_score")) for hit in hits]
 
 
@@ -326,12 +320,6 @@ def _pause(state: RetryCallState) -> float:
     problem = state.outcome.exception() if state.outcome else None
     asked = problem.pause if isinstance(problem, Passing) else None
     return min(BACKOFF * 2 ** (state.attempt_number - 1), LONGEST_WAIT) if asked is None else asked
-
-
-def _list(value: Any) -> list:
-    if not isinstance(value, list):
-        raise TypeError(f"{str(value)[:60]!r} is no list")
-    return value
 
 
 def _address(text: str) -> httpx.URL:

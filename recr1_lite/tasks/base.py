@@ -50,6 +50,23 @@ class _Seal:
     _test: pd.DataFrame
 
 
+class Catalogue(str):
+    """The ids of a catalogue, in `attrs` of each split: what is searched for it is checked against them.
+
+    As text it is the catalogue's name, because pandas copies attrs with each frame and writes them as JSON.
+    """
+
+    ids: frozenset[str]
+
+    def __deepcopy__(self, memo) -> Self:
+        return self
+
+
+def ids_of(examples: pd.DataFrame) -> frozenset[str] | None:
+    """The ids of the catalogue that a task's examples belong to; None where the frame is of no task."""
+    return getattr(examples.attrs.get("catalogue"), "ids", None)
+
+
 @dataclass(eq=False)
 class Task(_Seal):
     """What is searched, what is asked, and what counts as relevant.
@@ -83,6 +100,10 @@ class Task(_Seal):
         requests = sum(_wordless(frame["request"]) for frame in splits.values())
         if (items := _wordless(self.items["text"])) or requests:
             self.about["without a word to index"] = f"{items} items and {requests} requests"
+        catalogue = Catalogue(self.name)
+        catalogue.ids = frozenset(self.items["item_id"])
+        for frame in splits.values():
+            frame.attrs["catalogue"] = catalogue
 
     def __getattr__(self, name: str) -> NoReturn:  # reached only for what is not there
         hint = "; the test split is sealed, open it with unseal_test(reason)" if name == "test" else ""

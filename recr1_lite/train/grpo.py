@@ -35,7 +35,7 @@ from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rewriters import RawRewriter, as_rewriter, encode
 from recr1_lite.policy.rollouts import MergedCopy, completion_logps, generate_grouped
 from recr1_lite.profiles import Profile
-from recr1_lite.search.base import Retriever
+from recr1_lite.search.base import Retriever, check_engine
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import Task
 from recr1_lite.train.loop import KitTrainer, Monitor, Run, Training, draw_order, run_trainer, settings
@@ -226,6 +226,7 @@ def train_task(
     def validate(merged: MergedCopy | None) -> Interval:
         return on_val(as_rewriter(policy, task.prompt, profile, "policy", merged))
 
+    check_engine(retriever, task.items)
     raw, scorer = on_val(RawRewriter()), Scorer(retriever, task.train, task.prompt, task.k_train)
     done = train(policy, task.train, scorer, profile, Run(Path(folder), validate, seed, **run))
     row: dict = {"kind": "train", "method": "GRPO", "task": task.name, "config": asdict(profile), "curve": done.curve}

@@ -16,6 +16,7 @@ import pandas as pd
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import described, search_all
 from recr1_lite.search.metrics import ndcg, without
+from recr1_lite.tasks.base import ids_of
 from recr1_lite.tasks.prompts import Outcome, Prompt, compose
 
 BAD_FORMAT, HIT_BONUS = -2.0, 0.1
@@ -103,7 +104,7 @@ class Scorer:
             twice = Counter(ids).most_common(1)[0][0]
             raise RecR1Error(f"example_id {twice!r} comes twice, so its target is unclear; keep one of them")
         ndcg([], {}, k, gain)  # a bad k or gain fails here, not in the first step of a run
-        self.retriever, self.prompt, self.k, self.gain = retriever, prompt, int(k), gain
+        self.retriever, self.prompt, self.k, self.gain, self.known = retriever, prompt, int(k), gain, ids_of(examples)
         self.requests = dict(zip(ids, examples["request"]))
         self.relevant = dict(zip(ids, examples["relevant"]))
         self.exclude = {example: set(gone) for example, gone in zip(ids, examples.get("exclude", ()))}
@@ -125,10 +126,9 @@ class Scorer:
         lengths, RetrieverError with the query when a search fails.
         """
         truncated = [False] * len(completions) if truncated is None else truncated
-        if not len(example_ids) == len(completions) == len(truncated):
-            given = (
-                f"{len(example_ids)} example ids, {len(completions)} completions, {len(truncated)} flags of truncation"
-            )
+        counts = len(example_ids), len(completions), len(truncated)
+        if len(set(counts)) > 1:
+            given = "{} example ids, {} completions, {} flags of truncation".format(*counts)
             raise RecR1Error(f"{given}; pass one of each for every completion")
         for example in example_ids:
             if example not in self.requests:
@@ -149,7 +149,7 @@ class Scorer:
         """One ranking, best first, for each query sent on behalf of an example; None stands for the request itself."""
         pairs = zip(example_ids, queries, strict=True)
         asked = [self.requests[example] if query is None else query for example, query in pairs]
-        return [ids for ids, _ in search_all(self.retriever, asked, self.depth)]
+        return [ids for ids, _ in search_all(self.retriever, asked, self.depth, self.known)]
 
     def _ndcg(self, example: str, ids: list[str]) -> float:
         left = without(ids, self.exclude.get(example, ()), self.k)
