@@ -9,7 +9,7 @@ import jinja2
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import metric_label, show
-from recr1_lite.ledger import Ledger
+from recr1_lite.ledger import Ledger, record_of
 from recr1_lite.recipes.comparison import slug
 from recr1_lite.report.rows import select
 from recr1_lite.tasks.prompts import Prompt
@@ -41,8 +41,10 @@ def gather(adapter: str | Path, ledger: str | Path | None = None, run: str = "",
     runs = {row["run"] for row in book.rows("train") if row.get("run")}
     if run and run not in runs:
         raise RecR1Error(f"{book.path.name} holds no training of the run {run!r}; it has {_names(runs)}")
-    run = run or next((part for part in reversed(folder.parts) if part in runs), "")
-    rows = select(book, run)[1] if run else []
+    ids, trainings = {record_of(place).get("id") for place in folder.parents}, book.rows("train")
+    known = next((row["run_id"] for row in trainings if not run and row.get("run_id") in ids), "")
+    run = run or known or next((part for part in reversed(folder.parts) if part in runs), "")
+    run, rows = select(book, run) if run else ("", [])
     trained = {row.get("method", ""): row for row in rows if row["kind"] == "train"}
     if method and method not in trained:
         raise RecR1Error(f"the run {run or '(none known)'} trained no {method!r}; it has {_names(trained)}")

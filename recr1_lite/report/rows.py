@@ -114,8 +114,14 @@ def is_loss(metric: str) -> bool:
     return any(name in metric for name in LOSSES)
 
 
+def run_of(row: Mapping) -> str:
+    """What tells the run of a row from others: its id, in rows of earlier versions its name."""
+    return row.get("run_id") or row.get("run") or ""
+
+
 def select(ledger, run: str | None = None) -> tuple[str, list[dict]]:
-    """Name and result rows of a run (default: the last). What a resumed run told twice counts once, the last time.
+    """Name and result rows of a run, by its id or name (default: the last; of several of a name the last). What a
+    resumed run told twice counts once, the last time.
 
     Raises RecR1Error when the ledger holds no results, or none of that run.
     """
@@ -123,14 +129,15 @@ def select(ledger, run: str | None = None) -> tuple[str, list[dict]]:
     if not rows:
         where = f"the ledger {getattr(ledger, 'path', '')} has no results to report"
         raise RecR1Error(f"{where}; run `make demo`, or `python -m recr1_lite demo`, which makes some")
-    names = list(dict.fromkeys(row.get("run") or "" for row in rows))
-    name = next((row["run"] for row in reversed(rows) if row.get("run")), "") if run is None else run
-    if name not in names:
+    named = [row for row in rows if (run_of(row) if run is None else run in (row.get("run_id"), row.get("run") or ""))]
+    if not named and run is not None:
+        names = list(dict.fromkeys(row.get("run") or "" for row in rows))
         known = ", ".join(filter(None, names)) or "only rows without a run's name"
         raise RecR1Error(f"the ledger has no run {run!r}; it has {known}")
-    rows = [row for row in rows if (row.get("run") or "") == name]
+    chosen = named[-1] if named else {}
+    rows = [row for row in rows if run_of(row) == run_of(chosen)]
     last = {_identity(row): row for row in rows}
-    return name, [row for row in rows if row is last[_identity(row)]]
+    return chosen.get("run") or "", [row for row in rows if row is last[_identity(row)]]
 
 
 def _identity(row: Mapping) -> tuple:
@@ -204,14 +211,14 @@ def tasks_table(ledger, run: str | None = None) -> pd.DataFrame:
     """Every method on the sealed test of every run in the ledger, or of one: task, retriever of the run, method, n,
     the run's first metric with its 95% interval, and the paired difference to the raw request."""
     compared = [row for row in ledger.rows("compare") if row["b"] == "raw request" and row["split"] == "test"]
-    gains = {(row["run"], row["a"], row["metric"]): row["difference"] for row in compared}
+    gains = {(run_of(row), row["a"], row["metric"]): row["difference"] for row in compared}
     tested = [row for row in ledger.rows("eval") if row["split"] == "test" and run in (None, row["run"])]
-    engines = {row["run"]: row["retriever"].removesuffix("Retriever") for row in tested if row["retriever"]}
+    engines = {run_of(row): row["retriever"].removesuffix("Retriever") for row in tested if row["retriever"]}
     lines = []
     for row in tested:
         metric = next(iter(row["metrics"]))
-        gain = gains.get((row["run"], row["method"], metric))
-        line = {"task": row["task"], "retriever": engines.get(row["run"], ""), "method": row["method"], "n": row["n"]}
+        gain = gains.get((run_of(row), row["method"], metric))
+        line = {"task": row["task"], "retriever": engines.get(run_of(row), ""), "method": row["method"], "n": row["n"]}
         line |= {"metric": metric_label(metric), "mean [95%]": show(row["metrics"][metric])}
         lines.append(line | {"vs raw request": show(gain, sign=True) if gain else ""})
     return pd.DataFrame(lines)

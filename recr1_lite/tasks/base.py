@@ -1,6 +1,8 @@
 """`Task`: a catalogue, requests with graded relevant items, a sealed test split; its validation; making of splits."""
 
 import contextlib
+import hashlib
+import json
 import math
 import random
 import re
@@ -42,7 +44,8 @@ def sealed() -> Iterator[None]:
 class _Seal:
     """Holds the test split in a slot, which vars(), repr() and asdict() do not show."""
 
-    __slots__ = ("_test",)
+    __slots__ = ("_marked", "_test")
+    _marked: bool  # whether `testing` has told the ledger
     _test: pd.DataFrame
 
 
@@ -74,6 +77,7 @@ class Task(_Seal):
                 raise RecR1Error(f"task {self.name!r} has {cutoff}={k!r}; take a whole number from 1 on")
         frames = (frame.reset_index(drop=True) for frame in (self.items, self.train, self.val, test))
         self.items, self.train, self.val, self._test = frames
+        self._marked = False
         splits = {"train": self.train, "val": self.val, "test": self._test}
         self.about = {**self.about, "splits": validate(self.items, splits, self.name)}
 
@@ -92,9 +96,36 @@ class Task(_Seal):
         for a copied or unpickled task, which has no test split.
         """
         test = self._opened()
-        mark = {"task": self.name, "split": "test", "n": len(test), "reason": reason}
-        (Ledger() if ledger is None else ledger).append({"kind": "unseal", **mark})
+        if not self._marked:
+            mark = {"task": self.name, "split": "test", "n": len(test), "reason": reason}
+            (Ledger() if ledger is None else ledger).append({"kind": "unseal", **mark})
         return test.copy()
+
+    @contextlib.contextmanager
+    def testing(self, reason: str, ledger: Ledger | None = None) -> Iterator[None]:
+        """One opening of the test split, with one row, however many methods are scored on it inside."""
+        self.unseal_test(reason, ledger)
+        self._marked = True
+        try:
+            yield
+        finally:
+            self._marked = False
+
+    @property
+    def fingerprint(self) -> dict:
+        """What the task is made of, in digests that differ where the data do; of the sealed test nothing else."""
+        frames = {"items": self.items, "train": self.train, "val": self.val, "test": getattr(self, "_test", None)}
+        known = {"k_train": self.k_train, "k_eval": self.k_eval, "metrics": list(self.metrics)}
+        return known | {name: None if frame is None else digest(frame) for name, frame in frames.items()}
+
+    def longest_prompts(self, tokenizer, prompt: Prompt) -> dict[str, int]:
+        """Tokens of the longest prompt of each split. Of the sealed test only this number comes out, without a row."""
+        longest, frames = {}, {"train": self.train, "val": self.val, "test": getattr(self, "_test", None)}
+        for split, frame in frames.items():
+            if frame is not None:  # as of a copy's test
+                texts = [prompt.render(tokenizer, request) for request in frame["request"].unique()]
+                longest[split] = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        return longest
 
     def map_splits(self, change: Callable[[str, pd.DataFrame], pd.DataFrame], **fields) -> Self:
         """A new task whose splits are change(split's name, its rows), and with `fields` in place of this one's.
@@ -153,6 +184,14 @@ class Task(_Seal):
         if (test := getattr(self, "_test", None)) is None:
             raise RecR1Error(f"this copy of task {self.name!r} holds no test split; load the task with load_task")
         return test
+
+
+def digest(frame: pd.DataFrame) -> str:
+    """A short digest of a table's columns and rows, their order included."""
+    found = hashlib.sha256(json.dumps(list(frame.columns)).encode())
+    for row in frame.itertuples(index=False, name=None):
+        found.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return found.hexdigest()[:16]
 
 
 def _spread(texts: pd.Series) -> str:

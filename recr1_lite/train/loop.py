@@ -1,6 +1,7 @@
-"""What a run of either trainer shares: its folder, its order and settings, going on where it was stopped, and the watch
-over it: validation, the best adapter, a line per step, a sentence when something looks wrong."""
+"""What a run of either trainer shares: its folder, what made it, its order and settings, going on where it was stopped,
+and the watch over it: validation, the best adapter, a line per step, a sentence when something looks wrong."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -8,9 +9,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,13 +19,17 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from recr1_lite.common import RecR1Error, atomic_write
+from recr1_lite.assets.fetch import note
+from recr1_lite.common import RecR1Error, atomic_write, check_place
+from recr1_lite.ledger import begin, difference, record_of
 from recr1_lite.policy.backend import choose
 from recr1_lite.policy.models import Policy, save_adapter
 from recr1_lite.policy.rollouts import MergedCopy
 from recr1_lite.profiles import Profile
 from recr1_lite.search.metrics import Interval
-from recr1_lite.tasks.base import sealed
+from recr1_lite.tasks.base import Task, sealed
+from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.train.memory import check_prompts, disk_needed
 
 SAME = ("reward", "reward_std", "entropy", "kl", "distinct", "ndcg", "raw_ndcg", "gain", "grad_norm")
 NAMES = {name: name for name in SAME} | {  # TRL's name in the log -> this kit's name in a step's row
@@ -43,6 +48,16 @@ LINE = {  # what a step's line shows, where its trainer logs it (unsloth's logs 
     "entropy": "entropy {:.2f}",
     "seconds": "{:.1f} s",
 }
+# Of a profile: what may be another when a run goes on, because it changes no number but for rounding, or is looked at
+# apart: the model, and the steps, of which there may be more while the learning rate is constant.
+FREE = ["name", "about", "model", "report_to", "steps", "sft_epochs", "max_prompt_tokens", "micro_batch", "batch_size"]
+FREE += ["gradient_checkpointing"]
+UNUSED = {  # by a trainer or a recipe: how the names of such fields begin
+    "GRPO": ("sft_", "n_", "best_of"),
+    "SFT": ("preset", "recipe", "prompts_", "group_", "rollout_", "learning_rate", "fast_", "n_", "best_of"),
+    "demo": ("sft_", "best_of", "n_capability"),
+    "compare": ("n_headroom", "n_capability"),
+}
 Watch = Callable[[list[dict], list[dict]], object]  # gets the rows of the steps and of the validations so far
 Validate = Callable[[MergedCopy | None], Interval]  # gets the merged copy of the policy
 
@@ -51,11 +66,13 @@ Validate = Callable[[MergedCopy | None], Interval]  # gets the merged copy of th
 class Run:
     """Where a run goes, and what goes on beside it.
 
-    folder: gets `checkpoint-N`, `best`, `last` and `training.json`. validate: called before the first step, every
-    `profile.validate_every` steps and after the last; the adapter that it likes best is kept. seed: of the rollouts and
-    the order. resume: go on from the newest whole checkpoint, to the same adapter as an uninterrupted run (CPU,
-    float32), with the policy loaded as it was at first. progress: print a line per step. watch: called with the rows of
-    all steps and of all validations so far, before the first step and after each (`curves.LiveCurves` draws them).
+    folder: gets `run.json`, `checkpoint-N`, `best`, `last` and `training.json`. validate: called before the first step,
+    every `profile.validate_every` steps and after the last; the adapter that it likes best is kept. seed: of the
+    rollouts and the order. resume: go on from the newest whole checkpoint, to the same adapter as an uninterrupted run
+    (CPU, float32), with the policy loaded as it was at first. progress: print a line per step. watch: called with the
+    rows of all steps and of all validations so far, before the first step and after each (`curves.LiveCurves` draws
+    them). task: whose examples these are; its prompts are measured before the start, those of the sealed test too.
+    made: what else makes the run, such as the adapter that it starts from.
     """
 
     folder: Path
@@ -64,13 +81,23 @@ class Run:
     resume: bool = False
     progress: bool = True
     watch: Watch | None = None
+    task: Task | None = None
+    made: Mapping = field(default_factory=dict)
 
-    def checkpoint(self) -> Path | None:
-        """The checkpoint to go on from, if any. Raises RecR1Error for a folder in use without `resume`."""
-        newest = last_checkpoint(self.folder)
-        if newest and not self.resume:
-            advice = "go on with it (--resume) or give another folder (--out)"
-            raise RecR1Error(f"{self.folder} already holds a run; {advice}")
+    def begin(self, trainer: str, policy: Policy, profile: Profile, prompt: Prompt, config, **made) -> Path | None:
+        """Check what the run needs and note what makes it; returns the checkpoint to go on from, if any.
+
+        config: TRL's. Raises RecR1Error: as `ledger.begin`, for prompts that are too long, for a folder that cannot be
+        written or whose disk is too full, for a run that is past its last step.
+        """
+        newest = last_checkpoint(self.folder, config.max_steps if self.resume else None)
+        if self.task:
+            check_prompts(self.task, policy.tokenizer, profile.max_prompt_tokens, prompt)
+        check_place(self.folder, disk_needed(policy, resumed=newest is not None))
+        if not config.lr_scheduler_type.startswith("constant"):  # another end would be another rate at each step
+            made["steps"] = config.max_steps
+        told = made_by(trainer, policy, profile, prompt, self.seed, self.task, **self.made, **made)
+        begin(self.folder, told, self.resume, used=newest is not None)
         return newest
 
 
@@ -89,6 +116,42 @@ class Training:
     def adapter(self) -> Path:
         """The adapter that scored best on val; without validation, the last one."""
         return self.folder / "best"
+
+
+def made_by(kind: str, policy: Policy, profile: Profile, prompt: Prompt, seed: int, task: Task | None, **more) -> dict:
+    """What makes a run, for `ledger.begin`. kind: of UNUSED; more: what that kind knows beside."""
+    weights = hashlib.sha256()
+    for name, weight in policy.model.named_parameters():
+        if "lora_" not in name:  # the first numbers of each matrix tell one model from another
+            weights.update(f"{tuple(weight.shape)}{weight.flatten()[:8].tolist()}".encode())
+    shaping = {name: value for name, value in vars(profile).items() if name not in FREE}
+    return {
+        "by": kind,
+        "task": task and task.name,
+        "seed": seed,
+        "model": {"name": model_name(profile), "weights": weights.hexdigest()[:16]},
+        "profile": {name: value for name, value in shaping.items() if not name.startswith(UNUSED[kind])},
+        "prompt": asdict(prompt),
+        **more,
+        "data": task and task.fingerprint,
+    }
+
+
+def model_name(profile: Profile) -> str:
+    """The profile's model, of a local folder its last part: the folder may move."""
+    return Path(profile.model).name if Path(profile.model).exists() else profile.model
+
+
+def check_adapter(adapter: str | Path, profile: Profile, task: Task) -> None:
+    """Say on stderr where an adapter was trained for another task or prompt, as far as its run's folder tells. Raises
+    RecR1Error for one of another model."""
+    if not (made := record_of(Path(adapter).parent).get("made")):
+        return
+    if other := difference(made["model"]["name"], model_name(profile), "model"):
+        raise RecR1Error(f"the adapter {adapter} is of a run {other}; give the profile of that run (--profile)")
+    here = {"task": task.name if made["task"] else None, "prompt": asdict(task.prompt)}
+    if other := difference({key: made[key] for key in here}, here):
+        note(f"the adapter {adapter} is of a run {other}: its scores here are those of a transfer")
 
 
 class KitTrainer:
@@ -149,11 +212,16 @@ def draw_order(examples: int, count: int, seed: int) -> list[int]:
     return sum(rounds, [])[:count]
 
 
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint that was written to its end (trainer_state.json comes last), or None."""
+def last_checkpoint(folder: str | Path, steps: int | None = None) -> Path | None:
+    """The newest checkpoint that was written to its end (trainer_state.json comes last), or None. Raises RecR1Error for
+    one that is beyond `steps`."""
     numbered = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
     whole = [path for path in numbered if _read(path / "trainer_state.json") is not None]
-    return max(whole, key=lambda path: int(path.name[11:]), default=None)
+    newest = max(whole, key=lambda path: int(path.name[11:]), default=None)
+    if newest and steps is not None and (at := int(newest.name[11:])) > steps:
+        beyond = f"{folder} is at step {at}, beyond the {steps} steps asked for"
+        raise RecR1Error(f"{beyond}; ask for more, or give another folder (--out)")
+    return newest
 
 
 def _read(path: Path) -> dict | None:

@@ -1,4 +1,4 @@
-"""Will it fit? What GRPO needs on its device, counted piece by piece in bytes.
+"""Will it fit? What GRPO needs on its device, counted piece by piece in bytes; prompts, and the disk.
 
 A step writes rollouts, then updates; the larger of the two phases is the peak. GB are 1e9 bytes.
 """
@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rollouts import LARGE_LOGITS, PART
 from recr1_lite.profiles import Profile
+from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.prompts import Prompt
 
 GB = 1e9
 FLOAT32, BYTES = 4, {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -197,6 +200,23 @@ def logits(vocab: int, dtype: str, backend: str, rows: int, new: int) -> int:
     tokens = rows * (new + (backend == "stock"))
     in_parts = backend == "transformers" and tokens * vocab * FLOAT32 > LARGE_LOGITS
     return (max(1, PART // vocab) if in_parts else tokens) * token
+
+
+def check_prompts(task: Task, tokenizer, limit: int, *prompts: Prompt) -> None:
+    """Raises RecR1Error where a prompt of any split, the sealed test included, is longer than `limit` tokens."""
+    for prompt in prompts:
+        for split, length in task.longest_prompts(tokenizer, prompt).items():
+            if length > limit:
+                told = f"a prompt has {length} tokens and the limit is {limit} (the longest of the {split} split)"
+                advice = "shorten the request or the few-shot examples, or raise max_prompt_tokens in the profile"
+                raise RecR1Error(f"{told}; {advice}")
+
+
+def disk_needed(policy: Policy, resumed: bool = False) -> int:
+    """Bytes that a run may take on the disk: three checkpoints while one is written, `best`, `last` and one in work."""
+    adapter = sum(4 * weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
+    checkpoint = 4 * adapter + 100 * len(policy.tokenizer)  # weights, two moments, the KL reference; the tokenizer
+    return (1 if resumed else 3) * checkpoint + 3 * adapter + 2**20
 
 
 def with_group(profile: Profile, group: int) -> Profile:
