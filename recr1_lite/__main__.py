@@ -274,13 +274,13 @@ def export(arguments) -> None:
 
     profile, task, adapter = _profile(arguments), _task(arguments), arguments.adapter
     gathered = card.gather(adapter, arguments.ledger, arguments.run or "", arguments.method or "")
-    out, formats = Path(arguments.out or Path(adapter).parent / "export"), arguments.formats.split(",")
-    requests, types = list(task.val["request"][: arguments.n]), (arguments.dtype, arguments.gguf_type)
+    out, types = Path(arguments.out or Path(adapter).parent / "export"), (arguments.dtype, arguments.gguf_type)
+    asked = gathered["prompt"] or task.prompt, list(task.val["request"][: arguments.n])
 
     def write_card(told: dict) -> str:
         return card.card(told, gathered, task.name, task.about)
 
-    told = export.export(profile, adapter, out, task.prompt, requests, formats, *types, write_card)
+    told = export.export(profile, adapter, out, *asked, arguments.formats.split(","), *types, write_card)
     print(*export.lines(told), f"it is in {out}", sep="\n")
     if arguments.push:
         print(f"it is at {export.push(out, arguments.push, private=not arguments.public)}")

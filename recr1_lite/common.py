@@ -71,13 +71,13 @@ def check_place(path: str | Path, needed: int = 0, file: bool = False) -> None:
     disk has fewer than `needed` free bytes. Leaves nothing behind."""
     path = Path(path).expanduser()
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    advice = "give another place, or mend its permissions"
-    if there is path and path.is_dir() == file or there is not path and not there.is_dir():
-        raise RecR1Error(f"{path} cannot be written ({there} is a {'folder' if there.is_dir() else 'file'}); {advice}")
     try:
-        with there.open("ab") if there.is_file() else tempfile.TemporaryFile(dir=there):
+        if path.exists() and path.is_dir() == file:
+            raise OSError(0, f"it is a {'folder' if file else 'file'}")
+        with path.open("ab") if path.is_file() else tempfile.TemporaryFile(dir=there):
             free = shutil.disk_usage(there).free
     except OSError as problem:
+        advice = "give another place, or mend its permissions"
         raise RecR1Error(f"{path} cannot be written ({problem.strerror}); {advice}") from problem
     if free < needed:
         room = f"{path} will take up to {needed:,} bytes and its disk has {free:,} free"

@@ -45,8 +45,7 @@ class Ledger:
         """Write `row`, with marks, time (UTC), versions, commit and device where it lacks them; return what it became.
 
         NaN and infinity become null. Raises RecR1Error where the row has no `kind`, holds what JSON cannot, or cannot
-        be written. The ledger is then as it was.
-        """
+        be written. The ledger is then as it was."""
         if not row.get("kind"):
             raise RecR1Error("a ledger row needs a kind; add one such as 'eval' or 'train'")
         facts = {"versions": versions(), "commit": commit(), "device": device()}
@@ -96,8 +95,7 @@ def begin(folder: str | os.PathLike, made: Mapping, resume: bool, used: bool) ->
     """Note in `folder` what makes a run, before its first step, or find it noted; returns the run's id.
 
     used: whether something is trained there already. Raises RecR1Error for a used folder without `resume`, and where it
-    was made by something else, with the first field that differs.
-    """
+    was made by something else, with the first field that differs."""
     folder, made, known = Path(folder), json.loads(json.dumps(made, default=str)), record_of(folder)
     advice = "give another folder (--out)"
     if used and not resume:
@@ -116,11 +114,16 @@ def begin(folder: str | os.PathLike, made: Mapping, resume: bool, used: bool) ->
 
 def record_of(folder: str | os.PathLike) -> dict:
     """What `run.json` in a folder says: id, made, versions, commit; {} where there is none."""
+    return read_json(Path(folder) / RECORD) or {}
+
+
+def read_json(path: Path) -> dict | None:
+    """What a JSON file says; None where it is missing or torn."""
     try:
-        told = json.loads((Path(folder) / RECORD).read_text())
+        said = json.loads(path.read_text())
     except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) and "id" in told else {}
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def difference(old: Any, new: Any, name: str = "") -> str:
@@ -133,7 +136,7 @@ def difference(old: Any, new: Any, name: str = "") -> str:
     texts = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
     start = max(0, len(os.path.commonprefix(texts)) - 30)  # long texts may differ at their ends alone
     cut = [f"{'...' * (start > 0)}{text[start : start + 80]}{'...' * (len(text) > start + 80)}" for text in texts]
-    return "" if old == new else f"whose {name} was {cut[0]} and is now {cut[1]}"
+    return "" if len(set(texts)) == 1 else f"whose {name} was {cut[0]} and is now {cut[1]}"
 
 
 def _append_line(path: Path, line: bytes) -> None:

@@ -29,12 +29,11 @@ TAGS = ["query-rewriting", "information-retrieval", "rec-r1", "recr1-lite", "lor
 
 
 def gather(adapter: str | Path, ledger: str | Path | None = None, run: str = "", method: str = "") -> dict:
-    """{run, method, train, rows}: what the ledger says of the training that made `adapter`.
-
+    """{run, method, train, rows}: what the ledger says of the training that made `adapter`; prompt: that it was asked
+    with, as far as its folder says, else None.
     ledger: default the nearest ledger.jsonl above the adapter, else the runs folder's. run and method: default those
     that the adapter's path names. Everything is empty where the ledger knows nothing; RecR1Error where a run or a
-    method that was asked for is not there, and where the path leaves open which of several it is.
-    """
+    method that was asked for is not there, and where the path leaves open which of several it is."""
     folder = Path(adapter).absolute()
     near = next((above / "ledger.jsonl" for above in folder.parents if (above / "ledger.jsonl").is_file()), None)
     book = Ledger(ledger or near)
@@ -52,7 +51,9 @@ def gather(adapter: str | Path, ledger: str | Path | None = None, run: str = "",
     if len(likely) > 1:
         raise RecR1Error(f"the run {run} trained {_names(trained)}; say with --method which one {folder.name} is")
     method = likely[0] if likely else ""
-    return {"run": run, "method": method, "train": trained.get(method, {}), "rows": rows}
+    asked = record_of(folder.parent).get("made", {}).get("prompt")
+    prompt = asked and Prompt(**asked | {"examples": tuple(map(tuple, asked["examples"]))})
+    return {"run": run, "method": method, "train": trained.get(method, {}), "rows": rows, "prompt": prompt}
 
 
 def card(told: Mapping, gathered: Mapping, task: str, data: Mapping) -> str:
@@ -61,13 +62,9 @@ def card(told: Mapping, gathered: Mapping, task: str, data: Mapping) -> str:
     base, licence, about_base = BASES.get(told["base_model"], (told["base_model"], {}, ""))
     parts = {Path(name).parts[0] for name in told["files"]}
     gguf = sorted(name for name in parts if name.endswith(".gguf"))
-    front = {
-        "base_model": base if "/" in base else "",
-        **licence,
-        "language": ["en"],
-        "pipeline_tag": "text-generation",
-    }
-    front |= {"library_name": "transformers" if "merged" in parts else "peft", "tags": TAGS + ["gguf"] * bool(gguf)}
+    front = {"base_model": base if "/" in base else "", **licence, "language": ["en"]}
+    front |= {"pipeline_tag": "text-generation", "library_name": "transformers" if "merged" in parts else "peft"}
+    front |= {"tags": TAGS + ["gguf"] * bool(gguf)}
     checks = [
         [name, check["coarsest"], f"{check['same_rewrites']} of {check['n']}", f"{check['max_nats']:.2g}"]
         for name, check in told["checks"].items()
@@ -131,19 +128,16 @@ def _training(train: Mapping) -> dict:
     step = "targets per step, at most" if sft else "prompts x rollouts per step"
     sizes = config.get("sft_batch") if sft else f"{config.get('prompts_per_step')} x {config.get('group_size')}"
     known = {name: train.get(name) for name in ("run", "method", "task", "profile", "seed")}
-    known |= {
-        "steps": max((row.get("step", 0) for row in curve), default=0) or None,
-        "best step on validation": train.get("best_step"),
-        step: sizes,
-        "learning rate": config.get("sft_learning_rate" if sft else "learning_rate"),
-        "LoRA rank": config.get("lora_rank"),
-        "number format": f"{config.get('dtype')}{', 4-bit base' if config.get('load_in_4bit') else ''}",
-        "completions sampled": cost.get("samples"),
-        "tokens trained on": cost.get("tokens_trained"),
-        **{name: train.get(name) for name in ("seconds", "device", "commit")},
-        "command": re.sub(r"(?<![^\s='\"])[/~]\S*/", "", train.get("command") or ""),  # no path of this machine
-        "versions": ", ".join(f"{name} {number}" for name, number in (train.get("versions") or {}).items() if number),
-    }
+    known |= {"steps": max((row.get("step", 0) for row in curve), default=0) or None}
+    known |= {"best step on validation": train.get("best_step"), step: sizes}
+    known |= {"learning rate": config.get("sft_learning_rate" if sft else "learning_rate")}
+    known |= {"LoRA rank": config.get("lora_rank")}
+    known |= {"number format": f"{config.get('dtype')}{', 4-bit base' if config.get('load_in_4bit') else ''}"}
+    known |= {"completions sampled": cost.get("samples"), "tokens trained on": cost.get("tokens_trained")}
+    known |= {name: train.get(name) for name in ("seconds", "device", "commit")}
+    # no path of this machine
+    known |= {"command": re.sub(r"(?<![^\s='\"])[/~]\S*/", "", train.get("command") or "")}
+    known |= {"versions": ", ".join(f"{name} {at}" for name, at in (train.get("versions") or {}).items() if at)}
     return {name: value for name, value in known.items() if value not in (None, "")}
 
 

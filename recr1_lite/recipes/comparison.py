@@ -58,12 +58,9 @@ class TeacherRewriter(Rewriter):
         self.teach, self.prompt = teach, prompt
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
-        return [self._rewrite(request, self.teach(request)[0]) for request in requests]
-
-    def _rewrite(self, request: str, answer: str) -> Rewrite:
-        if not answer:
-            return Rewrite(request, "", "empty", 0)
-        return Rewrite(compose(request, answer, self.prompt.mode, self.prompt.weight), answer, "ok", 0)
+        pairs = [(request, self.teach(request)[0]) for request in requests]
+        how = self.prompt.mode, self.prompt.weight
+        return [Rewrite(compose(r, a, *how), a, "ok", 0) if a else Rewrite(r, "", "empty", 0) for r, a in pairs]
 
 
 def taught(examples: pd.DataFrame, teach: Teacher) -> pd.DataFrame:
@@ -145,8 +142,7 @@ def compare_methods(
 
     Everything goes into the folder `out` and the ledger; called again with the same `out` it goes on where it was
     stopped: what is trained is not trained again. teach: default the clothing task's rule. Raises RecR1Error for an
-    unknown method, a run that stopped before a method was trained to its end, and as `demo.start`.
-    """
+    unknown method, a run that stopped before a method was trained to its end, and as `demo.start`."""
     if GRPO not in methods or not set(methods) <= set(METHODS):
         advice = f"take {GRPO!r}, which sets the budget, and any of {', '.join(METHODS)}"
         raise RecR1Error(f"methods={list(methods)}; {advice}")
@@ -155,9 +151,8 @@ def compare_methods(
     engine, policy = BM25Retriever.build(task.items), load_policy(profile, seed)
     made = {"retriever": described(engine), "teacher": getattr(teach, "__qualname__", type(teach).__name__)}
     made |= {"steps": profile.steps, "sft_epochs": profile.sft_epochs}
-    prompts = list(dict.fromkeys(asked(task, method) for method in methods))
-    options: dict = dict(ledger=ledger, seed=seed, trainings=len(methods), **made)
-    book = start("compare", out, policy, task, profile, prompts, **options)
+    prompts, run = {asked(task, method) for method in methods}, Run(out, None, seed, True, task=task, made=made)
+    book = start("compare", run, policy, profile, list(prompts), ledger, len(methods) + 1)
     del policy
     arena = Arena(task, engine, profile, teach, out, seed, book, progress)
     for method in methods:
@@ -332,8 +327,7 @@ def continual(
     """Train the adapters `first` (a folder for each of TRAINERS, trained on tasks[0]) on tasks[1]; measure every stage.
 
     teach: the second task's teacher, for SFT, whose training takes as many seconds as GRPO's. Returns the "continual"
-    rows that go to the ledger. Raises RecR1Error for a trainer without an adapter.
-    """
+    rows that go to the ledger. Raises RecR1Error for a trainer without an adapter."""
     if missing := [trainer for trainer in TRAINERS if trainer not in first]:
         raise RecR1Error(f"there is no adapter of {missing[0]} after the first task; train it with `compare` first")
     out, rows, seconds, task = Path(out), [], 0.0, tasks[1]

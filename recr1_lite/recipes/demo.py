@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from recr1_lite.tasks import load_task
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.grpo import PRESETS, train_task
-from recr1_lite.train.loop import last_checkpoint, made_by
-from recr1_lite.train.memory import check_prompts, disk_needed
+from recr1_lite.train.loop import Run, disk_needed, last_checkpoint, made_by
 from recr1_lite.train.rewards import Scorer
 
 ROLLOUTS = 8  # rollouts per request in the headroom check
@@ -63,34 +62,21 @@ class Loop:
 
 
 def start(
-    kind: str,
-    out: Path,
-    policy: Policy,
-    task: Task,
-    profile: Profile,
-    prompts: Sequence[Prompt],
-    ledger: Ledger | None,
-    seed: int,
-    resume: bool = True,
-    trainings: int = 1,
-    **made,
+    kind: str, run: Run, policy: Policy, profile: Profile, prompts: Sequence[Prompt], ledger: Ledger | None, count: int
 ) -> Ledger:
-    """Check what the recipe `kind` needs until its end, note what makes it in the folder `out`, and give the ledger
-    with the run's marks. trainings: how many it makes.
-
+    """Check what the recipe `kind` needs until its end, note what makes it in the run's folder, and give the ledger
+    with its marks. prompts: all that are asked; count: trainings.
     Raises RecR1Error as `ledger.begin`, for a prompt of any split that is too long, for too little room on the disk,
-    and for a folder or a ledger that cannot be written.
-    """
-    steps = profile.steps if resume and kind == "demo" else None
-    newest = [last_checkpoint(folder, steps) for folder in out.glob("*/")]
-    used, book = any(newest), ledger or Ledger()
-    check_prompts(task, policy.tokenizer, profile.max_prompt_tokens, *prompts)
-    check_place(out, (trainings - sum(map(bool, newest))) * disk_needed(policy) + disk_needed(policy, True) + PAGE)
+    and for a folder or a ledger that cannot be written."""
+    out, book, steps = run.folder, ledger or Ledger(), profile.steps if kind == "demo" and run.resume else None
+    newest, task = [last_checkpoint(folder, steps) for folder in out.glob("*/")], cast(Task, run.task)
+    task.check_prompts(policy.tokenizer, profile.max_prompt_tokens, *prompts)
+    check_place(out, (count - sum(map(bool, newest))) * disk_needed(policy) + disk_needed(policy, True) + PAGE)
     check_place(out / "report.html", file=True)
     book.check()
-    told = made_by(kind, policy, profile, task.prompt, seed, task, **made)
-    marks = {"run": out.name, "run_id": begin(out, told, resume, used), "profile": profile.name, "seed": seed}
-    return book.bind(**marks)
+    told = made_by(kind, policy, profile, task.prompt, run.seed, task, **run.made)
+    marks = {"run": out.name, "run_id": begin(out, told, run.resume, any(newest))}
+    return book.bind(**marks, profile=profile.name, seed=run.seed)
 
 
 def demo(
@@ -107,8 +93,7 @@ def demo(
 
     retriever: the fixed engine of training and test, or a name for `search.build_retriever`. Leaves `out/report.html`,
     the adapters under `out/grpo`, and rows in the ledger. Returns the results on the sealed test, raw request first,
-    GRPO last. Raises RecR1Error as `start`: what the end of the run needs is checked before the long work.
-    """
+    GRPO last. Raises RecR1Error as `start`: what the end of the run needs is checked before the long work."""
     out, started = Path(out), time.perf_counter()
     say("data")
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
@@ -116,8 +101,8 @@ def demo(
     engine = build_retriever(retriever, task.items) if isinstance(retriever, str) else retriever
     policy = load_policy(profile, seed=seed)
     prompts = [task.prompt, few_shot] if few_shot else [task.prompt]
-    known: dict = {"few_shot": few_shot and asdict(few_shot), "retriever": described(engine)}
-    book = start("demo", out, policy, task, profile, prompts, ledger, seed, resume, **known)
+    made = {"few_shot": few_shot and asdict(few_shot), "retriever": described(engine)}
+    book = start("demo", Run(out, None, seed, resume, task=task, made=made), policy, profile, prompts, ledger, 1)
 
     say(f"baselines on {len(task.val)} validation requests")
     loop = Loop(task, engine, profile, book, seed, few_shot, baselines(task) if "history" in task.train else [])

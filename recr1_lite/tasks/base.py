@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -114,18 +115,22 @@ class Task(_Seal):
     @property
     def fingerprint(self) -> dict:
         """What the task is made of, in digests that differ where the data do; of the sealed test nothing else."""
-        frames = {"items": self.items, "train": self.train, "val": self.val, "test": getattr(self, "_test", None)}
         known = {"k_train": self.k_train, "k_eval": self.k_eval, "metrics": list(self.metrics)}
-        return known | {name: None if frame is None else digest(frame) for name, frame in frames.items()}
+        return known | {name: digest(frame) for name, frame in {"items": self.items, **self._splits()}.items()}
 
-    def longest_prompts(self, tokenizer, prompt: Prompt) -> dict[str, int]:
-        """Tokens of the longest prompt of each split. Of the sealed test only this number comes out, without a row."""
-        longest, frames = {}, {"train": self.train, "val": self.val, "test": getattr(self, "_test", None)}
-        for split, frame in frames.items():
-            if frame is not None:  # as of a copy's test
-                texts = [prompt.render(tokenizer, request) for request in frame["request"].unique()]
-                longest[split] = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
-        return longest
+    def check_prompts(self, tokenizer, limit: int, *prompts: Prompt) -> None:
+        """Raises RecR1Error where a prompt of any split is longer than `limit` tokens. Of the sealed test nothing but
+        this number comes out, so that it leaves no row."""
+        for split, prompt in itertools.product(self._splits(), prompts):
+            texts = [prompt.render(tokenizer, request) for request in self._splits()[split]["request"].unique()]
+            if (longest := max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))) > limit:
+                told = f"a prompt has {longest} tokens and the limit is {limit} (the longest of the {split} split)"
+                advice = "shorten the request or the few-shot examples, or raise max_prompt_tokens in the profile"
+                raise RecR1Error(f"{told}; {advice}")
+
+    def _splits(self) -> dict[str, pd.DataFrame]:
+        held = {"train": self.train, "val": self.val, "test": getattr(self, "_test", None)}
+        return {split: frame for split, frame in held.items() if frame is not None}  # a copy has no test
 
     def map_splits(self, change: Callable[[str, pd.DataFrame], pd.DataFrame], **fields) -> Self:
         """A new task whose splits are change(split's name, its rows), and with `fields` in place of this one's.

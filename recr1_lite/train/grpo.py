@@ -56,8 +56,7 @@ UNSUPPORTED = dict.fromkeys(OFF, False) | NEUTRAL
 class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
     """GRPOTrainer, or what unsloth made of it, with this kit's prompts, counts by group, and resume.
 
-    rollout_batch: rollouts written together, whole groups; None: the whole step.
-    """
+    rollout_batch: rollouts written together, whole groups; None: the whole step."""
 
     def __init__(self, *args, rollout_batch: int | None = None, **others):
         super().__init__(*args, **others)
@@ -157,8 +156,7 @@ def train(
     examples: DataFrame of example_id, request, relevant. scorer: pays the completions (a re-ranker brings its own); its
     prompt is the one that is asked. overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and
     keeps everything. Raises RecR1Error for an unknown preset, sizes that do not fit, no examples, too long a prompt,
-    and as `Run.begin`; RetrieverError with the query when a search fails.
-    """
+    and as `Run.begin`; RetrieverError with the query when a search fails."""
     prompt, tokenizer = scorer.prompt, policy.tokenizer
     if not len(examples):
         raise RecR1Error("there are no examples to train on; pass task.train")
@@ -218,8 +216,7 @@ def train_task(
 ) -> Training:
     """GRPO on the task's training requests; val picks the best adapter. A "train" row goes to the ledger.
 
-    run: resume, progress and watch of `Run`. A ledger that is bound to the run of this folder gets the run's id.
-    """
+    run: resume, progress and watch of `Run`. A ledger that is bound to the run of this folder gets the run's id."""
 
     def on_val(rewriter) -> Interval:
         result = evaluate(rewriter, task, retriever, "val", progress=False)

@@ -1,4 +1,4 @@
-"""Will it fit? What GRPO needs on its device, counted piece by piece in bytes; prompts, and the disk.
+"""Will it fit? What GRPO needs on its device, counted piece by piece in bytes.
 
 A step writes rollouts, then updates; the larger of the two phases is the peak. GB are 1e9 bytes.
 """
@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rollouts import LARGE_LOGITS, PART
 from recr1_lite.profiles import Profile
-from recr1_lite.tasks.base import Task
-from recr1_lite.tasks.prompts import Prompt
 
 GB = 1e9
 FLOAT32, BYTES = 4, {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -114,8 +111,7 @@ def training_memory(profile: Profile, backend: str = "unsloth", config=None) -> 
     """What GRPO needs on its device when every prompt and completion is as long as the profile allows.
 
     backend: unsloth, transformers (this kit's trainer) or stock (TRL's). config: of the model, default the profile's.
-    Raises RecR1Error for other names, and for lengths below 1.
-    """
+    Raises RecR1Error for other names, and for lengths below 1."""
     prompt, new, group = profile.max_prompt_tokens, profile.max_completion_tokens, profile.group_size
     if backend not in ("unsloth", "transformers", "stock"):
         raise RecR1Error(f"there is no backend {backend!r}; take unsloth, transformers or stock")
@@ -175,8 +171,7 @@ def _on_cuda(profile: Profile, backend: str) -> bool:
 def layer(config, profile: Profile, backend: str, rows: int, length: int, width: int) -> int:
     """Bytes that one layer keeps for the backward pass of `rows` x `length` tokens, each of which sees up to `width`.
 
-    The base matrices are frozen and keep nothing; LoRA keeps the input of each.
-    """
+    The base matrices are frozen and keep nothing; LoRA keeps the input of each."""
     hidden, wide, (query, keys) = config.hidden_size, config.intermediate_size, heads(config)
     size, tokens, rank = BYTES[profile.dtype], rows * length, profile.lora_rank
     sums = rows * config.num_attention_heads * length * FLOAT32  # log of the softmax's denominator
@@ -200,23 +195,6 @@ def logits(vocab: int, dtype: str, backend: str, rows: int, new: int) -> int:
     tokens = rows * (new + (backend == "stock"))
     in_parts = backend == "transformers" and tokens * vocab * FLOAT32 > LARGE_LOGITS
     return (max(1, PART // vocab) if in_parts else tokens) * token
-
-
-def check_prompts(task: Task, tokenizer, limit: int, *prompts: Prompt) -> None:
-    """Raises RecR1Error where a prompt of any split, the sealed test included, is longer than `limit` tokens."""
-    for prompt in prompts:
-        for split, length in task.longest_prompts(tokenizer, prompt).items():
-            if length > limit:
-                told = f"a prompt has {length} tokens and the limit is {limit} (the longest of the {split} split)"
-                advice = "shorten the request or the few-shot examples, or raise max_prompt_tokens in the profile"
-                raise RecR1Error(f"{told}; {advice}")
-
-
-def disk_needed(policy: Policy, resumed: bool = False) -> int:
-    """Bytes that a run may take on the disk: three checkpoints while one is written, `best`, `last` and one in work."""
-    adapter = sum(4 * weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
-    checkpoint = 4 * adapter + 100 * len(policy.tokenizer)  # weights, two moments, the KL reference; the tokenizer
-    return (1 if resumed else 3) * checkpoint + 3 * adapter + 2**20
 
 
 def with_group(profile: Profile, group: int) -> Profile:
@@ -252,8 +230,7 @@ def smaller(profile: Profile, backend: str) -> Iterator[tuple[str, Profile]]:
 def print_estimate(profile: Profile, backend: str | None = None, card: float | None = None) -> int:
     """Print what training needs, whether it fits a card of `card` GB, and if not what to shrink; 0 if it fits, else 1.
 
-    backend: default what a run would take. card: default the profile's, else this machine's.
-    """
+    backend: default what a run would take. card: default the profile's, else this machine's."""
     import psutil
 
     from recr1_lite.policy.backend import choose, machine

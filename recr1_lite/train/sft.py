@@ -93,8 +93,7 @@ def tokenised(policy: Policy, targets: pd.DataFrame, prompt: Prompt, limit: int,
     """Rows of input_ids and labels (IGNORED where there is no loss): rendered prompt, answer, end token.
 
     targets: DataFrame of request, rewrite, perhaps thought. Raises RecR1Error for a prompt longer than `limit`
-    tokens, an unknown `loss_on`, or a rewrite that the prompt's own parser would not find in the answer.
-    """
+    tokens, an unknown `loss_on`, or a rewrite that the prompt's own parser would not find in the answer."""
     if loss_on not in ("answer", "all"):
         raise RecR1Error(f"loss_on={loss_on!r}; take `answer`, or `all` for the prompt too")
     tokenizer, rows = policy.tokenizer, []
@@ -130,8 +129,7 @@ def train(
     targets: DataFrame of request, rewrite, perhaps thought (for the styles with reasoning). epochs: default the
     profile's. max_seconds: of training, validation not counted. overrides: fields of TRL's SFTConfig. A row of `curve`
     has step, loss, token_accuracy, grad_norm, seconds. The rest is as in `grpo.train`. Raises RecR1Error for no
-    targets, a target that cannot be written in the prompt's style, too long a prompt, and as `Run.begin`.
-    """
+    targets, a target that cannot be written in the prompt's style, too long a prompt, and as `Run.begin`."""
     if not len(targets):
         raise RecR1Error("there are no targets to train on; make some with targets.best_of_n or targets.read_pairs")
     set_seed(run.seed)
