@@ -626,7 +626,7 @@ def test_only_the_run_that_was_stopped_goes_on(tiny_folder, tmp_path, capfd):
         check_adapter(place / "best", replace(profile, model="smollm2-135m-instruct"), task)
     (place / "run.json").unlink()
     with pytest.raises(RecR1Error, match="does not say what made it .run.json is missing"):
-        again()
+        again(steps=3)
 
 
 @pytest.mark.parametrize(
