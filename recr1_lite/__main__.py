@@ -16,7 +16,7 @@ from recr1_lite.profiles import get_profile
 ABOUT = "An LLM learns to write queries for a search engine from nothing but the engine's own ranking metric."
 EPILOG = """first steps:
   python -m recr1_lite doctor      is this machine ready?
-  python -m recr1_lite demo        the whole loop, then look at runs/demo-<profile>-seed0/report.html
+  python -m recr1_lite demo        the whole loop, then look at runs/demo-<task>-<profile>-seed0/report.html
 RECR1_PROFILE picks another profile, RECR1_CACHE another cache folder, RECR1_OFFLINE=1 forbids the network."""
 
 
@@ -117,7 +117,7 @@ def train(arguments) -> None:
     from recr1_lite.train.grpo import train_task
 
     profile, out = _profile(arguments), _out(arguments)
-    task = _task(arguments).subsample(n_val=profile.n_val)
+    task = _task(arguments).subsample(n_val=profile.n_val, n_test=profile.n_test)
     policy, engine = load_policy(profile, arguments.seed), _engine(arguments, task)
     ledger = Ledger().bind(run=out.name, command=_words())
     done = train_task(policy, task, engine, profile, out, arguments.seed, ledger, resume=arguments.resume)
@@ -202,7 +202,7 @@ def capability(arguments) -> None:
 
 @command(
     *MODEL,
-    ("--out", "folder of the run (default: runs/compare-<profile>-seed<seed>)"),
+    ("--out", "folder of the run (default: runs/compare-clothing-<profile>-seed<seed>)"),
     ("--methods", "some of them, between commas (default: all)"),
     ("--parts", "which of the three (default: all)", "methods,capability,continual"),
 )
@@ -218,7 +218,7 @@ def compare(arguments) -> None:
     profile = replace(profile, validate_every=min(10, profile.validate_every))  # the curves are compared
     if unknown := set(parts) - {"methods", "capability", "continual"}:
         raise RecR1Error(f"there is no part {sorted(unknown)[0]!r}; take methods, capability, continual")
-    out = Path(arguments.out or runs_folder() / f"compare-{profile.name}-seed{seed}")
+    out = Path(arguments.out or runs_folder() / f"compare-clothing-{profile.name}-seed{seed}")
     methods = tuple(arguments.methods.split(",")) if arguments.methods else comparison.METHODS
     if "methods" in parts:
         comparison.compare_methods(profile, out, seed, ledger, methods=methods)
@@ -274,13 +274,13 @@ def export(arguments) -> None:
 
     profile, task, adapter = _profile(arguments), _task(arguments), arguments.adapter
     gathered = card.gather(adapter, arguments.ledger, arguments.run or "", arguments.method or "")
-    out, formats = Path(arguments.out or Path(adapter).parent / "export"), arguments.formats.split(",")
-    requests, types = list(task.val["request"][: arguments.n]), (arguments.dtype, arguments.gguf_type)
+    out, types = Path(arguments.out or Path(adapter).parent / "export"), (arguments.dtype, arguments.gguf_type)
+    asked = gathered["prompt"] or task.prompt, list(task.val["request"][: arguments.n])
 
     def write_card(told: dict) -> str:
         return card.card(told, gathered, task.name, task.about)
 
-    told = export.export(profile, adapter, out, task.prompt, requests, formats, *types, write_card)
+    told = export.export(profile, adapter, out, *asked, arguments.formats.split(","), *types, write_card)
     print(*export.lines(told), f"it is in {out}", sep="\n")
     if arguments.push:
         print(f"it is at {export.push(out, arguments.push, private=not arguments.public)}")
@@ -369,7 +369,12 @@ def _task(arguments):
         options[name] = int(value) if value.isdigit() else value
     if arguments.task == "custom" and not {"items", "requests"} <= set(options):
         raise RecR1Error("--task custom needs --items and --requests; see `Your own data` in the README")
-    return load_task(arguments.task, **options)
+    task = load_task(arguments.task, **options)
+    if adapter := getattr(arguments, "adapter", None):
+        from recr1_lite.train.loop import check_adapter
+
+        check_adapter(adapter, get_profile(arguments.profile), task)
+    return task
 
 
 def _engine(arguments, task):
@@ -382,12 +387,8 @@ def _out(arguments) -> Path:
     """--out, else the next free folder under runs/; with --resume the last one there."""
     if arguments.out:
         return Path(arguments.out)
-    first = runs_folder() / f"{arguments.command}-{arguments.profile}-seed{arguments.seed}"
-    free = free_folder(first)
-    if not arguments.resume or free == first:
-        return free
-    number = int(free.name.removeprefix(first.name)[1:]) - 1
-    return first.with_name(f"{first.name}-{number}") if number > 1 else first
+    first = runs_folder() / f"{arguments.command}-{arguments.task}-{arguments.profile}-seed{arguments.seed}"
+    return free_folder(first, last=arguments.resume)
 
 
 def _words() -> str:

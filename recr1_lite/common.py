@@ -116,6 +116,24 @@ def swap_in(made: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def check_place(path: str | Path, needed: int = 0, file: bool = False) -> None:
+    """Raises RecR1Error where the folder (or with `file` the file) `path` can be neither made nor written, or where its
+    disk has fewer than `needed` free bytes. Leaves nothing behind."""
+    path = Path(path).expanduser()
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    try:
+        if path.exists() and path.is_dir() == file:
+            raise OSError(0, f"it is a {'folder' if file else 'file'}")
+        with path.open("ab") if path.is_file() else tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
+    except OSError as problem:
+        advice = "give another place, or mend its permissions"
+        raise RecR1Error(f"{path} cannot be written ({problem.strerror}); {advice}") from problem
+    if free < needed:
+        room = f"{path} will take up to {needed:,} bytes and its disk has {free:,} free"
+        raise RecR1Error(f"{room}; free some space, or give another place")
+
+
 def runs_folder() -> Path:
     """Where runs and the ledger go: RECR1_RUNS, else `runs` in this checkout, else `runs` in the working folder.
 
@@ -126,11 +144,14 @@ def runs_folder() -> Path:
     return Path(os.environ.get("RECR1_RUNS") or (checkout / "runs" if elsewhere else "runs")).expanduser()
 
 
-def free_folder(folder: str | Path) -> Path:
-    """`folder` if nothing is there yet, else the first free one of folder-2, folder-3, ..."""
-    folder = Path(folder)
-    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([folder], names) if not path.exists())
+def free_folder(folder: str | Path, last: bool = False) -> Path:
+    """`folder` if nothing is there yet, else the first free one of folder-2, folder-3, ...; `last`: the one before."""
+
+    def numbered(number: int) -> Path:
+        return Path(folder).with_name(f"{Path(folder).name}-{number}" if number > 1 else Path(folder).name)
+
+    free = next(number for number in itertools.count(1) if not numbered(number).exists())
+    return numbered(max(1, free - last))
 
 
 def bar(*args, progress: bool = True, **options) -> tqdm:

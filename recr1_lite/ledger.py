@@ -1,4 +1,5 @@
-"""The ledger: one JSON line per result, whole or absent. The report is made from it alone."""
+"""The ledger: one JSON line per result, whole or absent. The report is made from it alone. And the record of a run,
+`run.json` in its folder: its id, which its ledger rows have too, and what made it."""
 
 import functools
 import json
@@ -7,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import uuid
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,8 +19,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from recr1_lite.common import RecR1Error, runs_folder, whole
+from recr1_lite.common import RecR1Error, atomic_write, check_place, runs_folder, whole
 
+RECORD = "run.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bm25s")
 
 
@@ -33,7 +36,7 @@ class Ledger:
         return f"Ledger({str(self.path)!r})"
 
     def bind(self, **marks: Any) -> "Ledger":
-        """The same file as a ledger that adds `marks` (run, profile, seed, command) to each row that lacks them."""
+        """The same file as a ledger that adds `marks` (run, run_id, profile, ...) to each row that lacks them."""
         bound = Ledger(self.path)
         bound.marks = self.marks | marks
         return bound
@@ -42,8 +45,7 @@ class Ledger:
         """Write `row`, with marks, time (UTC), versions, commit and device where it lacks them; return what it became.
 
         NaN and infinity become null. Raises RecR1Error where the row has no `kind`, holds what JSON cannot, or cannot
-        be written. The ledger is then as it was.
-        """
+        be written. The ledger is then as it was."""
         if not row.get("kind"):
             raise RecR1Error("a ledger row needs a kind; add one such as 'eval' or 'train'")
         facts = {"versions": versions(), "commit": commit(), "device": device()}
@@ -56,6 +58,10 @@ class Ledger:
         except (OSError, NotImplementedError) as problem:
             raise self._closed("written", problem) from problem
         return full
+
+    def check(self) -> None:
+        """Raises RecR1Error where a row could not be written."""
+        check_place(self.path, 2**16, file=True)
 
     def rows(self, kind: str | None = None) -> list[dict]:
         """All rows, oldest first, or those of one kind; a damaged line is left out with a warning."""
@@ -83,6 +89,54 @@ class Ledger:
             f"the ledger {self.path} cannot be {what} ({why}); mend its permissions, free space on its disk, or set "
             "RECR1_RUNS to another folder"
         )
+
+
+def begin(folder: str | os.PathLike, made: Mapping, resume: bool, used: bool) -> str:
+    """Note in `folder` what makes a run, before its first step, or find it noted; returns the run's id.
+
+    used: whether something is trained there already. Raises RecR1Error for a used folder without `resume`, and where it
+    was made by something else, with the first field that differs."""
+    folder, made, known = Path(folder), json.loads(json.dumps(made, default=str)), record_of(folder)
+    advice = "give another folder (--out)"
+    if used and not resume:
+        raise RecR1Error(f"{folder} already holds a run; go on with it (--resume) or {advice}")
+    if used and not known:
+        lost = f"{folder} holds a run that does not say what made it ({RECORD} is missing, as in earlier versions)"
+        raise RecR1Error(f"{lost}; its adapters can be used, but to train {advice}")
+    change = difference(known.get("made"), made)
+    if used and change:
+        raise RecR1Error(f"{folder} holds a run {change}; go on with what it was, or {advice}")
+    if not known or change or not resume:
+        known = {"id": uuid.uuid4().hex[:12], "made": made, "versions": versions(), "commit": commit()}
+        atomic_write(folder / RECORD, json.dumps(known, indent=1))
+    return known["id"]
+
+
+def record_of(folder: str | os.PathLike) -> dict:
+    """What `run.json` in a folder says: id, made, versions, commit; {} where there is none."""
+    return read_json(Path(folder) / RECORD) or {}
+
+
+def read_json(path: Path) -> dict | None:
+    """What a JSON file says; None where it is missing or torn."""
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def difference(old: Any, new: Any, name: str = "") -> str:
+    """The first field of two nested records that differs, with both values: "whose seed was 0 and is now 1", or ""."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*new, *old]):
+            if found := difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")):
+                return found
+        return ""
+    texts = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
+    start = max(0, len(os.path.commonprefix(texts)) - 30)  # long texts may differ at their ends alone
+    cut = [f"{'...' * (start > 0)}{text[start : start + 80]}{'...' * (len(text) > start + 80)}" for text in texts]
+    return "" if len(set(texts)) == 1 else f"whose {name} was {cut[0]} and is now {cut[1]}"
 
 
 def _append_line(path: Path, line: bytes) -> None:

@@ -1,35 +1,22 @@
 """Every method at one budget, on a toy task: what is trained, what it costs, where it goes on, what is sealed."""
 
-import pandas as pd
+from dataclasses import replace
+
 import pytest
-from tiny import GOOD, PROMPT, tiny_profile
+from tiny import PROMPT, tiny_profile, toy_task
 
 from recr1_lite.__main__ import main
 from recr1_lite.common import RecR1Error
-from recr1_lite.ledger import Ledger
+from recr1_lite.ledger import Ledger, record_of
 from recr1_lite.recipes import comparison
 from recr1_lite.recipes.comparison import GRPO, LM_TEACHER, METHODS, REJECTION, TEACHER, VOTED, WARM, compare_methods
-from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import restyled
 from recr1_lite.train import grpo
-
-ITEMS = [("gold", "Gold", " ".join(sorted(GOOD))), ("lead", "Lead", "w0 w1 w2 w3")]
 
 
 def teach(request: str) -> tuple[str, str]:
     """A word of GOOD for a request of one or two words; silence for a longer one."""
     return ("w119", "w1 w2") if len(request.split()) < 3 else ("", "")
-
-
-def toy_task() -> Task:
-    def rows(split: str, start: int, n: int) -> pd.DataFrame:
-        requests = [" ".join([f"w{start + i}"] * (1 + i % 4)) for i in range(n)]
-        names = [f"{split}{i}" for i in range(n)]
-        return pd.DataFrame({"example_id": names, "request": requests, "relevant": [{"gold": 1.0}] * n})
-
-    items = pd.DataFrame(ITEMS, columns=["item_id", "title", "text"])
-    splits = rows("train", 0, 40), rows("val", 40, 8), rows("test", 60, 8)
-    return Task("toy", items, *splits, PROMPT, 10, 10, ("ndcg@10",))
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +46,8 @@ def test_every_method_is_tested_once_on_the_same_requests(run):
     pairs = {(row["a"], row["b"]) for row in rows if row["kind"] == "compare"}
     assert {(method, base) for method in METHODS for base in ("raw request", TEACHER, GRPO) if method != base} <= pairs
     assert (VOTED, LM_TEACHER) in pairs
+    assert len(options["ledger"].rows("unseal")) == 1, "the seal is opened once for all methods"
+    assert {row["run_id"] for row in rows} == {record_of(options["out"])["id"]}
     assert (options["out"] / "report.html").exists()
 
 
@@ -80,8 +69,14 @@ def test_no_method_passes_the_budget_that_grpo_sets(run):
     assert rows[WARM]["val"][0]["seconds"] == pytest.approx(costs["SFT"]["seconds"], abs=0.1)
 
 
-def test_again_it_trains_nothing(run, monkeypatch):
+def test_again_it_trains_nothing_and_nothing_else(run, monkeypatch):
     options, results = run
+    for change in (dict(seed=1), dict(profile=replace(options["profile"], steps=9)), dict(teach=str.split)):
+        with pytest.raises(RecR1Error, match="whose (seed was 0|steps was 4|teacher was .teach.) and is now"):
+            compare_methods(**options | change)
+    book = options["ledger"].bind(run="toy-run", run_id="another folder of this name")
+    arena = comparison.Arena(toy_task(), None, options["profile"], teach, options["out"], ledger=book)
+    assert arena.done(GRPO) is None
     monkeypatch.setattr(comparison, "train_method", None)
     again = compare_methods(**options)
     assert [r.summary["ndcg@10"] for r in again] == [r.summary["ndcg@10"] for r in results]

@@ -1,8 +1,8 @@
 """Two tasks, one after the other: every stage is measured against the untrained model, SFT in GRPO's seconds."""
 
 import pytest
-from test_comparison import teach, toy_task
-from tiny import perturb, tiny_profile
+from test_comparison import teach
+from tiny import perturb, tiny_profile, toy_task
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate import capability

@@ -1,15 +1,16 @@
 """The closed loop with the real model on the real data, under `smoke`: a few steps, every artefact."""
 
 import json
+import types
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_profile
+from tiny import PROMPT, tiny_profile, toy_retriever, toy_task
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.ledger import Ledger
+from recr1_lite.ledger import Ledger, record_of
 from recr1_lite.policy.models import load_policy, parity
 from recr1_lite.policy.rewriters import as_rewriter
 from recr1_lite.profiles import PROFILES
@@ -32,7 +33,7 @@ def test_methods_are_scored_on_the_sealed_test(run):
     assert [result.name for result in results] == ["raw request", "zero-shot", "few-shot", "GRPO"]
     assert all(len(result.rows) == SMOKE.n_test and result.split == "test" for result in results)
     assert len({tuple(result.rows["example_id"]) for result in results}) == 1
-    assert len(ledger.rows("unseal")) == len(results)
+    assert len(ledger.rows("unseal")) == 1, "opened once for all methods"
     kinds = [row["kind"] for row in ledger.rows()]
     assert kinds.index("unseal") > kinds.index("train") and "train" not in kinds[kinds.index("unseal") :]
     assert [row["split"] for row in ledger.rows("eval")] == ["val"] * 3 + ["test"] * 4
@@ -103,8 +104,59 @@ def test_a_sequential_task_brings_its_baselines(tiny_folder, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_a_prompt_too_long_is_said_before_the_work(tiny_folder, tmp_path):
-    ledger = Ledger(tmp_path / "l.jsonl")
-    with pytest.raises(RecR1Error, match="a prompt has .* tokens and the limit is 20"):
-        demo(tiny_profile(tiny_folder, max_prompt_tokens=20), tmp_path / "run", ledger=ledger)
-    assert not ledger.rows()
+@pytest.mark.parametrize("where", ["train", "val", "test", "few-shot"])
+def test_a_prompt_too_long_is_said_before_the_work(tiny_folder, tmp_path, where):
+    def lengthen(split, rows):
+        return rows.assign(request=[*rows["request"][:-1], "w7 " * 90]) if split == where else rows
+
+    ledger, task = Ledger(tmp_path / "l.jsonl"), toy_task().map_splits(lengthen)
+    few_shot = replace(PROMPT, examples=(("w1 " * 90, "w2"),)) if where == "few-shot" else None
+    with pytest.raises(RecR1Error, match="a prompt has .* tokens and the limit is 64") as told:
+        demo(
+            tiny_profile(tiny_folder, n_val=8, n_test=8), tmp_path / "run", ledger=ledger, task=task, few_shot=few_shot
+        )
+    assert "w7" not in str(told.value) and not ledger.rows() and not (tmp_path / "run").exists()
+    assert where == "few-shot" or f"the longest of the {where} split" in str(told.value)
+
+
+@pytest.mark.parametrize("wrong", ["disk", "out", "report", "ledger"])
+def test_what_the_end_needs_to_write_is_tried_before_the_work(tiny_folder, tmp_path, monkeypatch, wrong):
+    out, ledger, message = tmp_path / "run", Ledger(tmp_path / "l.jsonl"), "cannot be written"
+    if wrong == "disk":
+        monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=70_000))
+        message = "will take up to [0-9,]+ bytes and its disk has 70,000 free; free some space"
+    if wrong == "out":
+        out.write_text("mine")
+    if wrong == "report":
+        (out / "report.html").mkdir(parents=True)
+    if wrong == "ledger":
+        ledger.path.mkdir()
+    with pytest.raises(RecR1Error, match=message):
+        demo(tiny_profile(tiny_folder, n_val=8, n_test=8), out, ledger=ledger, task=toy_task())
+    assert not (out / "run.json").exists() and (wrong == "ledger" or not ledger.rows())
+
+
+def test_resume_goes_on_with_the_same_task_data_and_engine(tiny_folder, tmp_path):
+    """Another task may have the same name; the sealed test counts by its digest alone."""
+    profile, ledger = tiny_profile(tiny_folder, steps=1, n_val=8, n_test=8, n_headroom=2), Ledger(tmp_path / "l.jsonl")
+    options: dict = dict(profile=profile, out=tmp_path / "run", ledger=ledger, task=toy_task(), resume=True)
+    demo(**options)
+    told = (tmp_path / "run" / "run.json").read_text()
+    assert "w60" not in told and record_of(tmp_path / "run")["id"] in {row["run_id"] for row in ledger.rows("train")}
+
+    def other(split):
+        return toy_task().map_splits(lambda name, rows: rows.assign(request=rows["request"] + " w9" * (name == split)))
+
+    count = len(ledger.rows())
+    for change, field in (
+        *[(dict(task=other(split)), f"data.{split}") for split in ("train", "val", "test")],
+        (dict(task=toy_task().map_splits(lambda _, rows: rows, k_eval=5)), "data.k_eval"),
+        (dict(task=toy_task().map_splits(lambda _, rows: rows, name="second")), "task"),
+        (dict(retriever=toy_retriever()), "retriever.class"),
+        (dict(few_shot=PROMPT), "few_shot"),
+        (dict(seed=1), "seed"),
+        (dict(profile=replace(profile, n_headroom=3)), "profile.n_headroom"),
+    ):
+        with pytest.raises(RecR1Error, match=f"whose {field} was .* and is now .*; go on with what it was"):
+            demo(**options | change)
+    assert len(ledger.rows()) == count and (tmp_path / "run" / "run.json").read_text() == told

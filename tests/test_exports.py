@@ -301,6 +301,10 @@ def test_a_form_that_says_something_else_is_not_kept_nor_what_a_full_disk_cut(ti
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    with monkeypatch.context() as patch, refused("out will take up to [0-9,]+ bytes and its disk has 9,000 free"):
+        patch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=9_000))
+        patch.setattr(exports, "measure", None)
+        export(profile, adapter, tmp_path / "out", QUESTION, ASKED, ("gguf",))
     monkeypatch.setattr(exports, "to_gguf", full)
     with refused("out cannot be written .No space left on device. and nothing was kept"):
         export(profile, adapter, tmp_path / "out", QUESTION, ASKED, ("gguf",))

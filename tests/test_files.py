@@ -8,12 +8,12 @@ from recr1_lite.common import atomic_write, free_folder, place_folder
 
 
 def test_free_folder_counts_on(tmp_path):
-    first = tmp_path / "demo-cpu-seed0"
-    assert free_folder(first) == first
-    first.mkdir()
-    assert free_folder(first).name == "demo-cpu-seed0-2"
-    (tmp_path / "demo-cpu-seed0-2").mkdir()
-    assert free_folder(first).name == "demo-cpu-seed0-3"
+    first = tmp_path / "demo-shop-cpu-seed0"
+    for number in ("", "-2", "-3"):
+        assert free_folder(first).name == f"demo-shop-cpu-seed0{number}"
+        free_folder(first).mkdir()
+        assert free_folder(first, last=True).name == f"demo-shop-cpu-seed0{number}"
+    assert free_folder(tmp_path / "none", last=True) == tmp_path / "none"
 
 
 def test_atomic_write_leaves_nothing_when_it_fails(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,23 +13,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import GOOD, PROMPT, examples, perturb, tiny_policy, tiny_profile, toy_retriever
+from tiny import PROMPT, examples, perturb, save_tiny, tiny_policy, tiny_profile, toy_retriever, toy_task
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.ledger import record_of
 from recr1_lite.policy import rollouts
 from recr1_lite.policy.backend import Machine
 from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.search.base import CallableRetriever, RetrieverError
 from recr1_lite.search.metrics import Interval
-from recr1_lite.tasks.base import Task
 from recr1_lite.train.grpo import PRESETS, GroupedGRPOTrainer, PlainGRPOTrainer, configure, train
-from recr1_lite.train.loop import Run, draw_order, last_checkpoint, settings, suspicions
+from recr1_lite.train.loop import Run, check_adapter, draw_order, last_checkpoint, settings, suspicions
 from recr1_lite.train.rewards import Scorer
 
 
@@ -273,7 +273,8 @@ def test_greedy_rollouts_equal_stock(tiny_folder, tmp_path):
     rollouts = []
     for name, trainer_class in [("ours", GroupedGRPOTrainer), ("stock", GRPOTrainer)]:
         trainer = watched(trainer_class, scale=0.2)
-        run(load_policy(profile), profile, tmp_path / name, trainer_class=trainer, temperature=1e-4)
+        done = run(load_policy(profile), profile, tmp_path / name, trainer_class=trainer, temperature=1e-4)
+        assert done.curve[0].get("distinct", 0.25) == 0.25, "greedy, a group of four is one text"
         rollouts.append(trainer.rollouts)
     assert rollouts[0] == rollouts[1]
     lengths = {len(row) for row in rollouts[0]}
@@ -422,12 +423,6 @@ def test_zero_advantage_is_counted_by_group_in_every_preset(tiny_folder, tmp_pat
         assert done.curve[0]["zero_advantage_share"] == 0.5
 
 
-def test_the_share_of_distinct_rollouts(tiny_folder, tmp_path):
-    profile = tiny_profile(tiny_folder, steps=1)
-    assert run(load_policy(profile), profile, tmp_path / "a", temperature=1e-4).curve[0]["distinct"] == 0.25
-    assert run(load_policy(profile), profile, tmp_path / "b").curve[0]["distinct"] > 0.7
-
-
 def test_the_kl_to_the_untrained_model_is_measured_without_a_kl_term(tiny_folder, tmp_path):
     policy = load_policy(tiny_profile(tiny_folder), seed=1)
     profile = replace(tiny_profile(tiny_folder), steps=6, preset="modern", learning_rate=1e-2)
@@ -436,19 +431,7 @@ def test_the_kl_to_the_untrained_model_is_measured_without_a_kl_term(tiny_folder
 
 
 def test_the_sealed_test_stays_closed_while_a_trainer_runs(tiny_folder, tmp_path):
-    rows = examples(6)
-    task = Task(
-        name="toy",
-        items=pd.DataFrame({"item_id": ["gold", "lead"], "title": ["Gold", "Lead"], "text": sorted(GOOD)[:2]}),
-        train=rows[:4],
-        val=rows[4:5],
-        test=rows[5:],
-        prompt=PROMPT,
-        k_train=10,
-        k_eval=10,
-        metrics=("ndcg@10",),
-    )
-    profile = tiny_profile(tiny_folder)
+    task, profile = toy_task(), tiny_profile(tiny_folder)
     with pytest.raises(RecR1Error, match="sealed while a trainer runs"):
         run(load_policy(profile), profile, tmp_path / "run", validate=lambda merged: task.unseal_test())
 
@@ -511,6 +494,7 @@ def stopping(after: int):
             os.kill(os.getpid(), signal.SIGINT)
         return [hits.ids for hits in toy.search(queries, k)]
 
+    search.__qualname__ = toy.fn.__qualname__  # the run that goes on must not take it for another engine
     return CallableRetriever(search)
 
 
@@ -609,11 +593,51 @@ def test_incomplete_checkpoints_are_ignored(tmp_path):
 # what is refused
 
 
-def test_a_folder_with_a_run_is_refused(tiny_folder, tmp_path):
-    profile = tiny_profile(tiny_folder, steps=1)
-    run(load_policy(profile), profile, tmp_path / "run")
+def test_only_the_run_that_was_stopped_goes_on(tiny_folder, tmp_path, capfd):
+    profile, place = tiny_profile(tiny_folder, steps=2, validate_every=1), tmp_path / "run"
+    run(load_policy(profile), profile, place)
+    told = record_of(place)
     with pytest.raises(RecR1Error, match="already holds a run.*--resume"):
-        run(load_policy(profile), profile, tmp_path / "run")
+        run(load_policy(profile), profile, place)
+
+    def again(n: int = 6, options=None, prompt=PROMPT, **changes):
+        changed = replace(profile, **changes)
+        scorer = Scorer(toy_retriever(), examples(n), prompt, 10)
+        fixed = {"lr_scheduler_type": "constant", "warmup_steps": 0} | (options or {})
+        train(load_policy(changed), examples(n), scorer, changed, Run(place, resume=True, progress=False), **fixed)
+
+    fields = [("learning_rate", 1e-5), ("group_size", 2), ("recipe", "paper"), ("preset", "paper"), ("lora_rank", 2)]
+    for name, value in [*fields, ("prompts_per_step", 3), ("validate_every", 2), ("max_completion_tokens", 4)]:
+        was = re.escape(f"profile.{name} was {json.dumps(getattr(profile, name))} and is now {json.dumps(value)};")
+        with pytest.raises(RecR1Error, match=was):
+            again(**{name: value})
+    other = save_tiny(tmp_path / "another" / tiny_folder.name, seed=1)  # of the same name, with other weights
+    for changes, message in (
+        (dict(n=5), "examples was "),
+        (dict(prompt=replace(PROMPT, mode="expand")), 'prompt.mode was "rewrite" and is now "expand"'),
+        (dict(model=str(other)), "model.weights was "),
+        (dict(options={"beta": 0.2}), "options.beta was null and is now 0.2"),
+        (dict(steps=1), "is at step 2, beyond the 1 steps asked for"),
+        (dict(options={"lr_scheduler_type": "linear"}), "options.lr_scheduler_type was "),
+    ):
+        with pytest.raises(RecR1Error, match=message):
+            again(**changes)
+    again(
+        micro_batch=4, batch_size=3, max_prompt_tokens=80, report_to="none", about="more memory", sft_batch=2, steps=3
+    )
+    assert record_of(place) == told and last_checkpoint(place).name == "checkpoint-3"
+
+    task = toy_task()
+    check_adapter(place / "best", profile, task)
+    assert not capfd.readouterr().err, "examples without a task tell no task"
+    task.prompt = replace(PROMPT, mode="expand")
+    check_adapter(place / "best", profile, task)
+    assert "is of a run whose prompt.mode was" in capfd.readouterr().err
+    with pytest.raises(RecR1Error, match="is of a run whose model was .* give the profile"):
+        check_adapter(place / "best", replace(profile, model="smollm2-135m-instruct"), task)
+    (place / "run.json").unlink()
+    with pytest.raises(RecR1Error, match="does not say what made it .run.json is missing"):
+        again(steps=3)
 
 
 @pytest.mark.parametrize(
@@ -675,10 +699,7 @@ def test_suspicions(tiny_folder, late, sentence):
     found = suspicions(curve, profile)
     assert (len(found) == 1 and sentence in found[0]) if sentence else found == []
     assert suspicions(curve[:6], profile) == [], "one step is no trend"
-
-
-def test_a_prompt_that_always_fills_the_limit_is_no_news(tiny_folder):
-    assert suspicions([HEALTHY | {"truncated_share": 1.0}] * 10, tiny_profile(tiny_folder)) == []
+    assert suspicions([HEALTHY | {"truncated_share": 1.0}] * 10, profile) == [], "a limit always filled is no news"
 
 
 def test_a_reward_without_signal_is_noted_once(tiny_folder, tmp_path, capfd):

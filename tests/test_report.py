@@ -63,7 +63,7 @@ def test_the_page_holds_the_last_run_and_stands_alone(write):
         "truncated 1",
         "zero-shot is not shown to differ from raw request",
         "40 steps in 912 s (interrupted).",
-        "The test split was opened 3 times",
+        "The test split was opened 3 times in this ledger, in 1 run; never in this one.",
         "What changed: ",
         "first hits, ",
         "learning_rate",
@@ -124,6 +124,15 @@ def test_what_a_resumed_run_told_twice_counts_once_the_last_time(ledger, write):
     assert "| raw request | 50 | 0.500 [0.470, 0.530] |" in report_markdown(ledger)
     ledger.append(room | {"task": "another"})
     assert write(name="report.md").count("## Headroom before training") == 2, "of another task it is another thing"
+
+
+def test_two_runs_of_one_name_stay_apart(ledger, write):
+    for run_id, mean in (("a1", 0.13), ("b2", 0.21)):
+        book = ledger.bind(run="mine", run_id=run_id)
+        book.append({"kind": "unseal", "task": "toy", "reason": "every method"})
+        book.append(eval_row("raw request", mean) | {"run": "mine"})
+    assert "0.210 [" in write("mine") and "0.130 [" not in write("mine") and "0.130 [" in write("a1")
+    assert "opened 5 times in this ledger, in 3 runs; once in this one" in " ".join(write("b2").split())
 
 
 def test_without_a_test_row_the_report_says_so(ledger, write):

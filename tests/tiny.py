@@ -20,6 +20,7 @@ from transformers import (
 from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.profiles import PROFILES, Profile
 from recr1_lite.search.base import CallableRetriever
+from recr1_lite.tasks.base import ITEM_COLUMNS, Task
 from recr1_lite.tasks.prompts import Prompt
 
 SPECIAL = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>"]
@@ -120,6 +121,19 @@ def examples(n: int = 6) -> pd.DataFrame:
     return pd.DataFrame(
         {"example_id": [f"e{row}" for row in range(n)], "request": requests(n), "relevant": [{"gold": 1.0}] * n}
     )
+
+
+def toy_task() -> Task:
+    """40, 8 and 8 requests of one to four words that none of GOOD is; the item `gold` answers them all."""
+
+    def rows(split: str, start: int, n: int) -> pd.DataFrame:
+        requests = [" ".join([f"w{start + i}"] * (1 + i % 4)) for i in range(n)]
+        names = [f"{split}{i}" for i in range(n)]
+        return pd.DataFrame({"example_id": names, "request": requests, "relevant": [{"gold": 1.0}] * n})
+
+    texts = [("gold", "Gold", " ".join(sorted(GOOD))), ("lead", "Lead", "w0 w1 w2 w3")]
+    splits = rows("train", 0, 40), rows("val", 40, 8), rows("test", 60, 8)
+    return Task("toy", pd.DataFrame(texts, columns=ITEM_COLUMNS), *splits, PROMPT, 10, 10, ("ndcg@10",))
 
 
 def toy_retriever() -> CallableRetriever:

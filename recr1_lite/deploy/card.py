@@ -9,7 +9,7 @@ import jinja2
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import metric_label, show
-from recr1_lite.ledger import Ledger
+from recr1_lite.ledger import Ledger, record_of
 from recr1_lite.recipes.comparison import slug
 from recr1_lite.report.rows import select
 from recr1_lite.tasks.prompts import Prompt
@@ -29,20 +29,21 @@ TAGS = ["query-rewriting", "information-retrieval", "rec-r1", "recr1-lite", "lor
 
 
 def gather(adapter: str | Path, ledger: str | Path | None = None, run: str = "", method: str = "") -> dict:
-    """{run, method, train, rows}: what the ledger says of the training that made `adapter`.
-
+    """{run, method, train, rows}: what the ledger says of the training that made `adapter`; prompt: that it was asked
+    with, as far as its folder says, else None.
     ledger: default the nearest ledger.jsonl above the adapter, else the runs folder's. run and method: default those
     that the adapter's path names. Everything is empty where the ledger knows nothing; RecR1Error where a run or a
-    method that was asked for is not there, and where the path leaves open which of several it is.
-    """
+    method that was asked for is not there, and where the path leaves open which of several it is."""
     folder = Path(adapter).absolute()
     near = next((above / "ledger.jsonl" for above in folder.parents if (above / "ledger.jsonl").is_file()), None)
     book = Ledger(ledger or near)
     runs = {row["run"] for row in book.rows("train") if row.get("run")}
     if run and run not in runs:
         raise RecR1Error(f"{book.path.name} holds no training of the run {run!r}; it has {_names(runs)}")
-    run = run or next((part for part in reversed(folder.parts) if part in runs), "")
-    rows = select(book, run)[1] if run else []
+    ids, trainings = {record_of(place).get("id") for place in folder.parents}, book.rows("train")
+    known = next((row["run_id"] for row in trainings if not run and row.get("run_id", 0) in ids), "")
+    run = run or known or next((part for part in reversed(folder.parts) if part in runs), "")
+    run, rows = select(book, run) if run else ("", [])
     trained = {row.get("method", ""): row for row in rows if row["kind"] == "train"}
     if method and method not in trained:
         raise RecR1Error(f"the run {run or '(none known)'} trained no {method!r}; it has {_names(trained)}")
@@ -50,7 +51,9 @@ def gather(adapter: str | Path, ledger: str | Path | None = None, run: str = "",
     if len(likely) > 1:
         raise RecR1Error(f"the run {run} trained {_names(trained)}; say with --method which one {folder.name} is")
     method = likely[0] if likely else ""
-    return {"run": run, "method": method, "train": trained.get(method, {}), "rows": rows}
+    asked = record_of(folder.parent).get("made", {}).get("prompt")
+    prompt = asked and Prompt(**asked | {"examples": tuple(map(tuple, asked["examples"]))})
+    return {"run": run, "method": method, "train": trained.get(method, {}), "rows": rows, "prompt": prompt}
 
 
 def card(told: Mapping, gathered: Mapping, task: str, data: Mapping) -> str:
@@ -59,13 +62,9 @@ def card(told: Mapping, gathered: Mapping, task: str, data: Mapping) -> str:
     base, licence, about_base = BASES.get(told["base_model"], (told["base_model"], {}, ""))
     parts = {Path(name).parts[0] for name in told["files"]}
     gguf = sorted(name for name in parts if name.endswith(".gguf"))
-    front = {
-        "base_model": base if "/" in base else "",
-        **licence,
-        "language": ["en"],
-        "pipeline_tag": "text-generation",
-    }
-    front |= {"library_name": "transformers" if "merged" in parts else "peft", "tags": TAGS + ["gguf"] * bool(gguf)}
+    front = {"base_model": base if "/" in base else "", **licence, "language": ["en"]}
+    front |= {"pipeline_tag": "text-generation", "library_name": "transformers" if "merged" in parts else "peft"}
+    front |= {"tags": TAGS + ["gguf"] * bool(gguf)}
     checks = [
         [name, check["coarsest"], f"{check['same_rewrites']} of {check['n']}", f"{check['max_nats']:.2g}"]
         for name, check in told["checks"].items()
@@ -129,19 +128,16 @@ def _training(train: Mapping) -> dict:
     step = "targets per step, at most" if sft else "prompts x rollouts per step"
     sizes = config.get("sft_batch") if sft else f"{config.get('prompts_per_step')} x {config.get('group_size')}"
     known = {name: train.get(name) for name in ("run", "method", "task", "profile", "seed")}
-    known |= {
-        "steps": max((row.get("step", 0) for row in curve), default=0) or None,
-        "best step on validation": train.get("best_step"),
-        step: sizes,
-        "learning rate": config.get("sft_learning_rate" if sft else "learning_rate"),
-        "LoRA rank": config.get("lora_rank"),
-        "number format": f"{config.get('dtype')}{', 4-bit base' if config.get('load_in_4bit') else ''}",
-        "completions sampled": cost.get("samples"),
-        "tokens trained on": cost.get("tokens_trained"),
-        **{name: train.get(name) for name in ("seconds", "device", "commit")},
-        "command": re.sub(r"(?<![^\s='\"])[/~]\S*/", "", train.get("command") or ""),  # no path of this machine
-        "versions": ", ".join(f"{name} {number}" for name, number in (train.get("versions") or {}).items() if number),
-    }
+    known |= {"steps": max((row.get("step", 0) for row in curve), default=0) or None}
+    known |= {"best step on validation": train.get("best_step"), step: sizes}
+    known |= {"learning rate": config.get("sft_learning_rate" if sft else "learning_rate")}
+    known |= {"LoRA rank": config.get("lora_rank")}
+    known |= {"number format": f"{config.get('dtype')}{', 4-bit base' if config.get('load_in_4bit') else ''}"}
+    known |= {"completions sampled": cost.get("samples"), "tokens trained on": cost.get("tokens_trained")}
+    known |= {name: train.get(name) for name in ("seconds", "device", "commit")}
+    # no path of this machine
+    known |= {"command": re.sub(r"(?<![^\s='\"])[/~]\S*/", "", train.get("command") or "")}
+    known |= {"versions": ", ".join(f"{name} {at}" for name, at in (train.get("versions") or {}).items() if at)}
     return {name: value for name, value in known.items() if value not in (None, "")}
 
 

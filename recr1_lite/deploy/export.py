@@ -20,24 +20,16 @@ from typing import Any
 
 import torch
 
-from recr1_lite.assets.fetch import (
-    WheelFolder,
-    cache_folder,
-    is_whole,
-    last_error,
-    locked,
-    need_network,
-    offline,
-    sha256_of,
-    unpack,
-)
-from recr1_lite.common import RecR1Error, bar, place_folder
+from recr1_lite.assets import cache_folder, offline
+from recr1_lite.assets.fetch import WheelFolder, is_whole, last_error, locked, need_network, sha256_of, unpack
+from recr1_lite.common import RecR1Error, bar, check_place, place_folder
 from recr1_lite.ledger import versions
 from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged
 from recr1_lite.policy.rewriters import encode
 from recr1_lite.policy.rollouts import completion_logps, generate_grouped
 from recr1_lite.profiles import Profile
 from recr1_lite.tasks.prompts import Prompt, compose
+from recr1_lite.train.loop import model_name
 
 FORMATS = ("adapter", "merged", "gguf")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -83,33 +75,24 @@ def export(
     format, never in 4 bits, merged in it and stored as `dtype`; the GGUF is made from the merged folder, its matrices
     as `gguf_type`. prompt, requests: what is asked for the check. card: gives README.md from what export.json will
     say. Raises RecR1Error for unknown formats, for an `out` that holds anything else or cannot be written, and for a
-    form beyond TOLERANCE.
-    """
+    form beyond TOLERANCE."""
     _check_names(formats, dtype, gguf_type, requests)
     _check_place(out := Path(out))
-    told: dict[str, Any] = {
-        "base_model": Path(profile.model).name if Path(profile.model).exists() else profile.model,
-        "trained_in_4bit": profile.load_in_4bit,
-        "notes": [FOUR_BITS] if profile.load_in_4bit else [],
-        "profile": profile.name,
-        "computed_in": profile.dtype,
-        "dtype": dtype,
-        "gguf_type": gguf_type,
-        "prompt": asdict(prompt),
-        "max_prompt_tokens": profile.max_prompt_tokens,
-        "max_completion_tokens": profile.max_completion_tokens,
-        "versions": versions(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "checks": {},
-    }
+    told: dict[str, Any] = {"base_model": model_name(profile), "trained_in_4bit": profile.load_in_4bit}
+    told |= {"notes": [FOUR_BITS] if profile.load_in_4bit else [], "profile": profile.name}
+    told |= {"computed_in": profile.dtype, "dtype": dtype, "gguf_type": gguf_type, "prompt": asdict(prompt)}
+    told |= {name: getattr(profile, name) for name in ("max_prompt_tokens", "max_completion_tokens")}
+    told |= {"versions": versions(), "time": datetime.now(UTC).isoformat(timespec="seconds"), "checks": {}}
 
-    def look(name: str, model: str, folder: str | Path | None, said: list[list[int]] | None = None):
+    def load(model: str, folder: str | Path | None) -> Policy:
         whole = replace(profile, model=model, load_in_4bit=False, fast_inference=False)
-        policy = load_policy(whole, adapter=folder, trainable=False, backend="transformers")
-        return policy, measure(policy, prompt, requests, profile, name, said)
+        return load_policy(whole, adapter=folder, trainable=False, backend="transformers")
 
     def write(work: Path) -> None:
-        policy, here = look("base + adapter", profile.model, adapter)
+        policy = load(profile.model, adapter)
+        check_place(out, _bytes(policy, formats, dtype, gguf_type))
+        encode(policy.tokenizer, [prompt.render(policy.tokenizer, one) for one in requests], profile.max_prompt_tokens)
+        here = measure(policy, prompt, requests, profile, "base + adapter")
         _save(policy, work, told["base_model"], formats, dtype)
         file = work / f"model-{gguf_type}.gguf"
         if "gguf" in formats:
@@ -123,7 +106,8 @@ def export(
             del policy  # before the next one comes
             gc.collect()
             model, folder, stored = forms[name]
-            policy, there = look(name, model, folder, here["tokens"])
+            policy = load(model, folder)
+            there = measure(policy, prompt, requests, profile, name, here["tokens"])
             coarsest = max(stored, profile.dtype, key=list(TOLERANCE).index)
             told["checks"][name] = compare(name, here, there, coarsest)
         for name in {"adapter", "merged"} - set(formats):
@@ -214,8 +198,7 @@ def converter() -> Path:
 def to_gguf(folder: Path, file: Path, kind: str, name: str) -> None:
     """Write the model in `folder` as the GGUF `file`, with llama.cpp's converter in a process of its own.
 
-    Raises RecR1Error where the converter cannot be fetched, or refuses the model.
-    """
+    Raises RecR1Error where the converter cannot be fetched, or refuses the model."""
     command = [sys.executable, "-P", "-c", RUN_CONVERTER, str(folder), "--outfile", str(file), "--outtype", kind]
     environment = {**os.environ, "PYTHONPATH": str(converter()), "HF_HUB_OFFLINE": "1"}
     command += ["--model-name", name]
@@ -244,6 +227,14 @@ def _save(policy: Policy, work: Path, name: str, formats: Sequence[str], dtype: 
         policy.model = model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
         save_merged(policy, work / "merged")
         _for_older_readers(work / "merged", policy.model.config)
+
+
+def _bytes(policy: Policy, formats: Sequence[str], dtype: str, gguf_type: str) -> int:
+    """What an export takes on the disk while it is made."""
+    size = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "q8_0": 34 / 32}  # bytes of a number
+    stored = size[dtype] * bool({"merged", "gguf"} & set(formats)) + size[STORED[gguf_type]] * ("gguf" in formats)
+    counts = [weight.numel() * (4 if "lora_" in name else stored) for name, weight in policy.model.named_parameters()]
+    return int(sum(counts)) + 200 * len(policy.tokenizer)
 
 
 def _for_older_readers(folder: Path, config) -> None:
@@ -286,8 +277,7 @@ def push(folder: str | Path, repo: str, private: bool = True) -> str:
 
     Only the flag --push calls this. The token is HF_TOKEN's, or that of `hf auth login`. Tested with a stand-in for
     the Hub's client only. Raises RecR1Error: no export, offline, no such name, no right to write, whatever the Hub
-    answers.
-    """
+    answers."""
     from huggingface_hub import HfApi
 
     if not (Path(folder) / "export.json").is_file():

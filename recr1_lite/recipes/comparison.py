@@ -15,17 +15,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from recr1_lite.assets.fetch import sha256_of
 from recr1_lite.common import RecR1Error, slug
 from recr1_lite.evaluate import capability
 from recr1_lite.evaluate.evaluation import EvalResult, compare, evaluate, methods_table
-from recr1_lite.ledger import Ledger
+from recr1_lite.ledger import Ledger, begin, record_of
 from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.policy.rewriters import RawRewriter, Rewriter, as_rewriter
 from recr1_lite.policy.rollouts import MergedCopy
 from recr1_lite.profiles import Profile
-from recr1_lite.recipes.demo import say
+from recr1_lite.recipes.demo import say, start
 from recr1_lite.report.page import report_markdown, write_report
-from recr1_lite.search.base import Retriever, check_engine
+from recr1_lite.report.rows import run_of
+from recr1_lite.search.base import Retriever, check_engine, described
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import load_task
@@ -42,6 +44,7 @@ METHODS = (GRPO, *sft.VARIANTS, REJECTION, WARM, VOTED)
 TEACHER, LM_TEACHER = "teacher", "LM teacher"
 VOTE_TEMPERATURE = 0.7
 TRAINERS = ("GRPO", "SFT")  # of the continual adaptation
+WEIGHTS = "adapter_model.safetensors"  # of an adapter's folder
 ACCURACY, KL = ("all", "accuracy"), ("kl", "nats")
 Teacher = Callable[[str], tuple[str, str]]  # request -> rewrite ("": no answer), thought
 
@@ -55,12 +58,9 @@ class TeacherRewriter(Rewriter):
         self.teach, self.prompt = teach, prompt
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
-        return [self._rewrite(request, self.teach(request)[0]) for request in requests]
-
-    def _rewrite(self, request: str, answer: str) -> Rewrite:
-        if not answer:
-            return Rewrite(request, "", "empty", 0)
-        return Rewrite(compose(request, answer, self.prompt.mode, self.prompt.weight), answer, "ok", 0)
+        pairs = [(request, self.teach(request)[0]) for request in requests]
+        how = self.prompt.mode, self.prompt.weight
+        return [Rewrite(compose(r, a, *how), a, "ok", 0) if a else Rewrite(r, "", "empty", 0) for r, a in pairs]
 
 
 def taught(examples: pd.DataFrame, teach: Teacher) -> pd.DataFrame:
@@ -69,6 +69,11 @@ def taught(examples: pd.DataFrame, teach: Teacher) -> pd.DataFrame:
     rewrites, thoughts = [rewrite for rewrite, _ in pairs], [thought for _, thought in pairs]
     table = examples[["example_id", "request"]].assign(rewrite=rewrites, thought=thoughts)
     return table[table["rewrite"] != ""]
+
+
+def asked(task: Task, method: str) -> Prompt:
+    """The prompt of a method."""
+    return sft.variant(task.prompt, method) if method in sft.VARIANTS else task.prompt
 
 
 @dataclass
@@ -98,11 +103,8 @@ class Arena:
     def folder(self, method: str) -> Path:
         return self.out / slug(method)
 
-    def prompt(self, method: str) -> Prompt:
-        return sft.variant(self.task.prompt, method) if method in sft.VARIANTS else self.task.prompt
-
     def rewriter(self, policy: Policy, method: str, merged=None) -> Rewriter:
-        prompt = self.prompt(method)
+        prompt = asked(self.task, method)
         return as_rewriter(policy, prompt, sft.with_room(self.profile, prompt), method, merged)
 
     def on_val(self, rewriter) -> Interval:
@@ -110,18 +112,18 @@ class Arena:
         result = evaluate(rewriter, self.task, self.retriever, "val", progress=False)
         return result.summary[result.metric]
 
-    def run(self, policy: Policy, method: str) -> Run:
-        """Where the training of a method goes; it goes on where it was stopped."""
+    def run(self, policy: Policy, method: str, **made) -> Run:
+        """Where the training of a method goes; it goes on where it was stopped. made: as `Run` has it."""
 
         def validate(merged: MergedCopy | None) -> Interval:
             return self.on_val(self.rewriter(policy, method, merged))
 
-        return Run(self.folder(method), validate, self.seed, resume=True, progress=self.progress)
+        return Run(self.folder(method), validate, self.seed, True, self.progress, task=self.task, made=made)
 
     def done(self, method: str) -> dict | None:
         """The ledger's row of a method that was trained to its end in this run; None otherwise."""
-        wanted = (self.out.name, method)
-        rows = [row for row in self.ledger.rows("train") if (row.get("run"), row["method"]) == wanted]
+        wanted = (run_of(self.ledger.marks), method)
+        rows = [row for row in self.ledger.rows("train") if (run_of(row), row["method"]) == wanted]
         whole = rows and rows[-1]["stopped"] == "finished" and (self.folder(method) / "best").is_dir()
         return rows[-1] if whole else None
 
@@ -140,17 +142,21 @@ def compare_methods(
 
     Everything goes into the folder `out` and the ledger; called again with the same `out` it goes on where it was
     stopped: what is trained is not trained again. teach: default the clothing task's rule. Raises RecR1Error for an
-    unknown method, or a run that stopped before a method was trained to its end.
-    """
+    unknown method, a run that stopped before a method was trained to its end, and as `demo.start`."""
     if GRPO not in methods or not set(methods) <= set(METHODS):
         advice = f"take {GRPO!r}, which sets the budget, and any of {', '.join(METHODS)}"
         raise RecR1Error(f"methods={list(methods)}; {advice}")
-    out = Path(out)
-    book = (ledger or Ledger()).bind(run=out.name, profile=profile.name, seed=seed)
+    out, methods = Path(out), [method for method in METHODS if method in methods]
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
-    arena = Arena(task, BM25Retriever.build(task.items), profile, teach, out, seed, book, progress)
-    check_engine(arena.retriever, task.items)
-    methods = [method for method in METHODS if method in methods]
+    engine = BM25Retriever.build(task.items)
+    check_engine(engine, task.items)
+    policy = load_policy(profile, seed)
+    made = {"retriever": described(engine), "teacher": getattr(teach, "__qualname__", type(teach).__name__)}
+    made |= {"steps": profile.steps, "sft_epochs": profile.sft_epochs}
+    prompts, run = {asked(task, method) for method in methods}, Run(out, None, seed, True, task=task, made=made)
+    book = start("compare", run, policy, profile, list(prompts), ledger, len(methods) + 1)
+    del policy
+    arena = Arena(task, engine, profile, teach, out, seed, book, progress)
     for method in methods:
         row = arena.done(method)
         if row is None:
@@ -160,8 +166,8 @@ def compare_methods(
         if row["stopped"] != "finished":
             raise RecR1Error(f"{method} was stopped; run the same command again to go on")
     results = test(arena, methods)
-    print(report_markdown(book, out.name))
-    print(f"look at {write_report(book, out / 'report.html', out.name)}")
+    print(report_markdown(book, book.marks["run_id"]))
+    print(f"look at {write_report(book, out / 'report.html', book.marks['run_id'])}")
     return results
 
 
@@ -172,21 +178,22 @@ def train_method(arena: Arena, method: str) -> dict:
 
 def _train_grpo(arena: Arena, method: str) -> dict:
     profile, task = arena.profile, arena.task
-    spent, start = Cost(), None
+    spent, start, made = Cost(), None, {}
     if method == WARM:
         warm = arena.done("SFT") or train_method(arena, "SFT")
         spent, start = Cost(**warm["cost"]), arena.folder("SFT") / "best"
+        made = {"adapter": sha256_of(start / WEIGHTS)}
         left = 1 - spent.seconds / (arena.seconds or spent.seconds)
         profile = replace(profile, steps=max(1, int(profile.steps * left)))
     policy = load_policy(profile, arena.seed, adapter=start)
     scorer = Scorer(arena.retriever, task.train, task.prompt, task.k_train)
-    done = grpo.train(policy, task.train, scorer, profile, arena.run(policy, method))
+    done = grpo.train(policy, task.train, scorer, profile, arena.run(policy, method, **made))
     return record(arena, method, done, spent, profile.prompts_per_step * profile.group_size)
 
 
 def _train_sft(arena: Arena, method: str) -> dict:
     targets, spent = make_targets(arena, method)
-    prompt, policy = arena.prompt(method), load_policy(arena.profile, arena.seed)
+    prompt, policy = asked(arena.task, method), load_policy(arena.profile, arena.seed)
     budget = arena.seconds
     left = None if budget is None else budget - spent.seconds
     done = sft.train(policy, targets, prompt, arena.profile, arena.run(policy, method), max_seconds=left)
@@ -245,14 +252,15 @@ def test(arena: Arena, methods: Sequence[str]) -> list[EvalResult]:
         asked = as_rewriter(untrained, prompt, profile, LM_TEACHER)
         rewriters.append(VoteRewriter(asked, profile.best_of, VOTE_TEMPERATURE, arena.seed, LM_TEACHER))
     results: dict[str, EvalResult] = {}
-    for method in [*rewriters, *methods]:
-        if isinstance(method, str):
-            policy = load_policy(profile, arena.seed, adapter=arena.folder(method) / "best", trainable=False)
-            method = arena.rewriter(policy, method)
-        options: dict = dict(ledger=arena.ledger, seed=arena.seed, progress=arena.progress)
-        result = evaluate(method, arena.task, arena.retriever, "test", **options)
-        print(f"{result.name}: {result.summary[result.metric]}", flush=True)
-        results[result.name] = result
+    with arena.task.testing("every method of the run", arena.ledger):
+        for method in [*rewriters, *methods]:
+            if isinstance(method, str):
+                policy = load_policy(profile, arena.seed, adapter=arena.folder(method) / "best", trainable=False)
+                method = arena.rewriter(policy, method)
+            options: dict = dict(ledger=arena.ledger, seed=arena.seed, progress=arena.progress)
+            result = evaluate(method, arena.task, arena.retriever, "test", **options)
+            print(f"{result.name}: {result.summary[result.metric]}", flush=True)
+            results[result.name] = result
     methods_table(list(results.values()), ["raw request", TEACHER, GRPO], ledger=arena.ledger)
     if VOTED in results:  # its own teacher is another one
         compare(results[VOTED], results[LM_TEACHER], ledger=arena.ledger)
@@ -264,7 +272,7 @@ def check_capability(
 ) -> list[capability.CapabilityResult]:
     """The untrained model and the best adapters of a comparison in the folder `out` on the offline suite."""
     out, results = Path(out), []
-    book = (ledger or Ledger()).bind(run=out.name, profile=profile.name)
+    book = (ledger or Ledger()).bind(run=out.name, run_id=record_of(out).get("id"), profile=profile.name)
     for method in ["untrained", *methods]:
         say(f"capability: {method}")
         adapter = out / slug(method) / "best" if method in METHODS else None
@@ -321,13 +329,13 @@ def continual(
     """Train the adapters `first` (a folder for each of TRAINERS, trained on tasks[0]) on tasks[1]; measure every stage.
 
     teach: the second task's teacher, for SFT, whose training takes as many seconds as GRPO's. Returns the "continual"
-    rows that go to the ledger. Raises RecR1Error for a trainer without an adapter.
-    """
+    rows that go to the ledger. Raises RecR1Error for a trainer without an adapter."""
     if missing := [trainer for trainer in TRAINERS if trainer not in first]:
         raise RecR1Error(f"there is no adapter of {missing[0]} after the first task; train it with `compare` first")
     out, rows, seconds, task = Path(out), [], 0.0, tasks[1]
     say("untrained")
-    book = (ledger or Ledger()).bind(run=out.name, profile=profile.name, seed=seed)
+    known = record_of(out).get("id") or begin(out, {"by": "continual", "task": task.name, "seed": seed}, True, False)
+    book = (ledger or Ledger()).bind(run=out.name, run_id=known, profile=profile.name, seed=seed)
     bench = Bench(tasks, profile, load_policy(profile, seed), book, seed)
     for trainer in TRAINERS:
         rows.append(bench.stage(trainer, 0))
@@ -335,7 +343,8 @@ def continual(
         policy = load_policy(profile, seed, adapter=first[trainer])
         rows.append(bench.stage(trainer, 1, policy, trainer))
         say(f"{trainer}: {task.name}")
-        start, run = time.perf_counter(), Run(out / f"continual-{trainer.lower()}", seed=seed, resume=True)
+        start, made = time.perf_counter(), {"adapter": sha256_of(Path(first[trainer]) / WEIGHTS)}
+        run = Run(out / f"continual-{trainer.lower()}", None, seed, resume=True, task=task, made=made)
         if trainer == "GRPO":
             scorer = Scorer(bench.retrievers[1], task.train, task.prompt, task.k_train)
             done = grpo.train(policy, task.train, scorer, profile, run)

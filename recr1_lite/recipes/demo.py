@@ -2,32 +2,36 @@
 
 import gc
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from recr1_lite.common import RecR1Error, bar
+from recr1_lite.common import bar, check_place
 from recr1_lite.evaluate.evaluation import EvalResult, evaluate, evaluate_recommender, methods_table
 from recr1_lite.evaluate.recommenders import Recommender, baselines, last_title
-from recr1_lite.ledger import Ledger
+from recr1_lite.ledger import Ledger, begin
 from recr1_lite.policy.models import Policy, load_policy
-from recr1_lite.policy.rewriters import RawRewriter, as_rewriter, encode
+from recr1_lite.policy.rewriters import RawRewriter, as_rewriter
 from recr1_lite.profiles import Profile
 from recr1_lite.report.inspector import inspect_rewrites
 from recr1_lite.report.page import report_markdown, write_report
 from recr1_lite.search import build_retriever
-from recr1_lite.search.base import Retriever, check_engine
+from recr1_lite.search.base import Retriever, check_engine, described
 from recr1_lite.search.metrics import Interval, mean_interval
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.grpo import PRESETS, train_task
-from recr1_lite.train.loop import last_checkpoint
+from recr1_lite.train.loop import Run, disk_needed, last_checkpoint, made_by
 from recr1_lite.train.rewards import Scorer
 
 ROLLOUTS = 8  # rollouts per request in the headroom check
+
+
+PAGE = 2**24  # bytes that a report may take
 
 
 def say(text: str) -> None:
@@ -57,6 +61,24 @@ class Loop:
         return results + [evaluate_recommender(rival, self.task, **options) for rival in self.rivals]
 
 
+def start(
+    kind: str, run: Run, policy: Policy, profile: Profile, prompts: Sequence[Prompt], ledger: Ledger | None, count: int
+) -> Ledger:
+    """Check what the recipe `kind` needs until its end, note what makes it in the run's folder, and give the ledger
+    with its marks. prompts: all that are asked; count: trainings.
+    Raises RecR1Error as `ledger.begin`, for a prompt of any split that is too long, for too little room on the disk,
+    and for a folder or a ledger that cannot be written."""
+    out, book, steps = run.folder, ledger or Ledger(), profile.steps if kind == "demo" and run.resume else None
+    newest, task = [last_checkpoint(folder, steps) for folder in out.glob("*/")], cast(Task, run.task)
+    task.check_prompts(policy.tokenizer, profile.max_prompt_tokens, *prompts)
+    check_place(out, (count - sum(map(bool, newest))) * disk_needed(policy) + disk_needed(policy, True) + PAGE)
+    check_place(out / "report.html", file=True)
+    book.check()
+    told = made_by(kind, policy, profile, task.prompt, run.seed, task, **run.made)
+    marks = {"run": out.name, "run_id": begin(out, told, run.resume, any(newest))}
+    return book.bind(**marks, profile=profile.name, seed=run.seed)
+
+
 def demo(
     profile: Profile,
     out: str | Path,
@@ -71,21 +93,17 @@ def demo(
 
     retriever: the fixed engine of training and test, or a name for `search.build_retriever`. Leaves `out/report.html`,
     the adapters under `out/grpo`, and rows in the ledger. Returns the results on the sealed test, raw request first,
-    GRPO last. Raises RecR1Error for a folder that holds a run that is not to be resumed.
-    """
+    GRPO last. Raises RecR1Error as `start`: what the end of the run needs is checked before the long work."""
     out, started = Path(out), time.perf_counter()
-    if not resume and last_checkpoint(out / "grpo"):
-        raise RecR1Error(f"{out} already holds a run; go on with it (--resume) or give another folder (--out)")
-    book = (ledger or Ledger()).bind(run=out.name, profile=profile.name, seed=seed)
-
     say("data")
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
     print(task.describe())
     engine = build_retriever(retriever, task.items) if isinstance(retriever, str) else retriever
     check_engine(engine, task.items)
     policy = load_policy(profile, seed=seed)
-    prompts = [task.prompt.render(policy.tokenizer, request) for request in task.train["request"]]
-    encode(policy.tokenizer, prompts, profile.max_prompt_tokens)  # too long a prompt is said before the long work
+    prompts = [task.prompt, few_shot] if few_shot else [task.prompt]
+    made = {"few_shot": few_shot and asdict(few_shot), "retriever": described(engine)}
+    book = start("demo", Run(out, None, seed, resume, task=task, made=made), policy, profile, prompts, ledger, 1)
 
     say(f"baselines on {len(task.val)} validation requests")
     loop = Loop(task, engine, profile, book, seed, few_shot, baselines(task) if "history" in task.train else [])
@@ -102,18 +120,19 @@ def demo(
 
     say(f"sealed test: {profile.n_test} requests that nothing has seen so far")
     results = test(loop, done.adapter)
-    page = write_report(book, out / "report.html", out.name)
-    print(report_markdown(book, out.name))
+    page = write_report(book, out / "report.html", book.marks["run_id"])
+    print(report_markdown(book, book.marks["run_id"]))
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes; look at {page}")
     return results
 
 
 def test(loop: Loop, adapter: Path) -> list[EvalResult]:
     """Every method once on the sealed test, the trained one last; paired differences and an inspection are kept."""
-    results = loop.score("test", load_policy(loop.profile, trainable=False))
-    policy = load_policy(loop.profile, loop.seed, adapter=adapter, trainable=False)
-    trained = as_rewriter(policy, loop.task.prompt, loop.profile, "GRPO")
-    results.append(evaluate(trained, loop.task, loop.retriever, "test", loop.ledger, loop.seed))
+    with loop.task.testing("every method of the run", loop.ledger):
+        results = loop.score("test", load_policy(loop.profile, trainable=False))
+        policy = load_policy(loop.profile, loop.seed, adapter=adapter, trainable=False)
+        trained = as_rewriter(policy, loop.task.prompt, loop.profile, "GRPO")
+        results.append(evaluate(trained, loop.task, loop.retriever, "test", loop.ledger, loop.seed))
     methods_table(results, ["raw request", "zero-shot"], ledger=loop.ledger)
     inspection = inspect_rewrites(results[0], results[-1], loop.task.items)
     names = {"before": results[0].name, "after": results[-1].name}

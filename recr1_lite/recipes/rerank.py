@@ -46,10 +46,8 @@ def with_candidates(
 ) -> pd.DataFrame:
     """`examples` with a column `candidates`, the first `count` ids that the retriever finds for the request, and with
     the candidates' titles and first `words` words, lettered, under the request.
-
     A row for which the retriever finds fewer than two is left out. Raises RecR1Error for a count outside 2 to 26
-    and for a hit that is not in `items`.
-    """
+    and for a hit that is not in `items`."""
     if not 2 <= count <= len(string.ascii_uppercase):
         raise RecR1Error(f"{count} candidates cannot be put in order by letters; take 2 to 26")
     gone = [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
@@ -71,8 +69,7 @@ def rerank_task(
     Of the training examples those are kept that have a relevant item among the candidates: in the others every
     order earns 0. val and the sealed test keep theirs, so that scores stay those of the retriever's whole work;
     with `whole=False` they are cut in the same way, which loses zeros only: the score of all is then this one times
-    the share that is left. Raises RecR1Error as `with_candidates` does, and for a prompt in `expand` mode.
-    """
+    the share that is left. Raises RecR1Error as `with_candidates` does, and for a prompt in `expand` mode."""
     if prompt.mode != "rewrite":  # the query would hold the request's own letters
         raise RecR1Error(f"an answer in {prompt.mode} mode is no order of candidates; give a prompt in mode 'rewrite'")
 
@@ -89,8 +86,7 @@ def rerank_task(
 class RerankScorer(Scorer):
     """Pays the order that a completion gives to its example's own candidates; `raw_ndcg` is the retriever's order.
 
-    An answer that names no candidate is a `no_answer`: as silence does, it earns 0, not what the retriever earned.
-    """
+    An answer that names no candidate is a `no_answer`: as silence does, it earns 0, not what the retriever earned."""
 
     def __init__(self, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
         super().__init__(None, examples.drop(columns="exclude", errors="ignore"), prompt, k, gain)
@@ -112,8 +108,7 @@ class RerankScorer(Scorer):
 class Reranker:
     """A model, asked with the task's prompt, as a recommender: it gives the candidates in its order.
 
-    `answers`: what it said at the last call, for the result's rows.
-    """
+    `answers`: what it said at the last call, for the result's rows."""
 
     def __init__(self, rewriter: ModelRewriter):
         self.rewriter, self.name = rewriter, rewriter.name

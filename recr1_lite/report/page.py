@@ -56,7 +56,7 @@ def sections(ledger, rows: list[dict]) -> list[Section]:
     return [
         *made,
         parts.time_and_tokens(rows),
-        parts.seal(ledger),
+        parts.seal(ledger, rows),
         Section("What may not be claimed", [claims(ledger, rows)]),
     ]
 

@@ -114,23 +114,28 @@ def is_loss(metric: str) -> bool:
     return any(name in metric for name in LOSSES)
 
 
-def select(ledger, run: str | None = None) -> tuple[str, list[dict]]:
-    """Name and result rows of a run (default: the last). What a resumed run told twice counts once, the last time.
+def run_of(row: Mapping) -> str:
+    """What tells the run of a row from others: its id, in rows of earlier versions its name."""
+    return row.get("run_id") or row.get("run") or ""
 
-    Raises RecR1Error when the ledger holds no results, or none of that run.
-    """
+
+def select(ledger, run: str | None = None) -> tuple[str, list[dict]]:
+    """Name and result rows of a run, by its id or name (default: the last; of several of a name the last). What a
+    resumed run told twice counts once, the last time.
+    Raises RecR1Error when the ledger holds no results, or none of that run."""
     rows = [row for row in ledger.rows() if row.get("kind") in RESULTS]
     if not rows:
         where = f"the ledger {getattr(ledger, 'path', '')} has no results to report"
         raise RecR1Error(f"{where}; run `make demo`, or `python -m recr1_lite demo`, which makes some")
-    names = list(dict.fromkeys(row.get("run") or "" for row in rows))
-    name = next((row["run"] for row in reversed(rows) if row.get("run")), "") if run is None else run
-    if name not in names:
+    named = [row for row in rows if (run_of(row) if run is None else run in (row.get("run_id"), row.get("run") or ""))]
+    if not named and run is not None:
+        names = list(dict.fromkeys(row.get("run") or "" for row in rows))
         known = ", ".join(filter(None, names)) or "only rows without a run's name"
         raise RecR1Error(f"the ledger has no run {run!r}; it has {known}")
-    rows = [row for row in rows if (row.get("run") or "") == name]
+    chosen = named[-1] if named else {}
+    rows = [row for row in rows if run_of(row) == run_of(chosen)]
     last = {_identity(row): row for row in rows}
-    return name, [row for row in rows if row is last[_identity(row)]]
+    return chosen.get("run") or "", [row for row in rows if row is last[_identity(row)]]
 
 
 def _identity(row: Mapping) -> tuple:
@@ -204,14 +209,14 @@ def tasks_table(ledger, run: str | None = None) -> pd.DataFrame:
     """Every method on the sealed test of every run in the ledger, or of one: task, retriever of the run, method, n,
     the run's first metric with its 95% interval, and the paired difference to the raw request."""
     compared = [row for row in ledger.rows("compare") if row["b"] == "raw request" and row["split"] == "test"]
-    gains = {(row["run"], row["a"], row["metric"]): row["difference"] for row in compared}
+    gains = {(run_of(row), row["a"], row["metric"]): row["difference"] for row in compared}
     tested = [row for row in ledger.rows("eval") if row["split"] == "test" and run in (None, row["run"])]
-    engines = {row["run"]: row["retriever"].removesuffix("Retriever") for row in tested if row["retriever"]}
+    engines = {run_of(row): row["retriever"].removesuffix("Retriever") for row in tested if row["retriever"]}
     lines = []
     for row in tested:
         metric = next(iter(row["metrics"]))
-        gain = gains.get((row["run"], row["method"], metric))
-        line = {"task": row["task"], "retriever": engines.get(row["run"], ""), "method": row["method"], "n": row["n"]}
+        gain = gains.get((run_of(row), row["method"], metric))
+        line = {"task": row["task"], "retriever": engines.get(run_of(row), ""), "method": row["method"], "n": row["n"]}
         line |= {"metric": metric_label(metric), "mean [95%]": show(row["metrics"][metric])}
         lines.append(line | {"vs raw request": show(gain, sign=True) if gain else ""})
     return pd.DataFrame(lines)
@@ -225,8 +230,7 @@ def curves(rows: Sequence[Mapping], by: str = "seconds") -> dict[str, list[dict]
     """Validation points of each trained method that say how much of the budget was used: {method: points}.
 
     by: "seconds" or "samples". Points come sorted by it. A point without it, or without a whole interval, is left
-    out, and so is a method of which no point remains.
-    """
+    out, and so is a method of which no point remains."""
     made = {}
     for row in _trainings(rows):
         points = [point for point in row.get("val") or [] if whole(point) and number(point.get(by)) is not None]
@@ -239,8 +243,7 @@ def curves(rows: Sequence[Mapping], by: str = "seconds") -> dict[str, list[dict]
 def common(rows: Sequence[Mapping], by: str = "seconds") -> float | None:
     """The budget that no method of `curves` may exceed; None where there are no curves.
 
-    The stated one, else the most that all methods which use any of it have reached.
-    """
+    The stated one, else the most that all methods which use any of it have reached."""
     ends = [points[-1][by] for points in curves(rows, by).values()]
     budgets = [row["budget"] for row in _trainings(rows) if isinstance(row.get("budget"), Mapping)]
     stated = [value for budget in budgets if (value := number(budget.get(by)))]
@@ -251,8 +254,7 @@ def at_budget(rows: Sequence[Mapping], by: str = "seconds", budget: float | None
     """Each method's best validation point within `budget` (default: the common one), as the test takes the best.
 
     {method, step, seconds, samples, mean, low, high, n}: a method may use less than the budget. A point up to 5% over
-    counts too, since no step is cut in two. Step 0 does not count: a method that has not begun by then is left out.
-    """
+    counts too, since no step is cut in two. Step 0 does not count: a method that has not begun by then is left out."""
     budget = (common(rows, by) or 0.0) if budget is None else budget
     lines = {name: [p for p in points if p[by] <= 1.05 * budget] for name, points in curves(rows, by).items()}
     begun = {name: [point for point in points if point.get("step") != 0] for name, points in lines.items()}
@@ -268,8 +270,7 @@ def baselines(rows: Sequence[Mapping]) -> dict[str, dict]:
 def costs(rows: Sequence[Mapping]) -> list[dict]:
     """{method, samples, tokens_generated, tokens_trained, seconds, money} of each training that has a cost.
 
-    A figure that was not noted, or is no number, is None.
-    """
+    A figure that was not noted, or is no number, is None."""
     noted = [row for row in _trainings(rows) if isinstance(row.get("cost"), Mapping) and row["cost"]]
     cost = {str(row.get("method", "policy")): row["cost"] for row in noted}
     return [{"method": name, **{key: number(cost[name].get(key)) for key in COSTS}} for name in in_order(cost)]
@@ -278,8 +279,7 @@ def costs(rows: Sequence[Mapping]) -> list[dict]:
 def capability_changes(rows: Sequence[Mapping]) -> list[dict]:
     """Paired differences to the untrained model, one per method and task: {method, task, metric, n, difference}.
 
-    Only whole ones, the last of each; KL is no difference of a score and is left out.
-    """
+    Only whole ones, the last of each; KL is no difference of a score and is left out."""
     last = {}
     compared = [row for row in rows if row.get("kind") == "capability_compare" and row.get("b") == "untrained"]
     for row in (row for row in compared if row.get("task") != "kl" and whole(row.get("difference"))):
@@ -320,8 +320,7 @@ def retention(rows: Sequence[Mapping]) -> list[dict]:
 
     kl: forward KL on neutral prompts, with its interval. change: mean over the offline suite's tasks (or, without
     one, over all) of the paired differences in accuracy. The tasks' items are different ones, so half-widths add up
-    in squares. Methods that lack one of the two are left out.
-    """
+    in squares. Methods that lack one of the two are left out."""
     kls = {row["method"]: row for row in capability_means(rows) if row.get("task") == "kl"}
     changes = [row for row in main_changes(rows) if not is_loss(row["metric"])]
     offline = {str(row.get("task")) for row in rows if row.get("suite") == "offline"}

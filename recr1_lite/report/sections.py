@@ -106,12 +106,15 @@ def time_and_tokens(rows: list[dict]) -> Section:
     return Section("Time and tokens", [DataFrame(lines, columns=["what", "size", "tokens generated", "seconds"])])
 
 
-def seal(ledger) -> Section:
-    """How often the test split was opened."""
-    opened, head = ledger.rows("unseal"), ["time", "task", "reason"]
+def seal(ledger, rows: list[dict]) -> Section:
+    """How often the test split was opened, in how many runs, and how often in the run of `rows`."""
+    opened, head = ledger.rows("unseal"), ["time", "task", "run", "reason"]
+    runs, here = [book.run_of(row) for row in opened], {book.run_of(row) for row in rows}
     fold = Fold("When and why", [DataFrame([[str(row.get(key, "")) for key in head] for row in opened], columns=head)])
-    times = "once" if len(opened) == 1 else f"{len(opened)} times"
-    return Section("The seal", [f"The test split was opened {times} in this ledger.", *([fold] if opened else [])])
+    counts = len(runs), sum(run in here for run in runs)
+    every, own = (("never", "once")[count] if count < 2 else f"{count} times" for count in counts)
+    of = f", in {len(set(runs))} run{'s' * (len(set(runs)) > 1)}; {own} in this one" if runs else ""
+    return Section("The seal", [f"The test split was opened {every} in this ledger{of}.", *[fold] * bool(opened)])
 
 
 def costs(rows: list[dict]) -> Section | None:

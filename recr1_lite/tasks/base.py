@@ -2,6 +2,9 @@
 
 import contextlib
 import functools
+import hashlib
+import itertools
+import json
 import math
 import random
 import textwrap
@@ -46,7 +49,8 @@ def sealed() -> Iterator[None]:
 class _Seal:
     """Holds the test split in a slot, which vars(), repr() and asdict() do not show."""
 
-    __slots__ = ("_test",)
+    __slots__ = ("_marked", "_test")
+    _marked: bool  # whether `testing` has told the ledger
     _test: pd.DataFrame
 
 
@@ -95,6 +99,7 @@ class Task(_Seal):
                 raise RecR1Error(f"task {self.name!r} has {cutoff}={k!r}; take a whole number from 1 on")
         frames = (_whole(frame.reset_index(drop=True)) for frame in (self.items, self.train, self.val, test))
         self.items, self.train, self.val, self._test = frames
+        self._marked = False
         splits = {"train": self.train, "val": self.val, "test": self._test}
         self.about = {**self.about, "splits": validate(self.items, splits, self.name)}
         requests = sum(_wordless(frame["request"]) for frame in splits.values())
@@ -120,9 +125,40 @@ class Task(_Seal):
         for a copied or unpickled task, which has no test split.
         """
         test = self._opened()
-        mark = {"task": self.name, "split": "test", "n": len(test), "reason": reason}
-        (Ledger() if ledger is None else ledger).append({"kind": "unseal", **mark})
+        if not self._marked:
+            mark = {"task": self.name, "split": "test", "n": len(test), "reason": reason}
+            (Ledger() if ledger is None else ledger).append({"kind": "unseal", **mark})
         return test.copy()
+
+    @contextlib.contextmanager
+    def testing(self, reason: str, ledger: Ledger | None = None) -> Iterator[None]:
+        """One opening of the test split, with one row, however many methods are scored on it inside."""
+        self.unseal_test(reason, ledger)
+        self._marked = True
+        try:
+            yield
+        finally:
+            self._marked = False
+
+    @property
+    def fingerprint(self) -> dict:
+        """What the task is made of, in digests that differ where the data do; of the sealed test nothing else."""
+        known = {"k_train": self.k_train, "k_eval": self.k_eval, "metrics": list(self.metrics)}
+        return known | {name: digest(frame) for name, frame in {"items": self.items, **self._splits()}.items()}
+
+    def check_prompts(self, tokenizer, limit: int, *prompts: Prompt) -> None:
+        """Raises RecR1Error where a prompt of any split is longer than `limit` tokens. Of the sealed test nothing but
+        this number comes out, so that it leaves no row."""
+        for split, prompt in itertools.product(self._splits(), prompts):
+            texts = [prompt.render(tokenizer, request) for request in self._splits()[split]["request"].unique()]
+            if (longest := max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))) > limit:
+                told = f"a prompt has {longest} tokens and the limit is {limit} (the longest of the {split} split)"
+                advice = "shorten the request or the few-shot examples, or raise max_prompt_tokens in the profile"
+                raise RecR1Error(f"{told}; {advice}")
+
+    def _splits(self) -> dict[str, pd.DataFrame]:
+        held = {"train": self.train, "val": self.val, "test": getattr(self, "_test", None)}
+        return {split: frame for split, frame in held.items() if frame is not None}  # a copy has no test
 
     def map_splits(self, change: Callable[[str, pd.DataFrame], pd.DataFrame], **fields) -> Self:
         """A new task whose splits are change(split's name, its rows), and with `fields` in place of this one's.
@@ -203,6 +239,14 @@ def _sample(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """At most SAMPLE rows, always the same ones, and what the data card says of it."""
     small = len(frame) <= SAMPLE
     return (frame, "") if small else (frame.sample(SAMPLE, random_state=0), f", of a sample of {SAMPLE}")
+
+
+def digest(frame: pd.DataFrame) -> str:
+    """A short digest of a table's columns and rows, their order included."""
+    found = hashlib.sha256(json.dumps(list(frame.columns)).encode())
+    for row in frame.itertuples(index=False, name=None):
+        found.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return found.hexdigest()[:16]
 
 
 def _spread(texts: pd.Series) -> str:

@@ -30,14 +30,14 @@ from trl import GRPOConfig, GRPOTrainer
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import evaluate
-from recr1_lite.ledger import Ledger
+from recr1_lite.ledger import Ledger, record_of
 from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rewriters import RawRewriter, as_rewriter, encode
 from recr1_lite.policy.rollouts import MergedCopy, completion_logps, generate_grouped
 from recr1_lite.profiles import Profile
 from recr1_lite.search.base import Retriever, check_engine
 from recr1_lite.search.metrics import Interval
-from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.base import Task, digest
 from recr1_lite.train.loop import KitTrainer, Monitor, Run, Training, draw_order, run_trainer, settings
 from recr1_lite.train.rewards import Scorer, reward_functions
 
@@ -56,8 +56,7 @@ UNSUPPORTED = dict.fromkeys(OFF, False) | NEUTRAL
 class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
     """GRPOTrainer, or what unsloth made of it, with this kit's prompts, counts by group, and resume.
 
-    rollout_batch: rollouts written together, whole groups; None: the whole step.
-    """
+    rollout_batch: rollouts written together, whole groups; None: the whole step."""
 
     def __init__(self, *args, rollout_batch: int | None = None, **others):
         super().__init__(*args, **others)
@@ -156,10 +155,9 @@ def train(
 
     examples: DataFrame of example_id, request, relevant. scorer: pays the completions (a re-ranker brings its own); its
     prompt is the one that is asked. overrides: fields of TRL's GRPOConfig. Ctrl-C stops after the running step and
-    keeps everything. Raises RecR1Error for an unknown preset, sizes that do not fit, no examples, too long a prompt, or
-    a folder already in use; RetrieverError with the query when a search fails.
-    """
-    checkpoint, prompt, tokenizer = run.checkpoint(), scorer.prompt, policy.tokenizer
+    keeps everything. Raises RecR1Error for an unknown preset, sizes that do not fit, no examples, too long a prompt,
+    and as `Run.begin`; RetrieverError with the query when a search fails."""
+    prompt, tokenizer = scorer.prompt, policy.tokenizer
     if not len(examples):
         raise RecR1Error("there are no examples to train on; pass task.train")
     set_seed(run.seed)
@@ -174,6 +172,8 @@ def train(
     parts: dict = dict(train_dataset=dataset, processing_class=tokenizer, reward_funcs=pay)
     if issubclass(kind, PlainGRPOTrainer):  # not TRL's own, which a benchmark or a test may ask for
         parts["rollout_batch"] = profile.rollout_batch
+    known = {"examples": digest(examples), "scorer": scorer.about, "options": overrides}
+    checkpoint = run.begin("GRPO", policy, profile, prompt, config, **known)
     trainer = kind(model=policy.model, args=config, **parts)
     try:
         return run_trainer(trainer, Monitor(trainer, policy, profile, run), checkpoint)
@@ -211,13 +211,12 @@ def train_task(
     profile: Profile,
     folder: str | Path,
     seed: int = 0,
-    ledger=None,
+    ledger: Ledger | None = None,
     **run,
 ) -> Training:
     """GRPO on the task's training requests; val picks the best adapter. A "train" row goes to the ledger.
 
-    run: resume, progress and watch of `Run`.
-    """
+    run: resume, progress and watch of `Run`. A ledger that is bound to the run of this folder gets the run's id."""
 
     def on_val(rewriter) -> Interval:
         result = evaluate(rewriter, task, retriever, "val", progress=False)
@@ -227,10 +226,13 @@ def train_task(
         return on_val(as_rewriter(policy, task.prompt, profile, "policy", merged))
 
     check_engine(retriever, task.items)
+    book, place = ledger or Ledger(), Run(Path(folder), validate, seed, task=task, **run)
+    book.check()
     raw, scorer = on_val(RawRewriter()), Scorer(retriever, task.train, task.prompt, task.k_train)
-    done = train(policy, task.train, scorer, profile, Run(Path(folder), validate, seed, **run))
+    done = train(policy, task.train, scorer, profile, place)
     row: dict = {"kind": "train", "method": "GRPO", "task": task.name, "config": asdict(profile), "curve": done.curve}
     row |= {"val": done.val, "best_step": done.best_step, "seconds": round(done.seconds, 1), "stopped": done.stopped}
     row |= {"metric": task.metrics[0], "baselines": {RawRewriter.name: raw._asdict()}}
-    (ledger or Ledger()).append(row | {"profile": profile.name, "seed": seed})
+    row |= {"run_id": record_of(folder)["id"]} if book.marks["run"] == place.folder.name else {}
+    book.append(row | {"profile": profile.name, "seed": seed})
     return done

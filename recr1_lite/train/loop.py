@@ -1,6 +1,7 @@
-"""What a run of either trainer shares: its folder, its order and settings, going on where it was stopped, and the watch
-over it: validation, the best adapter, a line per step, a sentence when something looks wrong."""
+"""What a run of either trainer shares: its folder, what made it, its order and settings, going on where it was stopped,
+and the watch over it: validation, the best adapter, a line per step, a sentence when something looks wrong."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -8,9 +9,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,31 +19,32 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from recr1_lite.common import RecR1Error, atomic_write
+from recr1_lite.assets.fetch import note
+from recr1_lite.common import RecR1Error, atomic_write, check_place
+from recr1_lite.ledger import begin, difference, read_json, record_of
 from recr1_lite.policy.backend import choose
 from recr1_lite.policy.models import Policy, save_adapter
 from recr1_lite.policy.rollouts import MergedCopy
 from recr1_lite.profiles import Profile
 from recr1_lite.search.metrics import Interval
-from recr1_lite.tasks.base import sealed
+from recr1_lite.tasks.base import Task, sealed
+from recr1_lite.tasks.prompts import Prompt
 
 SAME = ("reward", "reward_std", "entropy", "kl", "distinct", "ndcg", "raw_ndcg", "gain", "grad_norm")
-NAMES = {name: name for name in SAME} | {  # TRL's name in the log -> this kit's name in a step's row
-    "frac_reward_zero_std": "zero_advantage_share",
-    "zero_advantage": "zero_advantage_share",
-    "completions/mean_length": "completion_length",
-    "completions/clipped_ratio": "truncated_share",
-    "clip_ratio/region_mean": "clip_ratio",
-    "kl_to_untrained": "kl",
-}
-LINE = {  # what a step's line shows, where its trainer logs it (unsloth's logs no entropy)
-    "reward": "reward {:.3f}",
-    "gain": "gain {:+.3f}",
-    "zero_advantage_share": "zero-advantage {:.0%}",
-    "completion_length": "length {:.1f}",
-    "entropy": "entropy {:.2f}",
-    "seconds": "{:.1f} s",
-}
+NAMES = {name: name for name in SAME}  # TRL's name in the log -> this kit's name in a step's row
+NAMES |= {"frac_reward_zero_std": "zero_advantage_share", "zero_advantage": "zero_advantage_share"}
+NAMES |= {"completions/mean_length": "completion_length", "completions/clipped_ratio": "truncated_share"}
+NAMES |= {"clip_ratio/region_mean": "clip_ratio", "kl_to_untrained": "kl"}
+# what a step's line shows, where its trainer logs it (unsloth's logs no entropy)
+LINE = {"reward": "reward {:.3f}", "gain": "gain {:+.3f}", "zero_advantage_share": "zero-advantage {:.0%}"}
+LINE |= {"completion_length": "length {:.1f}", "entropy": "entropy {:.2f}", "seconds": "{:.1f} s"}
+# Of a profile: what may be another when a run goes on, because it changes no number but for rounding, or is looked at
+# apart: the model, and the steps, of which there may be more while the learning rate is constant.
+FREE = ["name", "about", "model", "report_to", "steps", "sft_epochs", "max_prompt_tokens", "micro_batch", "batch_size"]
+FREE += ["gradient_checkpointing"]
+# and of what the trainer or the recipe makes no use, by the names' beginnings
+UNUSED = {"GRPO": ("sft_", "n_", "best_of"), "demo": ("sft_", "best_of"), "compare": ("n_headroom", "n_capability")}
+UNUSED |= {"SFT": ("preset", "recipe", "prompts_", "group_", "rollout_", "learning_rate", "fast_", "n_", "best_of")}
 Watch = Callable[[list[dict], list[dict]], object]  # gets the rows of the steps and of the validations so far
 Validate = Callable[[MergedCopy | None], Interval]  # gets the merged copy of the policy
 
@@ -51,12 +53,13 @@ Validate = Callable[[MergedCopy | None], Interval]  # gets the merged copy of th
 class Run:
     """Where a run goes, and what goes on beside it.
 
-    folder: gets `checkpoint-N`, `best`, `last` and `training.json`. validate: called before the first step, every
-    `profile.validate_every` steps and after the last; the adapter that it likes best is kept. seed: of the rollouts and
-    the order. resume: go on from the newest whole checkpoint, to the same adapter as an uninterrupted run (CPU,
-    float32), with the policy loaded as it was at first. progress: print a line per step. watch: called with the rows of
-    all steps and of all validations so far, before the first step and after each (`curves.LiveCurves` draws them).
-    """
+    folder: gets `run.json`, `checkpoint-N`, `best`, `last` and `training.json`. validate: called before the first step,
+    every `profile.validate_every` steps and after the last; the adapter that it likes best is kept. seed: of the
+    rollouts and the order. resume: go on from the newest whole checkpoint, to the same adapter as an uninterrupted run
+    (CPU, float32), with the policy loaded as it was at first. progress: print a line per step. watch: called with the
+    rows of all steps and of all validations so far, before the first step and after each (`curves.LiveCurves` draws
+    them). task: whose examples these are; its prompts are measured before the start, those of the sealed test too.
+    made: what else makes the run, such as the adapter that it starts from."""
 
     folder: Path
     validate: Validate | None = None
@@ -64,13 +67,22 @@ class Run:
     resume: bool = False
     progress: bool = True
     watch: Watch | None = None
+    task: Task | None = None
+    made: Mapping = field(default_factory=dict)
 
-    def checkpoint(self) -> Path | None:
-        """The checkpoint to go on from, if any. Raises RecR1Error for a folder in use without `resume`."""
-        newest = last_checkpoint(self.folder)
-        if newest and not self.resume:
-            advice = "go on with it (--resume) or give another folder (--out)"
-            raise RecR1Error(f"{self.folder} already holds a run; {advice}")
+    def begin(self, trainer: str, policy: Policy, profile: Profile, prompt: Prompt, config, **made) -> Path | None:
+        """Check what the run needs and note what makes it; returns the checkpoint to go on from, if any.
+
+        config: TRL's. Raises RecR1Error: as `ledger.begin`, for prompts that are too long, for a folder that cannot be
+        written or whose disk is too full, for a run that is past its last step."""
+        newest = last_checkpoint(self.folder, config.max_steps if self.resume else None)
+        if self.task:
+            self.task.check_prompts(policy.tokenizer, profile.max_prompt_tokens, prompt)
+        check_place(self.folder, disk_needed(policy, resumed=newest is not None))
+        if not config.lr_scheduler_type.startswith("constant"):  # another end would be another rate at each step
+            made["steps"] = config.max_steps
+        told = made_by(trainer, policy, profile, prompt, self.seed, self.task, **self.made, **made)
+        begin(self.folder, told, self.resume, used=newest is not None)
         return newest
 
 
@@ -91,12 +103,48 @@ class Training:
         return self.folder / "best"
 
 
+def made_by(kind: str, policy: Policy, profile: Profile, prompt: Prompt, seed: int, task: Task | None, **more) -> dict:
+    """What makes a run, for `ledger.begin`. kind: of UNUSED; more: what that kind knows beside."""
+    weights = hashlib.sha256()
+    for name, weight in policy.model.named_parameters():
+        if "lora_" not in name:  # the first numbers of each matrix tell one model from another
+            weights.update(f"{tuple(weight.shape)}{weight.flatten()[:8].tolist()}".encode())
+    shaping = {name: value for name, value in vars(profile).items() if not name.startswith(UNUSED[kind])}
+    told: dict = {"by": kind, "task": task and task.name, "seed": seed}
+    told |= {"model": {"name": model_name(profile), "weights": weights.hexdigest()[:16]}}
+    told |= {"profile": {name: value for name, value in shaping.items() if name not in FREE}, "prompt": asdict(prompt)}
+    return told | more | {"data": task and task.fingerprint}
+
+
+def model_name(profile: Profile) -> str:
+    """The profile's model, of a local folder its last part: the folder may move."""
+    return Path(profile.model).name if Path(profile.model).exists() else profile.model
+
+
+def check_adapter(adapter: str | Path, profile: Profile, task: Task) -> None:
+    """Say on stderr where an adapter was trained for another task or prompt, as far as its run's folder tells. Raises
+    RecR1Error for one of another model."""
+    if not (made := record_of(Path(adapter).parent).get("made")):
+        return
+    if other := difference(made["model"]["name"], model_name(profile), "model"):
+        raise RecR1Error(f"the adapter {adapter} is of a run {other}; give the profile of that run (--profile)")
+    here = {"task": task.name if made["task"] else None, "prompt": asdict(task.prompt)}
+    if other := difference({key: made[key] for key in here}, here):
+        note(f"the adapter {adapter} is of a run {other}: its scores here are those of a transfer")
+
+
+def disk_needed(policy: Policy, resumed: bool = False) -> int:
+    """Bytes that a run may take on the disk: three checkpoints while one is written, `best`, `last` and one in work."""
+    adapter = sum(4 * weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
+    checkpoint = 4 * adapter + 100 * len(policy.tokenizer)  # weights, two moments, the KL reference; the tokenizer
+    return (1 if resumed else 3) * checkpoint + 3 * adapter + 2**20
+
+
 class KitTrainer:
     """Goes before a trainer of TRL: the merged copy that rollouts and validation use, no telemetry, no model card.
 
     TRL makes the adapter of a 4-bit model bfloat16. Here it stays float32: a step of 1e-6 is lost in bfloat16's eight
-    bits, and the scaler of float16 training (a T4) refuses it.
-    """
+    bits, and the scaler of float16 training (a T4) refuses it."""
 
     def __init__(self, model, *args, **others):
         exact = {name: weight.data.float() for name, weight in model.named_parameters() if weight.requires_grad}
@@ -135,7 +183,7 @@ def run_trainer(trainer, monitor: "Monitor", checkpoint: Path | None) -> Trainin
     """Train to the end or to Ctrl-C, the tests sealed, watched by `monitor`; the seconds are the whole run's."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(monitor)
-    before = _read(monitor.run.folder / "training.json") if checkpoint else None  # a killed run left none
+    before = read_json(monitor.run.folder / "training.json") if checkpoint else None  # a killed run left none
     start = time.perf_counter() - (before or {}).get("seconds", 0.0)
     with sealed(), monitor.interruptible():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -149,27 +197,22 @@ def draw_order(examples: int, count: int, seed: int) -> list[int]:
     return sum(rounds, [])[:count]
 
 
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint that was written to its end (trainer_state.json comes last), or None."""
+def last_checkpoint(folder: str | Path, steps: int | None = None) -> Path | None:
+    """The newest checkpoint that was written to its end (trainer_state.json comes last), or None. Raises RecR1Error for
+    one that is beyond `steps`."""
     numbered = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
-    whole = [path for path in numbered if _read(path / "trainer_state.json") is not None]
-    return max(whole, key=lambda path: int(path.name[11:]), default=None)
-
-
-def _read(path: Path) -> dict | None:
-    """What a JSON file says; None where it is missing or torn."""
-    try:
-        said = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return said if isinstance(said, dict) else None
+    whole = [path for path in numbered if read_json(path / "trainer_state.json") is not None]
+    newest = max(whole, key=lambda path: int(path.name[11:]), default=None)
+    if newest and steps is not None and (at := int(newest.name[11:])) > steps:
+        beyond = f"{folder} is at step {at}, beyond the {steps} steps asked for"
+        raise RecR1Error(f"{beyond}; ask for more, or give another folder (--out)")
+    return newest
 
 
 class Monitor(TrainerCallback):
     """Validates, keeps the best adapter, prints one line per step, and says when something looks wrong.
 
-    Everything it knows is in the trainer's log history, which every checkpoint holds, so a resumed run has it all.
-    """
+    Everything it knows is in the trainer's log history, which every checkpoint holds, so a resumed run has it all."""
 
     def __init__(self, trainer, policy: Policy, profile: Profile, run: Run):
         self.trainer, self.policy, self.profile, self.run = trainer, policy, profile, run

@@ -111,8 +111,7 @@ def training_memory(profile: Profile, backend: str = "unsloth", config=None) -> 
     """What GRPO needs on its device when every prompt and completion is as long as the profile allows.
 
     backend: unsloth, transformers (this kit's trainer) or stock (TRL's). config: of the model, default the profile's.
-    Raises RecR1Error for other names, and for lengths below 1.
-    """
+    Raises RecR1Error for other names, and for lengths below 1."""
     prompt, new, group = profile.max_prompt_tokens, profile.max_completion_tokens, profile.group_size
     if backend not in ("unsloth", "transformers", "stock"):
         raise RecR1Error(f"there is no backend {backend!r}; take unsloth, transformers or stock")
@@ -172,8 +171,7 @@ def _on_cuda(profile: Profile, backend: str) -> bool:
 def layer(config, profile: Profile, backend: str, rows: int, length: int, width: int) -> int:
     """Bytes that one layer keeps for the backward pass of `rows` x `length` tokens, each of which sees up to `width`.
 
-    The base matrices are frozen and keep nothing; LoRA keeps the input of each.
-    """
+    The base matrices are frozen and keep nothing; LoRA keeps the input of each."""
     hidden, wide, (query, keys) = config.hidden_size, config.intermediate_size, heads(config)
     size, tokens, rank = BYTES[profile.dtype], rows * length, profile.lora_rank
     sums = rows * config.num_attention_heads * length * FLOAT32  # log of the softmax's denominator
@@ -232,8 +230,7 @@ def smaller(profile: Profile, backend: str) -> Iterator[tuple[str, Profile]]:
 def print_estimate(profile: Profile, backend: str | None = None, card: float | None = None) -> int:
     """Print what training needs, whether it fits a card of `card` GB, and if not what to shrink; 0 if it fits, else 1.
 
-    backend: default what a run would take. card: default the profile's, else this machine's.
-    """
+    backend: default what a run would take. card: default the profile's, else this machine's."""
     import psutil
 
     from recr1_lite.policy.backend import choose, machine

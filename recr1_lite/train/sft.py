@@ -21,6 +21,7 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rewriters import encode
 from recr1_lite.profiles import Profile
+from recr1_lite.tasks.base import digest
 from recr1_lite.tasks.prompts import Prompt, format_answer, restyled
 from recr1_lite.train import loop
 from recr1_lite.train.loop import KitTrainer, Monitor, Run, Training, draw_order, run_trainer, settings
@@ -28,6 +29,7 @@ from recr1_lite.train.loop import KitTrainer, Monitor, Run, Training, draw_order
 VARIANTS = {"SFT": "compact", "SFT + JSON": "json", "SFT + reasoning": "think", "SFT + reasoning + JSON": "paper"}
 ROOM = {"compact": 0, "json": 6, "think": 40, "paper": 46}  # tokens that a style writes beside the keywords
 PATIENCE = 4  # validations without a new best, after which a run stops
+COLUMNS = ("request", "rewrite", "thought")  # of targets, as far as they are learned
 IGNORED = -100  # the label of a token without loss
 
 
@@ -91,8 +93,7 @@ def tokenised(policy: Policy, targets: pd.DataFrame, prompt: Prompt, limit: int,
     """Rows of input_ids and labels (IGNORED where there is no loss): rendered prompt, answer, end token.
 
     targets: DataFrame of request, rewrite, perhaps thought. Raises RecR1Error for a prompt longer than `limit`
-    tokens, an unknown `loss_on`, or a rewrite that the prompt's own parser would not find in the answer.
-    """
+    tokens, an unknown `loss_on`, or a rewrite that the prompt's own parser would not find in the answer."""
     if loss_on not in ("answer", "all"):
         raise RecR1Error(f"loss_on={loss_on!r}; take `answer`, or `all` for the prompt too")
     tokenizer, rows = policy.tokenizer, []
@@ -127,10 +128,8 @@ def train(
 
     targets: DataFrame of request, rewrite, perhaps thought (for the styles with reasoning). epochs: default the
     profile's. max_seconds: of training, validation not counted. overrides: fields of TRL's SFTConfig. A row of `curve`
-    has step, loss, token_accuracy, grad_norm, seconds. The rest is as in `grpo.train`. Raises RecR1Error for a used
-    folder, no targets, a target that cannot be written in the prompt's style, or too long a prompt.
-    """
-    checkpoint = run.checkpoint()
+    has step, loss, token_accuracy, grad_norm, seconds. The rest is as in `grpo.train`. Raises RecR1Error for no
+    targets, a target that cannot be written in the prompt's style, too long a prompt, and as `Run.begin`."""
     if not len(targets):
         raise RecR1Error("there are no targets to train on; make some with targets.best_of_n or targets.read_pairs")
     set_seed(run.seed)
@@ -141,6 +140,9 @@ def train(
     fixed: dict = dict(learning_rate=profile.sft_learning_rate, train_sampling_strategy="sequential")
     config = SFTConfig(**(settings(profile, run) | sizes | fixed | overrides))
     rows = data.select(draw_order(len(data), count * size, run.seed))
+    told: dict = {"targets": digest(targets[[name for name in COLUMNS if name in targets]]), "loss_on": loss_on}
+    told |= {"patience": patience, "options": overrides}
+    checkpoint = run.begin("SFT", policy, profile, prompt, config, **told)
     trainer = KitSFTTrainer(model=policy.model, args=config, processing_class=policy.tokenizer, train_dataset=rows)
     monitor = SFTMonitor(trainer, policy, profile, run, max_seconds=max_seconds, patience=patience)
     try:
