@@ -71,7 +71,8 @@ def test_pad_is_not_the_end_token(tmp_path):
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == 3
     assert tokenizer.padding_side == "left"
     with pytest.raises(RecR1Error, match="no special token to pad with"):
-        models._ready(types.SimpleNamespace(pad_token_id=3, eos_token_id=3, eos_token="x", all_special_tokens=["x"]))
+        lone = dict(pad_token_id=3, eos_token_id=3, all_special_tokens=["x"], all_special_ids=[3])
+        models._ready(types.SimpleNamespace(tokenizer=types.SimpleNamespace(**lone), end_ids=[3]))
 
 
 def test_token_logps_are_those_of_the_completion_alone(tiny_folder):
@@ -249,7 +250,7 @@ def test_four_bits_on_a_cpu(tmp_path):
     rollouts, gradients = [], []
     for each in (policy, exact):
         perturb(each, 0.1)
-        rollouts.append(generate_grouped(each.model.eval(), ids, mask, 5, 3, 0, temperature=0))
+        rollouts.append(generate_grouped(each.model.eval(), ids, mask, 5, [3], 0, temperature=0))
         labels = ids.masked_fill(mask == 0, -100)
         each.model.train()(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         gradients.append(torch.cat([weight.grad.flatten() for weight in lora(each).values()]))

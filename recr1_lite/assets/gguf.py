@@ -39,7 +39,9 @@ def convert(source: Path, folder: Path) -> None:
         ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
         config.update(ids)
         config.save_pretrained(folder)
-        GenerationConfig(**ids).save_pretrained(folder)
+        ends = [ids["eos_token_id"], *(fields.get(f"tokenizer.ggml.{mark}_token_id") for mark in ("eot", "eom"))]
+        ends = [end for end in dict.fromkeys(ends) if end is not None]
+        GenerationConfig(**ids | ({"eos_token_id": ends} if len(ends) > 1 else {})).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _write_weights(source, folder / "model.safetensors", config, tensors)
 

@@ -191,8 +191,9 @@ def forward_kl(
             ids, mask = encode(tokenizer, prompts[start : start + batch_size], 4096, model.device)
             with model.disable_adapter() if own else contextlib.nullcontext():
                 reference = model if own else base
-                ends = generate_grouped(reference, ids, mask, tokens, tokenizer.eos_token_id, tokenizer.pad_token_id)
-                kept = (ends == tokenizer.eos_token_id).cumsum(1) - (ends == tokenizer.eos_token_id).long() == 0
+                ends = generate_grouped(reference, ids, mask, tokens, policy.end_ids, tokenizer.pad_token_id)
+                ended = torch.isin(ends, torch.tensor(policy.end_ids, device=ends.device)).long()
+                kept = ended.cumsum(1) - ended == 0
                 before = _next_tokens(reference, ids, mask, ends, kept)
             after = _next_tokens(model, ids, mask, ends, kept)
             each = (before.exp() * (before - after)).sum(-1) * kept
