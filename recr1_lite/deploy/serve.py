@@ -24,7 +24,7 @@ from recr1_lite.policy.rollouts import generate_grouped, until_end
 from recr1_lite.profiles import Profile
 from recr1_lite.search.base import Retriever, search_all
 from recr1_lite.tasks.base import Task
-from recr1_lite.tasks.prompts import PROMPTS, break_special_tokens
+from recr1_lite.tasks.prompts import PROMPTS, break_special_tokens, chat_text
 
 NEEDED = 'serving needs starlette and uvicorn; run pip install -e ".[server]"'
 CHAT_PATH = "/v1/chat/completions"
@@ -244,7 +244,7 @@ def complete_chat(policy: Policy, chat: list[dict], most: int, temperature: floa
     tokenizer, model = policy.tokenizer, policy.model
     chat = [turn | {"content": break_special_tokens(tokenizer, turn["content"])} for turn in chat]
     prefix = chat.pop()["content"] if chat[-1]["role"] == "assistant" else ""
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + prefix
+    text = chat_text(tokenizer, chat) + prefix
     ids, mask = encode(tokenizer, [text], limit, model.device)
     training, ends = model.training, (policy.end_ids, tokenizer.pad_token_id)
     row, ended = until_end(

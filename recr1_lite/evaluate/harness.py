@@ -285,7 +285,7 @@ def language_model(model, tokenizer, batch_size: int = 50):
             return scores
 
     with quiet():
-        return SharedPromptLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        return SharedPromptLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, enable_thinking=False)
 
 
 def executed(doc: dict, results: list[str]) -> dict[str, float]:
