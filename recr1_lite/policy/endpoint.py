@@ -21,7 +21,7 @@ import httpx
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.rewriters import Rewriter
 from recr1_lite.search.remote import address_of, first_line, is_loopback, message_of, same_server
-from recr1_lite.tasks.prompts import Outcome, Parsed, Prompt, Rewrite, compose
+from recr1_lite.tasks.prompts import Outcome, Parsed, Prompt, Rewrite, compose, split_thoughts
 
 _TAG = re.compile(r"<(?=[|/\w])")  # how a chat template's special tokens open
 _OVERLOAD = re.compile(r"overload|rate.?limit|too many|time.?out|timed out|temporar|unavailable|capacity|busy|upstream")
@@ -164,9 +164,9 @@ class EndpointRewriter(Rewriter):
             parsed = Parsed(Outcome.refused, "")
         elif answer.truncated and not text.strip():
             parsed = Parsed(Outcome.truncated, "")
-        if parsed.outcome == Outcome.truncated and (answer.thought or not text.strip() or "think" in text.lower()):
-            advice = 'raise max_tokens, or turn thinking off, as with extra={"chat_template_kwargs": {"enable_thinking": False}}'
-            self._tell(f"{self.url} used up its tokens in thought and gave no answer; {advice}")
+        if parsed.outcome == Outcome.truncated and (answer.thought or not text.strip() or split_thoughts(text)[1]):
+            off = 'turn thinking off (often extra={"chat_template_kwargs": {"enable_thinking": False}})'
+            self.tell(f"{self.url} used up its tokens in thought, with no answer; raise max_tokens, or {off}")
         return answer._replace(text=text), parsed
 
     def safe(self, text: str) -> str:
@@ -177,6 +177,8 @@ class EndpointRewriter(Rewriter):
 
     def _rewrite(self, request: str) -> Rewrite:
         answer, parsed = self.answer(request)
+        if answer.tokens is None:
+            self.tell(f"{self.url} does not say how many tokens it made; they count as 0")
         query = compose(request, parsed.query, self.prompt.mode, self.prompt.weight)
         return Rewrite(query, answer.text, str(parsed.outcome), answer.tokens or 0)
 
@@ -199,12 +201,9 @@ class EndpointRewriter(Rewriter):
             advice = "ask its makers what that means; no answer was taken"
             raise EndpointError(f"{self.url} {unknown}; {advice}", Failure.no_completion)
         prompt_tokens, tokens = _usage(said.get("usage"), bool(text or thought))
-        if tokens is None or prompt_tokens is None:
-            what = "how many tokens it made; they count as 0" if tokens is None else "how long its prompts were"
-            self._tell(f"{self.url} does not say {what}, and in a budget as the worst case")
         return Answer("" if refused else text, tokens, reason in CUT, prompt_tokens, refused, thought)
 
-    def _tell(self, what: str) -> None:
+    def tell(self, what: str) -> None:
         """Warn of it once."""
         if what not in self._told:
             self._told.add(what)
@@ -285,9 +284,10 @@ def _texts(content: Any) -> tuple[str, str]:
     """The text and the thought of a message's content: a text, null, or a list of parts."""
     if content is None or isinstance(content, str):
         return content or "", ""
-    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
-    text = "".join(part["text"] for part in parts if part.get("type") in ("text", "output_text"))
-    return text, " ".join(str(part.get("thinking") or "") for part in parts if part.get("type") == "thinking")
+    parts = [content] if isinstance(content, dict) else content
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    text = "".join(part["text"] or "" for part in parts if part.get("type") in ("text", "output_text"))
+    return text, " ".join(_texts(part.get("thinking"))[0] for part in parts if part.get("type") == "thinking")
 
 
 def _usage(usage: Any, said: bool) -> tuple[int | None, int | None]:

@@ -103,7 +103,9 @@ def split_thoughts(text: str) -> tuple[list[str], list[str], bool]:
     A closing tag alone closes what came before it: chat templates open a thought for the model. So a tag that is only
     spoken of inside a thought, or nested there, lets nothing of it out.
     """
-    parts, thoughts, start, thinking = [], [], 0, False
+    parts: list[str] = []
+    thoughts: list[str] = []
+    start, thinking = 0, False
     for mark in _THOUGHT.finditer(text):
         closes, empty = any(mark[name] for name in ("tag", "square", "white", "channel")), mark["empty"]
         if thinking and not closes or empty and thinking:
@@ -251,8 +253,11 @@ class Prompt:
         """Parse what the model generated after this prompt, in training and in evaluation alike.
 
         A prefix opens the JSON or the thought, so it is put back there; in `compact` it only leads the model to the
-        keywords ("The customer bought a") and is no part of them.
+        keywords ("The customer bought a") and is no part of them. While the model may think and has been cut before
+        any tag, what it wrote is a thought that the template opened.
         """
+        if self.thinking and truncated and not _THOUGHT.search(completion):
+            return Parsed(Outcome.truncated, "")
         return parse(completion if self.style == "compact" else self.prefix + completion, self.style, truncated)
 
 
@@ -269,9 +274,10 @@ def chat_text(tokenizer, chat: list[dict], thinking: bool = False) -> str:
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **switch)
     except Exception as error:  # jinja2's own classes, and what a template raises by itself
         raise RecR1Error(f"the chat template refuses this prompt (a system turn?): {error}") from error
-    last = next(reversed(list(_THOUGHT.finditer(text, max(0, len(text) - 40)))), None)
-    opened = last and not any(last.groups()) and not text[last.end() :].strip()
-    return text + f"\n{last[0].replace('<', '</').replace('[', '[/')}\n\n" if opened and not thinking else text
+    tags = [tag for tag in _THOUGHT.finditer(text, max(0, len(text) - 40)) if not text[tag.end() :].strip()]
+    if thinking or not tags or any(tags[-1].groups()):
+        return text
+    return f"{text}\n{tags[-1][0][0]}/{tags[-1][0][1:]}\n\n"
 
 
 _REWRITE = (

@@ -4,6 +4,7 @@ Each target is a row of a file of JSON lines that only grows: example_id, reques
 cost. A run that was stopped or killed goes on from that file: what is in it is not asked for again.
 """
 
+import hashlib
 import json
 import os
 import threading
@@ -22,7 +23,7 @@ from transformers import set_seed
 from recr1_lite.common import RecR1Error, bar
 from recr1_lite.policy.endpoint import EndpointRewriter
 from recr1_lite.policy.rewriters import ModelRewriter, Rewriter
-from recr1_lite.tasks.prompts import Rewrite, compose
+from recr1_lite.tasks.prompts import Rewrite, compose, split_thoughts
 from recr1_lite.tasks.readers import read_table
 from recr1_lite.train.rewards import Scorer
 
@@ -128,8 +129,7 @@ class TargetFile:
                 raise RecR1Error(f"{wrong}; mend or remove it") from None
             if number > 1:
                 self.rows[key] = row
-            elif key != self.settings:
-                names = sorted(name for name in {*key, *self.settings} if key.get(name) != self.settings.get(name))
+            elif names := sorted(n for n in {*key, *self.settings} if key.get(n) != self.settings.get(n)):
                 made = f"{self.path} was made with other settings ({', '.join(names)})"
                 raise RecR1Error(f"{made}; give another file, or the settings it was made with")
 
@@ -171,7 +171,8 @@ def best_of_n(
         raise RecR1Error(f"choose={choose!r}, n={n}: take `vote`, or `reward` with a scorer, and n from 1 on")
     settings = {"model": rewriter.policy.name, "name": rewriter.name, "prompt": repr(rewriter.prompt), "n": n}
     settings |= {"choose": choose, "temperature": temperature, "max_new_tokens": rewriter.max_new_tokens, "seed": seed}
-    settings |= {"scorer": scorer and scorer.about}
+    settings |= {"scorer": scorer and scorer.about, "adapter": _adapter(rewriter.policy.model)}
+    settings |= {"thinking": rewriter.prompt.thinking or None}
     sampler = rewriter.at(temperature)
 
     def ask(examples: pd.DataFrame, file: TargetFile) -> None:
@@ -184,6 +185,13 @@ def best_of_n(
                 shown.update(len(chunk))
 
     return collect(path, examples, settings, ask)
+
+
+def _adapter(model) -> str | None:
+    """A digest of the adapter's weights; None for one that changes nothing yet."""
+    weights = [weight for name, weight in model.named_parameters() if "lora_B" in name and weight.any()]
+    content = b"".join(weight.detach().float().cpu().numpy().tobytes() for weight in weights)
+    return hashlib.sha256(content).hexdigest()[:16] if weights else None
 
 
 def _sample(sampler: ModelRewriter, chunk: pd.DataFrame, n: int, choose: str, scorer, seed: int) -> list[dict]:
@@ -274,50 +282,53 @@ def from_endpoint(
     """
     budget = budget or Budget()
     settings = {"url": rewriter.url, "prompt": repr(rewriter.prompt), **rewriter.fields}
-    longest = max(len(str(rewriter.prompt.messages(request))) for request in examples["request"])
+    settings |= {"thinking": rewriter.prompt.thinking or None}
     fields: dict = rewriter.fields
-    most = fields.get("max_tokens") or fields.get("max_completion_tokens") or 4096
-    worst = budget.price(2 * longest // 3 + 1, most)
+    most = int(fields.get("max_tokens") or fields.get("max_completion_tokens") or 4096) * int(fields.get("n") or 1)
+    # a token is a byte at least, and what a template puts around a turn is no longer than its braces and names here
+    longest = max(len(str(rewriter.prompt.messages(request)).encode()) for request in examples["request"])
+    worst = budget.price(longest, most)
 
     def one(request: str) -> dict:
         start = time.perf_counter()
         answer, parsed = rewriter.answer(request)
-        row: dict = {"request": request, "rewrite": parsed.query, "thought": thought_of(answer.text), "samples": 1}
-        row |= {"score": None, "mean_score": None, "raw_score": None, "tokens": answer.tokens}
-        row |= {"seconds": (time.perf_counter() - start) / rewriter.workers}
-        return row | {"money": budget.price(answer.prompt_tokens, answer.tokens)}
+        if budget.money is not None and None in (answer.prompt_tokens, answer.tokens):
+            rewriter.tell(f"{rewriter.url} does not say what it used; each answer is booked at the worst, {worst:.2g}")
+        thought = answer.thought or "".join(split_thoughts(answer.text)[1])
+        row: dict = {"request": request, "rewrite": parsed.query, "thought": " ".join(thought.split()), "samples": 1}
+        row |= {"outcome": str(parsed.outcome), "score": None, "mean_score": None, "raw_score": None}
+        row |= {"tokens": answer.tokens or 0, "seconds": (time.perf_counter() - start) / rewriter.workers}
+        read = longest if answer.prompt_tokens is None else answer.prompt_tokens
+        return row | {"money": budget.price(read, most if answer.tokens is None else answer.tokens)}
 
     def ask(examples: pd.DataFrame, file: TargetFile) -> None:
         todo, spent, asked = _open_requests(examples, file)
         allowed = len(todo) if budget.requests is None else min(len(todo), max(0, budget.requests - asked))
         queue = list(todo)[:allowed]
-        running: dict[Future, str] = {}
+        running: set[Future] = set()
         pool = ThreadPoolExecutor(rewriter.workers)
-
-        def affordable() -> bool:
-            return budget.money is None or spent + worst * (len(running) + 1) <= budget.money
 
         def answered(request: str) -> float:
             row = one(request)
             _keep_all(file, todo[request], row)
             return row["money"]
 
+        def affordable() -> bool:
+            return budget.money is None or spent + worst * (len(running) + 1) <= budget.money
+
         try:
             with bar(total=len(queue), desc=rewriter.name, unit="request", progress=progress) as shown:
                 while queue or running:
                     while queue and len(running) < rewriter.workers and affordable():
-                        request = queue.pop(0)
-                        running[pool.submit(answered, request)] = request
+                        running.add(pool.submit(answered, queue.pop(0)))
                     if not running:
                         break
-                    for job in wait(running, return_when=FIRST_COMPLETED).done:
-                        del running[job]
-                        spent += job.result()
-                        shown.update()
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    spent += sum(job.result() for job in done)
+                    shown.update(len(done))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # what was sent is paid for: its answer is kept
-        left = len(queue) + len(todo) - allowed
-        if left:
+        if left := len(queue) + len(todo) - allowed:
             print(f"the budget is used up: {left} requests are not asked yet; raise it and run again to go on")
 
     return collect(path, examples, settings, ask)
@@ -344,9 +355,3 @@ def _keep_all(file: TargetFile, example_ids: Sequence[str], row: Mapping, shared
     """Keep an answer for each example that asked this; only the first one carries what it cost."""
     for place, example in enumerate(example_ids):
         file.keep({**row, "example_id": example, **(FREE if place or shared else {})})
-
-
-def thought_of(text: str) -> str:
-    """What stands between <think> and </think>, on one line; "" without."""
-    start, end = text.find("<think>"), text.find("</think>")
-    return " ".join(text[max(start, -7) + 7 if start >= 0 else 0 : end].split()) if end > start else ""
