@@ -112,7 +112,7 @@ class EndpointRewriter(Rewriter):
         if self.prompt.prefix:
             self.fields |= {"continue_final_message": True, "add_generation_prompt": False}
         self.fields |= extra or {}
-        self._told: set[str] = set()
+        self.told: set[str] = set()
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
         """One Rewrite per request, in order. The first failure is raised, and what is left is not asked."""
@@ -205,8 +205,8 @@ class EndpointRewriter(Rewriter):
 
     def tell(self, what: str) -> None:
         """Warn of it once."""
-        if what not in self._told:
-            self._told.add(what)
+        if what not in self.told:
+            self.told.add(what)
             warnings.warn(what, stacklevel=2)
 
     def _advice(self, status: int) -> str:
@@ -272,7 +272,7 @@ def _unwrap(reply) -> None:
     if error:
         fields = error if isinstance(error, dict) else {}
         codes = [_count(fields.get(name)) or 0 for name in ("code", "status", "status_code", "http_code")]
-        passing = _OVERLOAD.search(json.dumps(error).lower()) or choice
+        passing = _OVERLOAD.search(json.dumps(error).lower()) or choice.get("error")
         reply.status_code = next((code for code in codes if 400 <= code < 600), 503 if passing else 200)
     elif str(choice.get("finish_reason")).lower() in BROKEN:
         raise broken(f"its finish_reason is {choice['finish_reason']!r}")

@@ -207,8 +207,7 @@ def batch_summary(rows: Sequence[Scored]) -> dict[str, float]:
     counts = Counter(row.outcome for row in rows)
     sent, raw = sum(row.ndcg for row in rows) / n, sum(row.raw_ndcg for row in rows) / n
     means = {"query_words": sum(row.words for row in rows) / n, "ndcg": sent, "raw_ndcg": raw, "gain": sent - raw}
-    own = [outcome for outcome in Outcome if outcome != Outcome.refused]  # a server's alone
-    return {f"outcome/{outcome}": counts[outcome] / n for outcome in own} | means
+    return {f"outcome/{outcome}": counts[outcome] / n for outcome in Outcome} | means
 
 
 def _text(completion: str | Sequence[dict]) -> str:
