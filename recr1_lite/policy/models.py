@@ -203,8 +203,8 @@ def _ready(policy: Policy) -> Policy:
         tokenizer.pad_token = spare
     settings = policy.model.generation_config
     given = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    if missing := [end for end in ends if end not in given]:
-        settings.eos_token_id = [*filter(lambda end: end is not None, given), *missing]
+    if not set(ends) <= set(given):
+        settings.eos_token_id = [end for end in dict.fromkeys([*given, *ends]) if end is not None]
     return policy
 
 

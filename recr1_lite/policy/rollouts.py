@@ -83,9 +83,7 @@ def until_end(row: list[int], ends: Collection[int]) -> tuple[list[int], bool]:
     return (row, False) if at is None else (row[: at + 1], True)
 
 
-def shared_prefill(
-    model, prompt_ids, prompt_mask, states: bool = False
-) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+def shared_prefill(model, prompt_ids, prompt_mask, states=False) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
     """Forward each distinct left-padded prompt of (B, L) once.
 
     Returns the cache copied to all B rows, the logits (U, 1, V) after the last token of each distinct prompt, or its

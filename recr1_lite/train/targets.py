@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +81,7 @@ class TargetFile:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            busy = f"{self.path} is being written by another run"
-            raise RecR1Error(f"{busy}; wait for it, or give another file") from None
+            raise RecR1Error(f"{self.path} is being written by another run; wait, or give another file") from None
         try:
             self._read()
         except BaseException:
@@ -96,10 +95,9 @@ class TargetFile:
     def keep(self, row: Mapping) -> None:
         """Write a row to the disk before anything else happens; an example that is there already is left alone."""
         with self._guard:
-            if row["example_id"] in self.rows:
-                return
-            self._write(row)
-            self.rows[row["example_id"]] = dict(row)
+            if row["example_id"] not in self.rows:
+                self._write(row)
+                self.rows[row["example_id"]] = dict(row)
 
     def _write(self, row: Mapping) -> None:
         try:
@@ -125,8 +123,9 @@ class TargetFile:
                 row = json.loads(line)
                 key = row["settings"] if number == 1 else row["example_id"]
             except (ValueError, KeyError, TypeError):
-                wrong = f"line {number} of {self.path} is no row of a targets file"
-                raise RecR1Error(f"{wrong}; mend or remove it") from None
+                raise RecR1Error(
+                    f"line {number} of {self.path} is no row of a targets file; mend or remove it"
+                ) from None
             if number > 1:
                 self.rows[key] = row
             elif names := sorted(n for n in {*key, *self.settings} if key.get(n) != self.settings.get(n)):
@@ -243,8 +242,7 @@ class VoteRewriter(Rewriter):
             group = answers[place * self.n : (place + 1) * self.n]
             best = group[vote([prompt.read(answer.completion).query for answer in group])]
             query = compose(request, prompt.read(best.completion).query, prompt.mode, prompt.weight)
-            tokens = sum(answer.tokens for answer in group)
-            chosen.append(Rewrite(query, best.completion, best.outcome, tokens))
+            chosen.append(replace(best, query=query, tokens=sum(answer.tokens for answer in group)))
         return chosen
 
 
@@ -285,21 +283,8 @@ def from_endpoint(
     settings |= {"thinking": rewriter.prompt.thinking or None}
     fields: dict = rewriter.fields
     most = int(fields.get("max_tokens") or fields.get("max_completion_tokens") or 4096) * int(fields.get("n") or 1)
-    # a token is a byte at least, and what a template puts around a turn is no longer than its braces and names here
-    longest = max(len(str(rewriter.prompt.messages(request)).encode()) for request in examples["request"])
+    longest = max(len(str(rewriter.prompt.messages(request)).encode()) for request in examples["request"]) * 2 // 3 + 1
     worst = budget.price(longest, most)
-
-    def one(request: str) -> dict:
-        start = time.perf_counter()
-        answer, parsed = rewriter.answer(request)
-        if budget.money is not None and None in (answer.prompt_tokens, answer.tokens):
-            rewriter.tell(f"{rewriter.url} does not say what it used; each answer is booked at the worst, {worst:.2g}")
-        thought = answer.thought or "".join(split_thoughts(answer.text)[1])
-        row: dict = {"request": request, "rewrite": parsed.query, "thought": " ".join(thought.split()), "samples": 1}
-        row |= {"outcome": str(parsed.outcome), "score": None, "mean_score": None, "raw_score": None}
-        row |= {"tokens": answer.tokens or 0, "seconds": (time.perf_counter() - start) / rewriter.workers}
-        read = longest if answer.prompt_tokens is None else answer.prompt_tokens
-        return row | {"money": budget.price(read, most if answer.tokens is None else answer.tokens)}
 
     def ask(examples: pd.DataFrame, file: TargetFile) -> None:
         todo, spent, asked = _open_requests(examples, file)
@@ -309,7 +294,15 @@ def from_endpoint(
         pool = ThreadPoolExecutor(rewriter.workers)
 
         def answered(request: str) -> float:
-            row = one(request)
+            start, (answer, parsed) = time.perf_counter(), rewriter.answer(request)
+            if budget.money is not None and None in (answer.prompt_tokens, answer.tokens):
+                rewriter.tell(f"{rewriter.url} does not say what it used; what it leaves out is booked at the worst")
+            thought = " ".join((answer.thought or "".join(split_thoughts(answer.text)[1])).split())
+            row: dict = {"request": request, "rewrite": parsed.query, "thought": thought, "samples": 1}
+            row |= {"outcome": str(parsed.outcome), "score": None, "mean_score": None, "raw_score": None}
+            row |= {"tokens": answer.tokens or 0, "seconds": (time.perf_counter() - start) / rewriter.workers}
+            read = longest if answer.prompt_tokens is None else answer.prompt_tokens
+            row |= {"money": budget.price(read, most if answer.tokens is None else answer.tokens)}
             _keep_all(file, todo[request], row)
             return row["money"]
 
