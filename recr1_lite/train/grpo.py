@@ -130,7 +130,7 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
         prompts, length = (batch.input_ids, batch.attention_mask), self.max_completion_length
         tokens = generate_grouped(writer, *prompts, length, *ends, *drawn)
         model.train(training)
-        return tokens.tolist(), None
+        return [until_end(row, self.ends)[0] for row in tokens.tolist()], None
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **_
