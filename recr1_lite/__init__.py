@@ -15,6 +15,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 # before anything imports transformers, peft or trl, which unsloth patches; without unsloth this is one look-up
-from recr1_lite.policy.backend import import_unsloth  # noqa: E402
+from recr1_lite.policy.backend import unsloth_missing  # noqa: E402
 
-import_unsloth()
+unsloth_missing()

@@ -1,7 +1,5 @@
 """Every size and budget of a run in one place: `smoke`, `cpu`, `t4`, `gpu24`, `paper`."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +25,7 @@ class Profile:
     group_size: int = 10
     micro_batch: int | None = None  # rollouts in one backward pass; None: the whole step
     rollout_batch: int | None = None  # rollouts written together; None: the whole step
-    gradient_checkpointing: bool = False  # keep one activation a layer, compute the others again
+    gradient_checkpointing: bool = False  # keep one activation per layer, compute the others again
     fast_inference: bool = False  # rollouts from vLLM, where it and unsloth are there
     max_prompt_tokens: int = 512
     max_completion_tokens: int = 5
@@ -36,81 +34,36 @@ class Profile:
     sft_learning_rate: float = 4e-4
     sft_batch: int = 8
     sft_epochs: float = 1.0
-    best_of: int = 8  # rollouts an example that a target is chosen from
+    best_of: int = 8  # rollouts per example that a target is chosen from
     # evaluation
     validate_every: int = 25
     n_val: int = 100  # of the validation requests, scored before and while training
     n_test: int = 400
     n_headroom: int = 48
-    n_capability: int | None = None  # items a task of the capability checks; None: all
+    n_capability: int | None = None  # items per task of the capability checks; None: all
     batch_size: int = 50
     report_to: str = "none"  # a tracker that transformers knows: tensorboard, wandb, trackio
 
 
-_GPU: dict[str, Any] = dict(
-    model="Qwen/Qwen2.5-1.5B-Instruct",
-    load_in_4bit=True,
-    gradient_checkpointing=True,
-    prompts_per_step=8,
-    group_size=8,
-    micro_batch=16,
-    steps=300,
-    max_completion_tokens=128,
-    learning_rate=2e-5,
-    sft_learning_rate=2e-4,
-    sft_batch=16,
-    validate_every=50,
-    batch_size=64,
-)
+_GPU: dict[str, Any] = dict(model="Qwen/Qwen2.5-1.5B-Instruct", load_in_4bit=True, gradient_checkpointing=True)
+_GPU |= dict(prompts_per_step=8, group_size=8, micro_batch=16, steps=300, max_completion_tokens=128)
+_GPU |= dict(learning_rate=2e-5, sft_learning_rate=2e-4, sft_batch=16, validate_every=50, batch_size=64)
+_GPU24 = _GPU | dict(model="Qwen/Qwen2.5-3B-Instruct", dtype="bfloat16", micro_batch=32)
+# as the paper: model, 32 x 12, 512 tokens, lr 1e-6, KL 1e-3, reward. For one card: LoRA on 4 bits, rollouts in four
+# batches, a group in a backward pass
+_PAPER = _GPU24 | dict(preset="paper", recipe="paper", prompts_per_step=32, group_size=12, micro_batch=12)
+_PAPER |= dict(rollout_batch=96, steps=1000, max_completion_tokens=512, learning_rate=1e-6)
+_SMOKE: dict[str, Any] = dict(steps=2, prompts_per_step=2, group_size=4, validate_every=1, n_val=8, n_test=8)
+_SMOKE |= dict(n_headroom=4, n_capability=4, batch_size=8, sft_batch=4, best_of=2)
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile(
-            "smoke",
-            "proves in a minute or two that everything runs; learns nothing",
-            steps=2,
-            prompts_per_step=2,
-            group_size=4,
-            validate_every=1,
-            n_val=8,
-            n_test=8,
-            n_headroom=4,
-            n_capability=4,
-            batch_size=8,
-            sft_batch=4,
-            best_of=2,
-        ),
+        Profile("smoke", "proves in a minute or two that everything runs; learns nothing", **_SMOKE),
         Profile("cpu", "the real loop on a plain CPU, with a 135M model"),
         Profile("t4", "15 GB card without bfloat16 (not yet measured)", dtype="float16", **_GPU),
-        Profile(
-            "gpu24",
-            "24 GB card (not yet measured)",
-            dtype="bfloat16",
-            **(_GPU | dict(model="Qwen/Qwen2.5-3B-Instruct", micro_batch=32)),
-        ),
-        # as the paper: model, 32 x 12, 512 tokens, lr 1e-6, KL 1e-3, reward. For one card: LoRA on 4 bits, rollouts in
-        # four batches, one group per backward pass
-        Profile(
-            "paper",
-            "the paper's settings on one 24 GB card (not yet measured)",
-            dtype="bfloat16",
-            preset="paper",
-            recipe="paper",
-            **(
-                _GPU
-                | dict(
-                    model="Qwen/Qwen2.5-3B-Instruct",
-                    prompts_per_step=32,
-                    group_size=12,
-                    micro_batch=12,
-                    rollout_batch=96,
-                    steps=1000,
-                    max_completion_tokens=512,
-                    learning_rate=1e-6,
-                )
-            ),
-        ),
+        Profile("gpu24", "24 GB card (not yet measured)", **_GPU24),
+        Profile("paper", "the paper's settings on one 24 GB card (not yet measured)", **_PAPER),
     )
 }
 

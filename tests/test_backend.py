@@ -84,24 +84,25 @@ def test_a_wish_is_granted_or_refused(monkeypatch):
 
 def test_an_import_that_fails_is_one_line_and_no_end(tmp_path, monkeypatch):
     """unsloth installed beside another library's wrong version: the run goes on with transformers and says why."""
+    look = backend.unsloth_missing.__wrapped__
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
     monkeypatch.setattr(backend, "machine", lambda: T4)
     monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "cache"))
     for name in ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_COMPILE_LOCATION"):
         monkeypatch.setenv(name, "")  # restored afterwards
         monkeypatch.delenv(name)
-    assert backend._try_unsloth().startswith("it is not installed (pip install")
+    assert look().startswith("it is not installed (pip install")
     (tmp_path / "unsloth.py").write_text("raise ImportError('no triton\\nhere')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert backend._try_unsloth() == "its import fails (ImportError: no triton here)"
+    assert look() == "its import fails (ImportError: no triton here)"
     assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
     assert Path(os.environ["UNSLOTH_COMPILE_LOCATION"]).parent == tmp_path / "cache"
     (tmp_path / "unsloth.py").write_text("PATCHED = True")
-    assert backend._try_unsloth() == ""
+    assert look() == ""
     monkeypatch.setattr(backend, "machine", lambda: PASCAL)
-    assert "capability 7.0" in backend._try_unsloth()
+    assert "capability 7.0" in look()
     monkeypatch.setenv("RECR1_BACKEND", "transformers")
-    assert "RECR1_BACKEND=transformers" in backend._try_unsloth()
+    assert "RECR1_BACKEND=transformers" in look()
 
 
 def test_the_package_itself_is_light_without_unsloth():

@@ -159,9 +159,9 @@ def test_unsloth_belongs_on_cuda_only(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert doctor.unsloth().ok == "warn" and "uninstall" in doctor.unsloth().advice
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(backend._missing, "unsloth", "")
+    monkeypatch.setattr(backend, "unsloth_missing", lambda: "")
     assert doctor.unsloth().ok == "ok"
-    monkeypatch.setitem(backend._missing, "unsloth", "its import fails (ImportError: triton)")
+    monkeypatch.setattr(backend, "unsloth_missing", lambda: "its import fails (ImportError: triton)")
     assert doctor.unsloth().ok == "warn" and "ImportError: triton" in doctor.unsloth().found
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     assert doctor.unsloth().ok == "warn" and "requirements-gpu.txt" in doctor.unsloth().advice

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 import traceback
+import warnings
 from dataclasses import replace
 
 import httpx
@@ -17,7 +18,7 @@ from tiny import PROMPT, requests, tiny_policy
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.deploy.serve import local_server
-from recr1_lite.policy.endpoint import Answer, EndpointRewriter, from_environment
+from recr1_lite.policy.endpoint import Answer, EndpointError, EndpointRewriter, Failure, from_environment
 from recr1_lite.policy.rewriters import ModelRewriter
 from recr1_lite.tasks.prompts import PROMPTS, Rewrite
 
@@ -40,7 +41,7 @@ def completion(text, finish="stop", tokens: int | None = 3) -> tuple[int, str]:
 
 def failure(answer, **options) -> tuple[str, list]:
     """What chat() says of a failing server, and what the server saw."""
-    with server(answer) as (url, seen), pytest.raises(RecR1Error) as caught:
+    with server(answer) as (url, seen), pytest.raises(EndpointError) as caught:
         EndpointRewriter(PROMPT, "m", url, **options).chat(CHAT)
     assert KEY not in "".join(traceback.format_exception(caught.value))
     return str(caught.value), seen
@@ -88,9 +89,11 @@ def test_outcomes():
     answers = completion(cut, "length"), completion(cut), completion(None), completion("", "length")
     with server(in_turn(*answers)) as (url, _):
         asker = EndpointRewriter(PROMPTS["json"], "m", url, workers=1)
-        outcomes = [answer.outcome for answer in asker.complete(["a"] * 4)]
+        with pytest.warns(UserWarning, match="used up its tokens in thought, with no answer; raise max_tokens"):
+            outcomes = [answer.outcome for answer in asker.complete(["a"] * 4)]
         assert outcomes == ["truncated", "bad_json", "no_answer", "truncated"]
         assert asker.chat(CHAT) == Answer("", 3, True)
+        assert len(asker.told) == 1
     with server(lambda *_: completion(None)) as (url, _):
         refused = EndpointRewriter(replace(PROMPT, mode="expand"), "m", url).complete(["the request"])[0]
     assert (refused.query, refused.outcome) == ("the request", "empty")
@@ -201,10 +204,10 @@ def test_a_silent_server_and_a_dead_port():
         EndpointRewriter(PROMPT, "m", url, retries=1).chat(CHAT)
 
 
-NO_COMPLETIONS = ["<html>\n<b>Welcome</b>", "", "[]", "null", "{}", '{"choices": []}', b"\xff{"]
-NO_COMPLETIONS += ['{"choices": [{"message": null}]}', '{"choices": [{"message": {"content": ["part"]}}]}']
+NO_COMPLETIONS = ["<html>\n<b>Welcome</b>", "[]", "null", "{}", b"\xff{", "[" * 100_000, '{"choices": {"0": 1}}']
+NO_COMPLETIONS += ['{"choices": ["x"]}', '{"choices": [{"text": "x"}]}', '{"choices": [{"message": {"content": 7}}]}']
 NO_COMPLETIONS += ['{"error": {"message": "no credit"}}']
-NO_COMPLETIONS += ['{"choices": [{"message": {"content": "x"}}], "usage": [1]}']
+NO_COMPLETIONS += ['{"error": "no credit", "choices": [{"message": {"content": "x"}}]}']
 
 
 @pytest.mark.parametrize("text", NO_COMPLETIONS)
@@ -212,6 +215,70 @@ def test_an_answer_that_is_none(text):
     said, seen = failure(lambda *_: (200, text))
     assert len(seen) == 1 and "did not answer with a chat completion but with" in said and "\n" not in said
     assert "no credit" not in str(text) or "with 'no credit'" in said
+
+
+OVERLOADED = {"code": "429", "message": "slow down"}
+PASSING = {
+    "error": {"error": {"code": 502, "message": "upstream lost"}},
+    "no code": {"error": {"type": "overloaded_error", "message": "later"}},
+    "a text": {"error": "Too many requests"},
+    "beside a choice": {"error": OVERLOADED, "choices": [{"message": {"content": "warm"}}]},
+    "in a choice": {"choices": [{"message": {"content": "warm"}, "finish_reason": "error", "error": OVERLOADED}]},
+    "reason": {"choices": [{"message": {"content": "warm"}, "finish_reason": "ERROR"}]},
+    "no choice": {"choices": []},
+    "null": {"choices": None},
+    "no message": {"choices": [{"message": None, "finish_reason": "stop"}]},
+    "cut": '{"choices": [{"message": {"content": "wa',
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("body", PASSING.values(), ids=PASSING)
+def test_a_failure_inside_a_200_is_tried_again_as_often_as_any(body):
+    bad = 200, body if isinstance(body, str) else json.dumps(body)
+    with server(in_turn(bad, bad, completion("x"))) as (url, seen):
+        assert EndpointRewriter(PROMPT, "m", url, retries=2).rewrite(["a"]) == ["x"] and len(seen) == 3
+    said, seen = failure(in_turn(bad), retries=1)
+    assert len(seen) == 2 and "(tried 2 times)" in said
+
+
+def test_failures_have_a_kind():
+    body = {"error": {"code": 402, "message": "no credit"}}
+    answers = {(504, "late"): Failure.timeout, (408, "late"): Failure.timeout, (529, "busy"): Failure.overloaded}
+    answers |= {(200, json.dumps(body)): Failure.rejected, (200, "{}"): Failure.no_completion, (200, "{"): "connection"}
+    answers |= {completion("x", "whatever"): Failure.no_completion}
+    for answer, kind in answers.items():
+        with server(lambda *_, answer=answer: answer) as (url, _), pytest.raises(EndpointError) as caught:
+            EndpointRewriter(PROMPT, "m", url, retries=0).chat(CHAT)
+        assert caught.value.failure == kind
+
+
+def test_what_is_no_answer_and_what_is_part_of_one():
+    def said(message, reason="stop", **usage) -> tuple[Answer, str]:
+        body = json.dumps({"choices": [{"message": message, "finish_reason": reason}], "usage": usage or None})
+        with server(lambda *_: (200, body)) as (url, _), warnings.catch_warnings(record=True):
+            asker = EndpointRewriter(PROMPT, "m", url)
+            answer, parsed = asker.answer("a")
+            return answer, str(parsed.outcome)
+
+    for message, reason in (({"content": "warm"}, "content_filter"), ({"content": None}, "tool_calls")):
+        assert said(message, reason)[0][::4] == ("", True) and said(message, reason)[1] == "refused"
+    assert said({"content": None, "refusal": "I cannot"})[1] == "refused"
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "image_url"}]
+    answer, outcome = said({"content": [*parts, {"type": "text", "text": "warm "}, {"type": "text", "text": "skirt"}]})
+    assert (answer.text, answer.thought, outcome) == ("warm skirt", "hm", "ok")
+    for name in ("reasoning", "reasoning_content"):
+        answer, outcome = said({"content": None, name: "so, the shopper"}, "length")
+        assert (answer.thought, outcome) == ("so, the shopper", "truncated")
+    counts = {(9, 3): dict(prompt_tokens=9, completion_tokens=3), (9, None): dict(prompt_tokens="9")}
+    counts |= {
+        (None, None): dict(prompt_tokens=-1, completion_tokens="many"),
+        (4, 5): dict(prompt_tokens=4, total_tokens=9),
+    }
+    for (prompt_tokens, tokens), usage in counts.items():
+        answer, _ = said({"content": "x"}, **usage)
+        assert (answer.prompt_tokens, answer.tokens) == (prompt_tokens, tokens)
+    assert said({"content": "x"}, prompt_tokens=0, completion_tokens=0)[0].tokens is None
 
 
 def test_the_first_failure_stops_the_rest():

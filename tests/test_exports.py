@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_policy, tiny_profile
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen2Tokenizer
 
 from recr1_lite import __main__
 from recr1_lite.assets import gguf
@@ -161,6 +161,15 @@ def test_start_and_pad_token_are_what_the_file_says(small):
     assert started("a").input_ids == [1, *plain]
     both = fields | {"tokenizer.ggml.padding_token_id": 2, "tokenizer.ggml.unknown_token_id": 0}
     assert gguf.tokenizer_of(both, 256).pad_token_id == 0  # a masked end would never be learned
+
+
+def test_further_end_tokens_go_into_the_file_and_come_back(llama, converter, tmp_path):
+    shutil.copytree(llama, folder := tmp_path / "several")
+    GenerationConfig(eos_token_id=[2, 7, 0], pad_token_id=0).save_pretrained(folder)
+    to_gguf(folder, tmp_path / "m.gguf", "f16", "several")
+    (back := tmp_path / "back").mkdir()
+    gguf.convert(tmp_path / "m.gguf", back)
+    assert GenerationConfig.from_pretrained(back).eos_token_id == [2, 7, 0]
 
 
 def test_what_the_converter_refuses_is_a_sentence(tiny_folder, converter, tmp_path):

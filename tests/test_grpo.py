@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import PROMPT, examples, perturb, save_tiny, tiny_policy, tiny_profile, toy_retriever, toy_task
-from transformers import TrainerCallback
+from transformers import GenerationConfig, TrainerCallback
 from trl import GRPOTrainer
 
 from recr1_lite.common import RecR1Error
@@ -223,6 +223,28 @@ def test_rollouts_in_batches(tiny_folder, tmp_path, trainer_class):
     assert [len(rows) for _, rows in written] == [4, 4, 4] and done.curve[0]["distinct"] > 0
     with pytest.raises(RecR1Error, match="rollout_batch=6 is no multiple of group_size=4"):
         run(tiny_policy(tiny_folder), replace(profile, rollout_batch=6), tmp_path / "uneven")
+
+
+@pytest.mark.parametrize("trainer_class", [GroupedGRPOTrainer, PlainGRPOTrainer])
+def test_a_completion_ends_in_any_end_token(tmp_path, trainer_class):
+    ends, written = [3, *range(40, 80)], []
+    folder = save_tiny(tmp_path / "model")
+    GenerationConfig(eos_token_id=ends, pad_token_id=0).save_pretrained(folder)
+
+    class Seen(trainer_class):
+        def _generate_single_turn(self, prompt_ids, *others):
+            found = super()._generate_single_turn(prompt_ids, *others)
+            written.extend(found[0])
+            return found
+
+    profile = tiny_profile(folder, steps=1)
+    done = run(tiny_policy(folder), profile, tmp_path / "run", trainer_class=Seen)
+    assert not any(token in ends for row in written for token in row[:-1])
+    cut = [row[-1] not in ends for row in written]
+    assert any(row[-1] in ends[1:] for row in written) and all(len(row) == 5 for row, c in zip(written, cut) if c)
+    assert done.curve[0]["truncated_share"] == pytest.approx(sum(cut) / len(cut), abs=1e-4)
+    with pytest.raises(RecR1Error, match="mask_truncated_completions knows one end token and this model has 41"):
+        run(tiny_policy(folder), profile, tmp_path / "masked", mask_truncated_completions=True)
 
 
 def test_an_unsloth_policy_gets_the_plain_trainer_and_whole_groups(tiny_folder, tmp_path, monkeypatch):

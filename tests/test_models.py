@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from bitsandbytes.functional import dequantize_4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import PROMPT, examples, left_padded, perturb, requests, save_tiny, tiny_policy, tiny_profile, toy_retriever
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.deploy.serve import local_server
 from recr1_lite.policy import models
 from recr1_lite.policy.backend import Backend
+from recr1_lite.policy.endpoint import EndpointRewriter
 from recr1_lite.policy.models import (
     PARITY_TOLERANCE,
     Policy,
@@ -28,7 +31,9 @@ from recr1_lite.policy.models import (
     save_merged,
     token_logps,
 )
+from recr1_lite.policy.rewriters import ModelRewriter
 from recr1_lite.policy.rollouts import generate_grouped
+from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.grpo import train
 from recr1_lite.train.loop import Run
 from recr1_lite.train.rewards import Scorer
@@ -71,7 +76,33 @@ def test_pad_is_not_the_end_token(tmp_path):
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == 3
     assert tokenizer.padding_side == "left"
     with pytest.raises(RecR1Error, match="no special token to pad with"):
-        models._ready(types.SimpleNamespace(pad_token_id=3, eos_token_id=3, eos_token="x", all_special_tokens=["x"]))
+        lone = dict(pad_token_id=3, eos_token_id=3, all_special_tokens=["x"], all_special_ids=[3])
+        models._ready(types.SimpleNamespace(tokenizer=types.SimpleNamespace(**lone), end_ids=[3]))
+
+
+def test_every_end_token_ends_an_answer_and_stays_in_a_merged_model(tmp_path):
+    """The template closes a turn with one, the generation settings name another, the tokenizer a third."""
+    folder, (ids, mask) = save_tiny(tmp_path / "model"), left_padded()
+    said = generate_grouped(tiny_policy(folder).model, ids, mask, 12, [3], 0, temperature=0)
+    often = next(token for token, _ in Counter(said.flatten().tolist()).most_common() if token > 3)
+    ends = [3, 2, often, 61]
+    GenerationConfig(eos_token_id=[often, 61], pad_token_id=0).save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": "<|im_start|>"}))
+    policy = tiny_policy(folder)
+    assert policy.end_ids == ends, "the template's first: it is the one to teach"
+    ours = generate_grouped(policy.model, ids, mask, 12, policy.end_ids, 0, temperature=0)
+    plain = policy.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    assert torch.equal(ours, plain[:, ids.size(1) :]) and (ours == often).any()
+    answers = ModelRewriter(policy, Prompt("json", "find {request}"), "tiny", 12).complete(requests())
+    assert all((answer.outcome == "truncated") == (answer.tokens == 12) for answer in answers)
+    assert any(answer.outcome == "no_answer" for answer in answers), "one of them ended"
+    merged = load_policy(tiny_profile(save_merged(policy, tmp_path / "merged")), trainable=False)
+    assert set(merged.model.generation_config.eos_token_id) == set(ends) and merged.end_ids == ends
+    with local_server(merged) as url:
+        asker = EndpointRewriter(PROMPT, "tiny", url, max_tokens=12)
+        reasons = {asker.chat(PROMPT.messages(request)).truncated for request in requests()}
+    assert False in reasons, "one of them ended"
 
 
 def test_token_logps_are_those_of_the_completion_alone(tiny_folder):
@@ -249,7 +280,7 @@ def test_four_bits_on_a_cpu(tmp_path):
     rollouts, gradients = [], []
     for each in (policy, exact):
         perturb(each, 0.1)
-        rollouts.append(generate_grouped(each.model.eval(), ids, mask, 5, 3, 0, temperature=0))
+        rollouts.append(generate_grouped(each.model.eval(), ids, mask, 5, [3], 0, temperature=0))
         labels = ids.masked_fill(mask == 0, -100)
         each.model.train()(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         gradients.append(torch.cat([weight.grad.flatten() for weight in lora(each).values()]))

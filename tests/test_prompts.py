@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -118,6 +119,53 @@ def test_truncated_only_where_the_cut_broke_it():
     assert parse("<think>red", "paper", truncated=True).outcome == Outcome.truncated
     assert parse('{"query": "red"} and', "json", truncated=True) == Parsed(Outcome.ok, "red")
     assert parse('{"q": "red"} and', "json", truncated=True).outcome == Outcome.missing_query
+
+
+THOUGHTS = [
+    "<think>{}</think>",
+    "<THINKING>{}</THINKING>",
+    "<reasoning>\n{}\n</reasoning>",
+    "{}</think>",
+    "[THINK]{}[/THINK]",
+]
+THOUGHTS += ["<think>a<think>{}</think>b</think>", "<think>x</think>one\n<think>{}</think>", "◁think▷{}◁/think▷"]
+THOUGHTS += ["<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>"]
+THOUGHTS += ["<|channel>thought\n{}<channel|>", "<|begin_of_thought|>{}<|end_of_thought|>", "<think/>"]
+plain = st.text(alphabet="abcdef ,.\n{}<>", max_size=40)
+
+
+@settings(deadline=None)
+@given(plain, st.sampled_from(THOUGHTS), st.sampled_from(STYLES), st.booleans())
+def test_a_thought_is_no_answer(words, shape, style, truncated):
+    """Whatever stands in it: a draft of the answer, an unfinished tag."""
+    thought = f"{words} {format_answer('a draft', style).replace('<think>', '').replace('</think>', '')}"
+    for draft in (words, thought):
+        read = parse(shape.replace("{}", draft) + format_answer("red dress", style), style, truncated)
+        assert read == Parsed(Outcome.ok, "red dress")
+    unfinished = "<think>" + thought + " or"
+    assert parse(unfinished, style, True) == Parsed(Outcome.truncated, "")
+    assert parse(unfinished, style) == Parsed(Outcome.no_answer, "")
+
+
+def test_what_only_looks_like_a_thought():
+    assert parse("tips AND examples IN <think>", "compact") == Parsed(Outcome.ok, "tips AND examples IN")
+    assert parse("I think <red> dress", "compact").query == "I think <red> dress"
+    assert parse("<think>so\n<answer>red</answer>\n", "think") == Parsed(Outcome.ok, "red"), "the answer ends it"
+    assert parse("<think>so\n<answer>red</answer>\n", "think", truncated=True).outcome == Outcome.truncated
+
+
+def test_the_switch_for_thinking():
+    switched = (
+        CHATML + "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    )
+    opened, prompt = CHATML + "{{ '<think>\n' }}", Prompt("compact", "Find {request}")
+    on = replace(prompt, thinking=True)
+    assert prompt.render(tiny_tokenizer(switched), "red").endswith("assistant\n<think>\n\n</think>\n\n")
+    assert on.render(tiny_tokenizer(switched), "red").endswith("assistant\n")
+    assert prompt.render(tiny_tokenizer(opened), "red").endswith("assistant\n<think>\n\n</think>\n\n")
+    assert on.render(tiny_tokenizer(opened), "red").endswith("assistant\n<think>\n")
+    assert on.read("so the shopper", truncated=True).outcome == Outcome.truncated
+    assert prompt.render(tiny_tokenizer(), "red") == on.render(tiny_tokenizer(), "red")
 
 
 PIECES = ["<answer>", "</answer>", "<think>", '{"query": ', '"red"', "}", "[", "]", "```json", "\n", "Keywords:", "- "]

@@ -51,7 +51,7 @@ def gradient(model, loss) -> torch.Tensor:
 def test_greedy_rollouts_equal_generate(policy, seed):
     ids, mask = left_padded(seed=seed)
     assert len(set(mask.sum(1).tolist())) > 3, "prompts of unequal length, or the test shows nothing"
-    ours = generate_grouped(policy.model, ids, mask, 8, END, PAD, temperature=0)
+    ours = generate_grouped(policy.model, ids, mask, 8, [END], PAD, temperature=0)
     policy.model.get_base_model().set_attn_implementation("sdpa")
     plain = policy.model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=END, pad_token_id=PAD
@@ -62,7 +62,7 @@ def test_greedy_rollouts_equal_generate(policy, seed):
 
 def test_rollouts_stop_when_all_have_ended(policy):
     torch.manual_seed(0)
-    tokens = generate_grouped(policy.model, *left_padded(2), 200, END, PAD)
+    tokens = generate_grouped(policy.model, *left_padded(2), 200, [END], PAD)
     lengths = [row.index(END) + 1 for row in tokens.tolist()]
     assert tokens.size(1) == max(lengths) < 200
     assert min(lengths) < max(lengths)
@@ -72,7 +72,7 @@ def test_rollouts_stop_when_all_have_ended(policy):
 def test_sampled_rollouts_of_a_group_differ_and_have_the_likely_tokens(policy):
     torch.manual_seed(0)
     ids, mask = left_padded(1, repeat=4000)
-    first = generate_grouped(policy.model, ids, mask, 1, END, PAD, temperature=0.7)[:, 0]
+    first = generate_grouped(policy.model, ids, mask, 1, [END], PAD, temperature=0.7)[:, 0]
     logits = policy.model(input_ids=ids[:1], attention_mask=mask[:1]).logits[0, -1]
     expected = torch.softmax(logits.detach() / 0.7, -1)
     likely = expected > 5 / 4000
@@ -147,14 +147,14 @@ def test_unsloth_models_are_asked_in_their_own_way(policy, monkeypatch):
     """What stands in for unsloth is transformers' own generate and forward: the answers must be the same."""
     ids, mask = left_padded()
     ends, end_mask = completions(12)
-    greedy = generate_grouped(policy.model, ids, mask, 8, END, PAD, temperature=0)
+    greedy = generate_grouped(policy.model, ids, mask, 8, [END], PAD, temperature=0)
     logps, _ = completion_logps(policy.model, ids, mask, ends, end_mask, 0.7)
     monkeypatch.setattr(policy.model, "for_inference", lambda: None, raising=False)
     monkeypatch.setenv("UNSLOTH_RETURN_HIDDEN_STATES", "1")
     assert MergedCopy.of(policy.model) is None
-    assert torch.equal(generate_grouped(policy.model, ids, mask, 8, END, PAD, temperature=0), greedy)
+    assert torch.equal(generate_grouped(policy.model, ids, mask, 8, [END], PAD, temperature=0), greedy)
     assert os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] == "0", "else its forward gives no logits"
-    sampled = generate_grouped(policy.model, ids, mask, 30, END, PAD, temperature=1.0, top_p=0.9)
+    sampled = generate_grouped(policy.model, ids, mask, 30, [END], PAD, temperature=1.0, top_p=0.9)
     ended = (sampled == END).cumsum(1) - (sampled == END).int() > 0
     assert ended.any() and (sampled[ended] == PAD).all()
     rows, entropies = completion_logps(policy.model, ids, mask, ends, end_mask, 0.7)
@@ -181,9 +181,9 @@ def test_a_validation_leaves_unsloths_checkpointing_on(policy, monkeypatch):
         lambda use_gradient_checkpointing: asked.append(use_gradient_checkpointing),
         raising=False,
     )
-    generate_grouped(model.eval(), *left_padded(), 3, END, PAD)
+    generate_grouped(model.eval(), *left_padded(), 3, [END], PAD)
     assert layers and asked == [True]
-    generate_grouped(model.eval(), *left_padded(), 3, END, PAD)
+    generate_grouped(model.eval(), *left_padded(), 3, [END], PAD)
     assert asked == [True], "a model without checkpointing stays without"
 
 
@@ -242,7 +242,7 @@ def test_a_diverged_model_is_named(policy):
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(RecR1Error, match="NaN.*lower learning rate"):
-        generate_grouped(policy.model, ids, mask, 2, END, PAD)
+        generate_grouped(policy.model, ids, mask, 2, [END], PAD)
 
 
 LOGITS = torch.tensor([2.0, -30.0, 1.0, 0.0, 1.5, -1.0])

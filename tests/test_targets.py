@@ -214,7 +214,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.fail_after, self.wait = [], None, 0.0
+        self.asked, self.fail_after, self.wait, self.text = [], None, 0.0, "w7"
+        self.usage = {"completion_tokens": 10, "prompt_tokens": 40}
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
@@ -228,8 +229,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(400)
         reply = json.dumps(
             {
-                "choices": [{"message": {"content": "w7"}, "finish_reason": "stop"}],
-                "usage": {"completion_tokens": 10, "prompt_tokens": 40},
+                "choices": [{"message": {"content": self.server.text}, "finish_reason": "stop"}],
+                "usage": self.server.usage,
             }
         ).encode()
         self.send_response(200)
@@ -310,12 +311,26 @@ def test_ctrl_c_keeps_what_is_under_way(server, tmp_path):
     assert sorted(server.asked) == sorted(f"find w{number}" for number in range(20))  # each exactly once
 
 
-def test_the_thought_is_kept(server, tmp_path, monkeypatch):
-    from recr1_lite.train import targets as paid_targets
+def test_the_thought_is_kept_apart_and_a_silent_server_is_booked_at_the_worst(server, tmp_path):
+    server.text, server.usage = "a\nb</think>w7", {"completion_tokens": 4}  # the template opened the thought
+    priced = Budget(money=0.001, input_price=1.0, output_price=10.0)
+    with pytest.warns(UserWarning, match="booked at the worst") as told:
+        found = from_endpoint(client(server), many(400), tmp_path / "t.jsonl", priced)
+    assert len(told) == 1 and set(found["thought"]) == {"a b"} and set(found["rewrite"]) == {"w7"}
+    assert (
+        found["money"].sum() <= 0.001 and found["money"].max() > 0.00006
+    )  # the prompt at the worst, 4 tokens of answer
+    server.text, server.asked, server.usage = "warm <think>or", [], None
+    with pytest.warns(UserWarning, match="booked at the worst"):
+        cut = from_endpoint(client(server), many(400), tmp_path / "u.jsonl", priced)
+    assert set(cut["rewrite"]) == {""} and set(cut["outcome"]) == {"no_answer"} and len(server.asked) <= 5
 
-    assert paid_targets.thought_of("<think>a\nb</think><answer>c</answer>") == "a b"
-    assert paid_targets.thought_of("a b</think><answer>c</answer>") == "a b"  # the prefix held the opening tag
-    assert paid_targets.thought_of("c") == "" == paid_targets.thought_of("</think><think>")
+
+def test_another_adapter_does_not_get_the_targets_of_the_first(tiny_folder, tmp_path):
+    best_of_n(sampler(tiny_folder), examples(4), tmp_path / "t.jsonl", 2)
+    other = as_rewriter(tiny_policy(tiny_folder, 0.3), PROMPT, tiny_profile(tiny_folder), "tiny")
+    with pytest.raises(RecR1Error, match=r"other settings \(adapter\)"):
+        best_of_n(other, examples(4), tmp_path / "t.jsonl", 2)
 
 
 def test_another_engine_does_not_get_the_scores_of_the_first(tiny_folder, tmp_path):

@@ -39,7 +39,9 @@ def convert(source: Path, folder: Path) -> None:
         ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
         config.update(ids)
         config.save_pretrained(folder)
-        GenerationConfig(**ids).save_pretrained(folder)
+        ends = [ids["eos_token_id"], *(fields.get(f"tokenizer.ggml.{mark}_token_id") for mark in ("eot", "eom"))]
+        ends = [end for end in dict.fromkeys(ends) if end is not None]
+        GenerationConfig(**ids | ({"eos_token_id": ends} if len(ends) > 1 else {})).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _write_weights(source, folder / "model.safetensors", config, tensors)
 
@@ -279,12 +281,8 @@ def folder_of(path: str | Path) -> Path:
                 origin = OWN_NOTE.format(name=path.name, sha256=found)
                 (work / "CONVERSION.md").write_text(origin, encoding="utf-8")
                 move(work, folder)
-        _forget(folder.parent)
+        # they are large and soon made again
+        made = [other for other in folder.parent.glob("gguf-*") if len(other.name) == len(name)]
+        for old in sorted(made, key=lambda other: other.stat().st_mtime, reverse=True)[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
     return folder
-
-
-def _forget(models: Path) -> None:
-    """Keep the KEPT newest of the folders made from GGUF files; they are large and soon made again."""
-    made = [path for path in models.glob("gguf-*") if len(path.name) == 37]
-    for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
-        shutil.rmtree(path, ignore_errors=True)

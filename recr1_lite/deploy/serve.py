@@ -20,11 +20,11 @@ from jinja2 import Template
 from recr1_lite.common import RecR1Error, whole
 from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.policy.rewriters import ModelRewriter, as_rewriter, encode
-from recr1_lite.policy.rollouts import generate_grouped
+from recr1_lite.policy.rollouts import generate_grouped, until_end
 from recr1_lite.profiles import Profile
 from recr1_lite.search.base import Retriever, search_all
 from recr1_lite.tasks.base import Task
-from recr1_lite.tasks.prompts import PROMPTS, break_special_tokens
+from recr1_lite.tasks.prompts import PROMPTS, break_special_tokens, chat_text
 
 NEEDED = 'serving needs starlette and uvicorn; run pip install -e ".[server]"'
 CHAT_PATH = "/v1/chat/completions"
@@ -244,13 +244,15 @@ def complete_chat(policy: Policy, chat: list[dict], most: int, temperature: floa
     tokenizer, model = policy.tokenizer, policy.model
     chat = [turn | {"content": break_special_tokens(tokenizer, turn["content"])} for turn in chat]
     prefix = chat.pop()["content"] if chat[-1]["role"] == "assistant" else ""
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + prefix
+    text = chat_text(tokenizer, chat) + prefix
     ids, mask = encode(tokenizer, [text], limit, model.device)
-    training, ends = model.training, (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    row = generate_grouped(model.eval(), ids, mask, most, *ends, temperature)[0].tolist()
+    training, ends = model.training, (policy.end_ids, tokenizer.pad_token_id)
+    row, ended = until_end(
+        generate_grouped(model.eval(), ids, mask, most, *ends, temperature)[0].tolist(), policy.end_ids
+    )
     model.train(training)
     message = {"role": "assistant", "content": tokenizer.decode(row, skip_special_tokens=True)}
-    reason = "stop" if tokenizer.eos_token_id in row else "length"
+    reason = "stop" if ended else "length"
     choices = [{"index": 0, "message": message, "finish_reason": reason}]
     usage = {"prompt_tokens": ids.size(1), "completion_tokens": len(row)}
     about = {"object": "chat.completion", "created": int(time.time()), "model": policy.name}

@@ -19,6 +19,7 @@ from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rewriters import encode
 from recr1_lite.policy.rollouts import MergedCopy, generate_grouped
 from recr1_lite.search.metrics import Interval, mean_interval, paired_interval
+from recr1_lite.tasks.prompts import chat_text
 
 CHANCE = {"recr1_knowledge": 0.25, "recr1_reading": 0.25, "mmlu": 0.25}
 KL_TOKENS = 32  # of each continuation of the base
@@ -166,7 +167,7 @@ def neutral_prompts(tokenizer) -> list[str]:
     """Forty everyday prompts of this kit, through the model's chat template."""
     lines = (harness.kit_folder() / "prompts.txt").read_text(encoding="utf-8").splitlines()
     chats = [[{"role": "user", "content": line}] for line in lines]
-    return [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+    return [chat_text(tokenizer, chat) for chat in chats]
 
 
 @torch.no_grad()
@@ -191,8 +192,9 @@ def forward_kl(
             ids, mask = encode(tokenizer, prompts[start : start + batch_size], 4096, model.device)
             with model.disable_adapter() if own else contextlib.nullcontext():
                 reference = model if own else base
-                ends = generate_grouped(reference, ids, mask, tokens, tokenizer.eos_token_id, tokenizer.pad_token_id)
-                kept = (ends == tokenizer.eos_token_id).cumsum(1) - (ends == tokenizer.eos_token_id).long() == 0
+                ends = generate_grouped(reference, ids, mask, tokens, policy.end_ids, tokenizer.pad_token_id)
+                ended = torch.isin(ends, torch.tensor(policy.end_ids, device=ends.device)).long()
+                kept = ended.cumsum(1) - ended == 0
                 before = _next_tokens(reference, ids, mask, ends, kept)
             after = _next_tokens(model, ids, mask, ends, kept)
             each = (before.exp() * (before - after)).sum(-1) * kept

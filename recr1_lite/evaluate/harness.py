@@ -31,6 +31,7 @@ from recr1_lite.tasks.readers import csv_cells, jsonl_rows
 # the original MMLU has no line of names and letters; the Hub's export has one, and places 0 to 3
 LETTERS = {mark: place for marks in ("ABCD", "0123") for place, mark in enumerate(marks)}
 PUT = "put the benchmark's original file there"
+NO_THOUGHT: dict = dict(enable_thinking=False, think_end_token="</think>")  # a thought is no answer
 
 
 def settings(**splits: list[dict]) -> dict:
@@ -282,7 +283,7 @@ def language_model(model, tokenizer, batch_size: int = 50):
             return scores
 
     with quiet():
-        return SharedPromptLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        return SharedPromptLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **NO_THOUGHT)
 
 
 def executed(doc: dict, results: list[str]) -> dict[str, float]:

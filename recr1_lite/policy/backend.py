@@ -1,23 +1,26 @@
 """What computes here, and in which number format: unsloth on a CUDA GPU, transformers + peft everywhere else.
 
 unsloth patches trl, transformers and peft when it is imported, so it has to come before them: the package does that
-as its first act where there is a GPU for it. A machine without unsloth pays nothing.
+as its first act where there is a GPU for it. A machine without unsloth pays nothing. What its models want done
+differently is here too, written from the source of unsloth 2026.10.7; not yet run on a GPU by the authors.
 """
 
-from __future__ import annotations
-
+import functools
 import importlib.util
+import json
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from recr1_lite.assets.fetch import cache_folder
 from recr1_lite.common import RecR1Error
 from recr1_lite.profiles import Profile
 
 BFLOAT16_SINCE = (8, 0)  # compute capability: Ampere. A T4 (7.5) has none
 UNSLOTH_SINCE = (7, 0)  # Volta
-
-_missing = {"unsloth": "it was not looked for"}  # why it is not used; "" once it is imported
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+VLLM_SHARE = 0.5  # of the GPU's memory, for vLLM's weights and cache
 
 
 class Machine(NamedTuple):
@@ -60,7 +63,10 @@ def choose(
     wanted = wanted or os.environ.get("RECR1_BACKEND", "")
     if wanted not in ("", "unsloth", "transformers"):
         raise RecR1Error(f"there is no backend {wanted!r}; set RECR1_BACKEND to unsloth or transformers, or unset it")
-    found, missing, reasons = found or machine(), missing or _look_around(), []
+    found, reasons = found or machine(), []
+    if missing is None:
+        vllm_missing = "" if importlib.util.find_spec("vllm") else "it is not installed"
+        missing = {"unsloth": unsloth_missing(), "vllm": vllm_missing}
     if not found.cuda:
         if wanted == "unsloth":
             raise RecR1Error("unsloth needs a CUDA GPU and there is none; unset RECR1_BACKEND")
@@ -84,27 +90,16 @@ def choose(
     return Backend(name, dtype, vllm, tuple(reasons))
 
 
-def import_unsloth() -> None:
-    """Import unsloth where CUDA is there and RECR1_BACKEND does not forbid it; a failure is kept, never raised."""
-    _missing["unsloth"] = _try_unsloth()
-
-
+@functools.cache
 def unsloth_missing() -> str:
-    """Why this process does not use unsloth; "" where it does."""
-    return _missing["unsloth"]
-
-
-def _try_unsloth() -> str:
-    """Why unsloth is not used; "" when it is imported."""
+    """Import unsloth at the first call, where it can be. Why it is not used, or "" where it is; never raises."""
     if os.environ.get("RECR1_BACKEND") == "transformers":
         return "RECR1_BACKEND=transformers was set when the kit was imported"
     if importlib.util.find_spec("unsloth") is None:
         return "it is not installed (pip install -r requirements-gpu.txt)"
-    found = machine()
-    if not found.cuda or found.capability < UNSLOTH_SINCE:
+    here = machine()
+    if not here.cuda or here.capability < UNSLOTH_SINCE:
         return "it needs a CUDA GPU of capability 7.0 or newer"
-    from recr1_lite.assets.fetch import cache_folder
-
     # it would tell its makers of this machine, and write the trainers that it makes into the working folder
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled"))
@@ -116,14 +111,112 @@ def _try_unsloth() -> str:
     return ""
 
 
-def _against_unsloth(dtype: str, found: Machine, missing: str) -> str:
+def _against_unsloth(dtype: str, here: Machine, missing: str) -> str:
     if dtype == "float32":
         return "it trains in 16 bits and the profile wants float32"
-    if found.capability < UNSLOTH_SINCE:
-        return f"{found.name} is older than capability 7.0"
+    if here.capability < UNSLOTH_SINCE:
+        return f"{here.name} is older than capability 7.0"
     return missing
 
 
-def _look_around() -> dict[str, str]:
-    vllm = "" if importlib.util.find_spec("vllm") else "it is not installed"
-    return _missing | {"vllm": vllm}
+def is_unsloth(model) -> bool:
+    """unsloth gives its models a method of this name."""
+    return hasattr(model, "for_inference")
+
+
+def load_unsloth(profile: Profile, source: str, seed: int, adapter: str | Path | None, trainable: bool, vllm: bool):
+    """(model, tokenizer) of a model folder or Hub name, with a fresh or a saved adapter, or bare.
+
+    The adapter's weights go into a LoRA made here, because unsloth would look for the base model by the name that is
+    written in the adapter, which need not be a path. Raises RecR1Error where the two do not fit.
+    """
+    import torch
+    from unsloth import FastLanguageModel
+
+    _logits_again()
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        source,
+        max_seq_length=profile.max_prompt_tokens + profile.max_completion_tokens,
+        load_in_4bit=profile.load_in_4bit,
+        dtype=getattr(torch, profile.dtype),
+        random_state=seed,
+        fast_inference=vllm,
+        max_lora_rank=profile.lora_rank,
+        gpu_memory_utilization=VLLM_SHARE,
+    )
+    if adapter is None and not trainable:
+        return FastLanguageModel.for_inference(model), tokenizer
+    lora = dict(r=profile.lora_rank, lora_alpha=2 * profile.lora_rank, target_modules=LINEAR)
+    if adapter is not None:
+        saved = json.loads((Path(adapter) / "adapter_config.json").read_text())
+        lora = {name: saved[name] for name in lora}
+    model = FastLanguageModel.get_peft_model(
+        model,
+        **lora,
+        lora_dropout=0,
+        random_state=seed,
+        use_gradient_checkpointing="unsloth" if profile.gradient_checkpointing else False,
+    )
+    if adapter is not None:
+        _fill(model, adapter)
+    return model if trainable else FastLanguageModel.for_inference(model), tokenizer
+
+
+def _fill(model, adapter: str | Path) -> None:
+    """Put the weights saved in the folder `adapter` into the model's LoRA; all of them or RecR1Error."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    left: Any = set_peft_model_state_dict(model, load_peft_weights(str(adapter), device="cpu"))
+    lacking = [name for name in left.missing_keys if "lora_" in name]
+    if lacking or left.unexpected_keys:
+        raise RecR1Error(
+            f"the adapter {str(adapter)!r} does not fit the model ({len(lacking)} weights missing, "
+            f"{len(left.unexpected_keys)} too many); name the model that it was trained on"
+        )
+
+
+def unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, ends, pad_id, temperature=1.0, top_p=1.0):
+    """Completions (B, T) of left-padded prompts (B, L) by the model's own `generate`; pad tokens after the end.
+
+    That switches checkpointing off, and back on only for a model in training mode, which one that is being validated is
+    not; so it is switched back on here.
+    """
+    _logits_again()
+    modes = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    checkpointing = next(filter(None, modes), False)
+    sampling = dict(temperature=temperature, top_p=top_p, top_k=0) if temperature else {}
+    tokens = model.generate(
+        input_ids=prompt_ids,
+        attention_mask=prompt_mask,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(ends),
+        pad_token_id=pad_id,
+        do_sample=bool(temperature),
+        **sampling,
+    )[:, prompt_ids.size(1) :]
+    if checkpointing:
+        model.for_training(use_gradient_checkpointing=checkpointing)
+    return tokens  # it puts pad tokens after an end token
+
+
+def unsloth_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature: float = 1.0):
+    """Log-probabilities (B, T) of completion tokens, 0 at padding: row by row without padding, so that no mask of
+    unsloth's training kernels matters. For checks; its trainer has its own, faster way."""
+    import torch
+
+    _logits_again()
+    values = torch.zeros(completion_ids.shape, device=completion_ids.device)
+    for row in range(len(prompt_ids)):
+        prompt = prompt_ids[row][prompt_mask[row].bool()]
+        end = completion_ids[row][completion_mask[row].bool()]
+        if not len(end):
+            continue
+        logits = model(input_ids=torch.cat([prompt, end])[None], logits_to_keep=len(end) + 1, use_cache=False).logits
+        logps = (logits[0, -len(end) - 1 : -1].float() / temperature).log_softmax(-1)
+        values[row, : len(end)] = logps.gather(-1, end[:, None])[:, 0]
+    return values
+
+
+def _logits_again() -> None:
+    """Its GRPO leaves a switch on by which forward passes give hidden states in the place of logits."""
+    os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "0"

@@ -4,8 +4,6 @@ On CUDA unsloth does the loading where it can be used (`backend.choose`); everyw
 with bitsandbytes for 4-bit. The rest of the kit sees a `Policy`.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import importlib.util
@@ -27,9 +25,8 @@ from transformers.utils.logging import disable_progress_bar
 from recr1_lite import assets
 from recr1_lite.assets.fetch import note
 from recr1_lite.common import RecR1Error, place_folder
-from recr1_lite.policy import unsloth as unsloth_backend
-from recr1_lite.policy.backend import choose
-from recr1_lite.policy.rollouts import completion_logps
+from recr1_lite.policy.backend import choose, load_unsloth
+from recr1_lite.policy.rollouts import completion_logps, end_ids
 from recr1_lite.profiles import Profile
 
 # largest difference between two forms of one model, in nats per token; 16-bit weights round more
@@ -47,15 +44,16 @@ class Policy:
     tokenizer: Any
     backend: str  # "transformers" or "unsloth"; `backend.choose` says why
     name: str = ""  # the model's name in the profile
-    dtype: torch.dtype = torch.float32  # that it computes in: the profile's where the card knows it
+    dtype: torch.dtype = torch.float32  # what it computes in: the profile's, where the card has it
+
+    @functools.cached_property
+    def end_ids(self) -> list[int]:
+        """Ids of all tokens that end an answer; the first is the one to teach."""
+        return end_ids(self.model, self.tokenizer)
 
 
 def load_policy(
-    profile: Profile,
-    seed: int = 0,
-    adapter: str | Path | None = None,
-    trainable: bool = True,
-    backend: str | None = None,
+    profile: Profile, seed: int = 0, adapter: str | Path | None = None, trainable=True, backend: str | None = None
 ) -> Policy:
     """The profile's model with a LoRA adapter: a fresh one, or the one saved in the folder `adapter`.
 
@@ -71,62 +69,50 @@ def load_policy(
     if profile.model in assets.ENCODERS:
         raise RecR1Error(f"{profile.model} is an encoder for dense retrieval and writes nothing; name another model")
     source, chosen = assets.model_path(profile.model), choose(profile, backend)
-    profile = replace(profile, dtype=chosen.dtype)
+    profile, dtype = replace(profile, dtype=chosen.dtype), getattr(torch, chosen.dtype)
     for reason in chosen.reasons:
         _say_once(reason)
     if chosen.name == "unsloth":
         with _readable(f"the model {profile.model!r}"):
-            model, tokenizer = unsloth_backend.load(profile, source, seed, adapter, trainable, chosen.vllm)
-        return Policy(model, _ready(tokenizer), "unsloth", profile.model, getattr(torch, chosen.dtype))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"dtype": getattr(torch, profile.dtype)}
-    if profile.load_in_4bit:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise RecR1Error("4-bit loading needs bitsandbytes; run: pip install bitsandbytes")
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=options["dtype"],
-        )
-    local = assets.offline() or Path(source).is_dir()
+            model, tokenizer = load_unsloth(profile, source, seed, adapter, trainable, chosen.vllm)
+        return _ready(Policy(model, tokenizer, "unsloth", profile.model, dtype))
     with _readable(f"the model {profile.model!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            local_files_only=local,
-            device_map=device,
-            **options,
-            attn_implementation="grouped" if device == "cpu" else "sdpa",
-        )  # CUDA has kernels for the stock one
-    if device == "cpu":
-        module: Any
-        for module in model.modules():
-            # bitsandbytes' fast path for evaluation has no gradient and, once taken, stays on in training
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+        model, tokenizer = _load_plain(source, dtype, profile.load_in_4bit)
     if adapter is not None:
         with _readable(f"the adapter {str(adapter)!r} for the model {profile.model!r}"):
             model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     elif trainable:
         set_seed(seed)  # reading the weights may have drawn numbers
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=profile.lora_rank,
-                lora_alpha=2 * profile.lora_rank,
-                target_modules="all-linear",
-                task_type="CAUSAL_LM",
-            ),
-        )
-    return Policy(model.eval(), _ready(tokenizer), "transformers", profile.model, getattr(torch, chosen.dtype))
+        rank = profile.lora_rank
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, lora)
+    return _ready(Policy(model.eval(), tokenizer, "transformers", profile.model, dtype))
+
+
+def _load_plain(source: str, dtype: torch.dtype, load_in_4bit: bool) -> tuple[Any, Any]:
+    """(model, tokenizer) by transformers, with bitsandbytes for 4-bit."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    attention = "grouped" if device == "cpu" else "sdpa"  # CUDA has kernels for the stock one
+    options: dict[str, Any] = {"dtype": dtype, "device_map": device, "attn_implementation": attention}
+    if load_in_4bit:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise RecR1Error("4-bit loading needs bitsandbytes; run: pip install bitsandbytes")
+        four = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **four)
+    local = assets.offline() or Path(source).is_dir()
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, local_files_only=local, **options)
+    for module in model.modules() if device == "cpu" else ():
+        # bitsandbytes' fast path for evaluation has no gradient and, once taken, stays on in training
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model, tokenizer
 
 
 def save_adapter(policy: Policy, folder: str | Path) -> Path:
     """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all.
 
-    It names its model as the profile does, so that an adapter made here can be used and given away
-    elsewhere.
+    It names its model as the profile does, so that an adapter made here can be used and given away elsewhere.
     """
 
     def write(work: Path) -> None:
@@ -161,14 +147,14 @@ def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tenso
     left = policy.tokenizer(list(prompts), padding_side="left", **options).to(policy.model.device)
     right = policy.tokenizer(list(ends), padding_side="right", **options).to(policy.model.device)
     with torch.no_grad():
-        values, _ = completion_logps(
-            policy.model, left.input_ids, left.attention_mask, right.input_ids, right.attention_mask
-        )
+        asked = left.input_ids, left.attention_mask, right.input_ids, right.attention_mask
+        values, _ = completion_logps(policy.model, *asked)
     return values * right.attention_mask
 
 
 def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Largest difference in nats per token between the adapter and the same adapter merged, and saved and reloaded.
+    """Largest difference in nats per token between the adapter and the same adapter merged, and saved and
+    reloaded.
 
     pairs: (rendered prompt, completion). Keys `merged` and `reloaded`. Raises RecR1Error when one is above
     the PARITY_TOLERANCE of the profile's dtype: then what was saved is not what was trained.
@@ -186,9 +172,8 @@ def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -
     allowed = PARITY_TOLERANCE[policy.dtype]
     if not differences[worst] <= allowed:  # a NaN is a difference too
         raise RecR1Error(
-            f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats per "
-            f"token (allowed: {allowed}); do not use it, and report this with "
-            "`python -m recr1_lite doctor`"
+            f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats per token (allowed: "
+            f"{allowed}); do not use it, and report this with `python -m recr1_lite doctor`"
         )
     return differences
 
@@ -203,15 +188,24 @@ def _readable(what: str):
         raise RecR1Error(f"{what} cannot be loaded ({reason}); check the name, the files and the network") from error
 
 
-def _ready(tokenizer):
-    """Left padding, and a pad token that is not the end token: else the end of an answer is masked like padding."""
+def _ready(policy: Policy) -> Policy:
+    """Left padding; a pad token that is not the end token, else the end of an answer is masked like padding; all end
+    tokens in the generation settings, which a merged folder takes along."""
+    tokenizer, ends = policy.tokenizer, policy.end_ids
     tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        spare = next((token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token), None)
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, *ends[:1]):
+        spare = next(
+            (token for token, id in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids) if id not in ends),
+            None,
+        )
         if spare is None:
             raise RecR1Error("the tokenizer has no special token to pad with but its end token; choose another model")
         tokenizer.pad_token = spare
-    return tokenizer
+    settings = policy.model.generation_config
+    given = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    if not set(ends) <= set(given):
+        settings.eos_token_id = [end for end in dict.fromkeys([*given, *ends]) if end is not None]
+    return policy
 
 
 @functools.cache

@@ -1,7 +1,5 @@
 """Everything is a rewriter: the raw request, a prompted model and a trained adapter differ in nothing else."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 
@@ -9,7 +7,7 @@ import torch
 
 from recr1_lite.common import RecR1Error, whole
 from recr1_lite.policy.models import Policy
-from recr1_lite.policy.rollouts import MergedCopy, generate_grouped
+from recr1_lite.policy.rollouts import MergedCopy, generate_grouped, until_end
 from recr1_lite.profiles import Profile
 from recr1_lite.tasks.prompts import Prompt, Rewrite, compose
 
@@ -39,8 +37,7 @@ class RawRewriter(Rewriter):
 class ModelRewriter(Rewriter):
     """A model asked with a prompt: greedy by default, sampled when temperature > 0.
 
-    `merged` (a MergedCopy of the policy) makes generation faster; without it one is made where the weights
-    allow.
+    `merged` (a MergedCopy of the policy) makes generation faster; without it one is made where the weights allow.
     """
 
     def __init__(
@@ -59,7 +56,7 @@ class ModelRewriter(Rewriter):
         self.max_prompt_tokens = max_prompt_tokens
         self.merged = merged or MergedCopy.of(policy.model)
 
-    def at(self, temperature: float) -> ModelRewriter:
+    def at(self, temperature: float) -> "ModelRewriter":
         """The same rewriter at another temperature."""
         other = copy.copy(self)
         other.temperature = temperature
@@ -70,25 +67,20 @@ class ModelRewriter(Rewriter):
         if not requests:
             return []
         tokenizer, prompt = self.policy.tokenizer, self.prompt
-        ids, mask = encode(
-            tokenizer,
-            [prompt.render(tokenizer, request) for request in requests],
-            self.max_prompt_tokens,
-            self.policy.model.device,
-        )
+        texts = [prompt.render(tokenizer, request) for request in requests]
+        ids, mask = encode(tokenizer, texts, self.max_prompt_tokens, self.policy.model.device)
         training = self.policy.model.training
         model = self.merged.refresh() if self.merged else self.policy.model.eval()
-        tokens = generate_grouped(
-            model, ids, mask, self.max_new_tokens, tokenizer.eos_token_id, tokenizer.pad_token_id, self.temperature
-        )
+        sizes = self.max_new_tokens, self.policy.end_ids, tokenizer.pad_token_id, self.temperature
+        tokens = generate_grouped(model, ids, mask, *sizes)
         self.policy.model.train(training)
         answers = []
         for request, row in zip(requests, tokens.tolist(), strict=True):
-            length = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
-            text = tokenizer.decode(row[:length], skip_special_tokens=True)
-            parsed = prompt.read(text, truncated=tokenizer.eos_token_id not in row)
+            said, ended = until_end(row, self.policy.end_ids)
+            text = tokenizer.decode(said, skip_special_tokens=True)
+            parsed = prompt.read(text, truncated=not ended)
             query = compose(request, parsed.query, prompt.mode, prompt.weight)
-            answers.append(Rewrite(query, text, str(parsed.outcome), length))
+            answers.append(Rewrite(query, text, str(parsed.outcome), len(said)))
         return answers
 
 
@@ -97,8 +89,8 @@ def encode(tokenizer, texts: Sequence[str], limit: int, device="cpu") -> tuple[t
     batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     if batch.input_ids.size(1) > limit:
         raise RecR1Error(
-            f"a prompt has {batch.input_ids.size(1)} tokens and the limit is {limit}; shorten "
-            "the request or the few-shot examples, or raise max_prompt_tokens in the profile"
+            f"a prompt has {batch.input_ids.size(1)} tokens and the limit is {limit}; shorten the request or the "
+            "few-shot examples, or raise max_prompt_tokens in the profile"
         )
     return batch.input_ids.to(device), batch.attention_mask.to(device)
 

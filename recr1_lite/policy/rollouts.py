@@ -6,9 +6,8 @@ run on it. Gradients flow through the cache, so the update is the same one (test
 with stock TRL's).
 """
 
-from __future__ import annotations
-
 import copy
+from collections.abc import Collection
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,8 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.policy.unsloth import generate as unsloth_generate
-from recr1_lite.policy.unsloth import is_unsloth, row_logps
+from recr1_lite.policy.backend import is_unsloth, unsloth_generate, unsloth_logps
 
 LARGE_LOGITS = 512 * 2**20  # bytes of float32 logits above which they are made in parts
 PART = 2**25  # logits of one part
@@ -42,9 +40,7 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, d
     rows, heads, length, width = query.shape
     groups = heads // key.size(1)
     if groups == 1 or attention_mask is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     out = scaled_dot_product_attention(
         query.reshape(rows, key.size(1), groups * length, width),
         key,
@@ -56,25 +52,51 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, d
     return out.reshape(rows, heads, length, width).transpose(1, 2).contiguous(), None
 
 
+# the name by which load_policy asks for it; transformers keeps such functions in a table
 AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", eager_mask)
 
 
-def shared_prefill(
-    model, prompt_ids, prompt_mask, states: bool = False
-) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+def end_ids(model, tokenizer) -> list[int]:
+    """Ids of all tokens that end an answer, the one that the chat template closes a turn with first.
+
+    The others are the tokenizer's own, those of the model's generation settings, and the special ones of its config.
+    """
+    marks = tokenizer.added_tokens_decoder
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "answer"}]
+    try:
+        after = tokenizer.apply_chat_template(chat, tokenize=False).rpartition("answer")[2].lstrip()
+    except Exception:  # no template, or one that refuses this chat in its own way
+        after = ""
+    closing = [(len(str(mark)), number) for number, mark in marks.items() if after.startswith(str(mark))]
+    found = [max(closing)[1] if closing else None, tokenizer.eos_token_id]
+    for settings, known in ((getattr(model, "generation_config", None), None), (model.config, marks)):
+        given = getattr(settings, "eos_token_id", None)
+        given = given if isinstance(given, (list, tuple)) else [given]
+        found += [number for number in given if known is None or number in known]
+    return [int(number) for number in dict.fromkeys(found) if number is not None]
+
+
+def until_end(row: list[int], ends: Collection[int]) -> tuple[list[int], bool]:
+    """A row of ids up to and with its first end token, and whether it has one: without, the token limit cut it."""
+    at = next((place for place, token in enumerate(row) if token in ends), None)
+    return (row, False) if at is None else (row[: at + 1], True)
+
+
+def shared_prefill(model, prompt_ids, prompt_mask, states=False) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
     """Forward each distinct left-padded prompt of (B, L) once.
 
-    Returns the cache copied to all B rows, the logits (U, 1, V) after the last token of each distinct prompt, or
-    its hidden states (U, 1, H), and the row -> distinct prompt index (B,). `position_ids` come from the mask: with
-    left padding the default 0..L-1 would put every shorter prompt at the wrong positions, and nothing would fail.
+    Returns the cache copied to all B rows, the logits (U, 1, V) after the last token of each distinct prompt, or its
+    hidden states (U, 1, H), and the row -> distinct prompt index (B,).
+    `position_ids` come from the mask: with left padding the default 0..L-1 would put every shorter prompt at the wrong
+    positions, and nothing would fail.
     """
     distinct, inverse = torch.unique(prompt_ids.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
     first = torch.zeros(len(distinct), dtype=torch.long, device=prompt_ids.device)
     first[inverse] = torch.arange(len(prompt_ids), device=prompt_ids.device)
     mask = prompt_mask[first]
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    found, cache = _forward(
+    last, cache = _forward(
         model,
         states,
         input_ids=prompt_ids[first],
@@ -85,7 +107,7 @@ def shared_prefill(
         logits_to_keep=1,
     )
     cache.batch_select_indices(inverse)
-    return cache, found[:, -1:], inverse
+    return cache, last[:, -1:], inverse
 
 
 def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None) -> torch.Tensor:
@@ -110,48 +132,37 @@ def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None)
 
 @torch.no_grad()
 def generate_grouped(
-    model: PreTrainedModel,
-    prompt_ids,
-    prompt_mask,
-    max_new_tokens: int,
-    eos_id: int,
-    pad_id: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    model, prompt_ids, prompt_mask, max_new_tokens: int, ends: Collection[int], pad_id: int, temperature=1.0, top_p=1.0
 ) -> torch.Tensor:
     """Completions (B, T) of left-padded prompts (B, L), identical rows sharing one prompt pass.
 
-    After a row's end token come pad tokens; T is the longest completion's length. Raises RecR1Error where
-    the logits are no numbers.
+    After the first of the `ends` in a row come pad tokens; T is the longest completion's length. Raises RecR1Error
+    where the logits are no numbers.
     """
     if is_unsloth(model):
-        return unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, eos_id, pad_id, temperature, top_p)
+        return unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, ends, pad_id, temperature, top_p)
+    stops = torch.tensor(list(ends), device=prompt_ids.device)
     with _autocast(model):
-        return _generate(model, prompt_ids, prompt_mask, max_new_tokens, eos_id, pad_id, temperature, top_p)
-
-
-def _generate(model, prompt_ids, prompt_mask, max_new_tokens, eos_id, pad_id, temperature, top_p) -> torch.Tensor:
-    cache, logits, inverse = shared_prefill(model, prompt_ids, prompt_mask)
-    if logits.isnan().any():
-        raise RecR1Error(
-            "the model's logits are no numbers (NaN): the training has diverged; take a lower "
-            "learning rate or a dtype with more range, and go on from an earlier checkpoint"
-        )
-    logits, position = logits[inverse][:, -1], prompt_mask.sum(1, keepdim=True)
-    finished = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)
-    mask, tokens = prompt_mask, []
-    for step in range(max_new_tokens):
-        token = sample(logits, temperature, top_p).masked_fill(finished, pad_id)
-        tokens.append(token)
-        finished = finished | (token == eos_id)
-        if finished.all() or step + 1 == max_new_tokens:
-            break
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        logits = model(
-            input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
-        ).logits[:, -1]
-        position = position + 1
-    return torch.stack(tokens, dim=1)
+        cache, last, inverse = shared_prefill(model, prompt_ids, prompt_mask)
+        if last.isnan().any():
+            raise RecR1Error(
+                "the model's logits are no numbers (NaN): the training has diverged; take a lower learning rate or a "
+                "dtype with more range, and go on from an earlier checkpoint"
+            )
+        logits, position = last[inverse][:, -1], prompt_mask.sum(1, keepdim=True)
+        finished = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)
+        mask, tokens = prompt_mask, []
+        for step in range(max_new_tokens):
+            token = sample(logits, temperature, top_p).masked_fill(finished, pad_id)
+            tokens.append(token)
+            finished = finished | torch.isin(token, stops)
+            if finished.all() or step + 1 == max_new_tokens:
+                break
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            given = dict(input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache)
+            logits = model(**given, use_cache=True).logits[:, -1]
+            position = position + 1
+        return torch.stack(tokens, dim=1)
 
 
 def completion_logps(
@@ -165,7 +176,7 @@ def completion_logps(
     again cannot fill a shared cache twice.
     """
     if is_unsloth(model):
-        return row_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature), None
+        return unsloth_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature), None
     start = int(prompt_mask.any(0).int().argmax())  # columns that are padding in every row
     prompt_ids, prompt_mask = prompt_ids[:, start:], prompt_mask[:, start:]
     again = model.training and getattr(model, "is_gradient_checkpointing", False)
@@ -194,21 +205,20 @@ def _logps_in_parts(states, head, ids, temperature: float, entropy: bool):
 
     flat, wanted = states.flatten(0, 1), ids.flatten()
     rows = max(1, PART // head.out_features)
-    found = [
+    parts = [
         checkpoint(part, flat[at : at + rows], wanted[at : at + rows], use_reentrant=False)
         for at in range(0, len(flat), rows)
     ]
-    values, entropies = zip(*found, strict=True)
+    values, entropies = zip(*parts, strict=True)
     return torch.cat(values).view(ids.shape), torch.cat(entropies).view(ids.shape) if entropy else None
 
 
 def _shared_prompts(model, prompt_ids, prompt_mask, completion_ids, completion_mask, states: bool = False):
     """Logits (B, T, V), or hidden states (B, T, H), that predict the completion tokens; each distinct prompt run
     once."""
-    cache, first, inverse = shared_prefill(model, prompt_ids, prompt_mask, states)
-    found = first[inverse]
+    cache, last, inverse = shared_prefill(model, prompt_ids, prompt_mask, states)
     if completion_ids.size(1) == 1:
-        return found
+        return last[inverse]
     inputs = completion_ids[:, :-1]
     steps = torch.arange(inputs.size(1), device=inputs.device)
     out = _forward(
@@ -220,7 +230,7 @@ def _shared_prompts(model, prompt_ids, prompt_mask, completion_ids, completion_m
         past_key_values=cache,
         use_cache=True,
     )
-    return torch.cat([found, out[0]], dim=1)
+    return torch.cat([last[inverse], out[0]], dim=1)
 
 
 def _every_prompt(model, prompt_ids, prompt_mask, completion_ids, completion_mask, states: bool = False):
@@ -282,7 +292,7 @@ class MergedCopy:
         self.model = copy.deepcopy(base, memo).eval()
 
     @classmethod
-    def of(cls, model) -> MergedCopy | None:
+    def of(cls, model) -> "MergedCopy | None":
         """A merged copy where one can be made: a LoRA policy of transformers whose base weights are not
         quantised; else None."""
         if not isinstance(model, PeftModel) or getattr(model, "is_loaded_in_4bit", False) or is_unsloth(model):

@@ -275,7 +275,7 @@ def cause_of(answer: dict) -> str:
 def message_of(reply: Any) -> str:
     """The first line of what a server says is wrong, out of JSON where it is JSON."""
     said: Any = reply.text
-    with suppress(ValueError, AttributeError, LookupError, TypeError):
+    with suppress(ValueError, AttributeError, LookupError, TypeError, RecursionError):
         said = error = reply.json().get("error") or reply.json()
         if not isinstance(error, str):
             said = error.get("message") or error.get("reason") or error.get("detail") or reply.text

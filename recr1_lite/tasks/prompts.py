@@ -8,7 +8,7 @@ The texts are this kit's own, and none asks for Boolean operators: a bag-of-word
 import json
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -26,17 +26,33 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _QUOTES = "\"'“”‘’«»`*_ \t"
+# how models mark a thought: tags of several names, with bars or prefixes; channels (gpt-oss, with and without its
+# special tokens, Gemma 4). Every repeat is bounded, so that a completion made of half a tag stays quick.
+_NAME = (
+    r"(?:\w{1,8}:)?(?:ant)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis)(?:[_ -]process)?"
+)
+_THOUGHT = re.compile(
+    rf"<\|?\s?(?P<tag>/\s?|end_(?:of_)?)?(?:(?:begin|start)_(?:of_)?)?{_NAME}(?:\s[^<>]{{0,80}}?)?(?P<empty>\s?/)?\s?\|?>"
+    r"|\[(?P<square>/)?think(?:ing)?\]|◁(?P<white>/)?think(?:ing)?▷"
+    r"|<\|channel\|?>\s?(?:analysis|commentary|thought)\b"
+    r"|(?P<channel><\|channel\|>\s?final\b[^<]{0,20}(?:<\|message\|>)?|<channel\|>|\bassistantfinal)",
+    re.IGNORECASE,
+)
+_SHELL = re.compile(r"</?(?:answer|response|final|output|solution)>|<\|\w{1,24}\|>", re.IGNORECASE)
 
 
 class Outcome(StrEnum):
     """What a completion turned out to be. Only `ok` carries a query."""
 
     ok = "ok"
-    no_answer = "no_answer"  # think, paper: no complete <answer>...</answer>; json: no opening brace
+    no_answer = "no_answer"  # think, paper: no complete <answer>...</answer>; json: no opening brace; a thought alone
     bad_json = "bad_json"  # no JSON object where the answer is
     missing_query = "missing_query"  # a JSON object, its "query" absent or neither text nor list of texts
     empty = "empty"  # the query is there and holds nothing
-    truncated = "truncated"  # no_answer or bad_json because the token limit cut the completion
+    truncated = (
+        "truncated"  # no_answer or bad_json, or a thought without an end, because the token limit cut the completion
+    )
+    refused = "refused"  # of a server: its model declined, a filter stopped it, or it called a tool
 
 
 class Parsed(NamedTuple):
@@ -50,16 +66,58 @@ def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
     """Read a completion. Never raises, whatever the text is.
 
     `completion`: the whole answer; `Prompt.read` puts the prefix before what was generated where it belongs.
-    `truncated`: the token limit was hit with no end token. The rules:
+    `truncated`: the token limit was hit with no end token. A thought is no part of the answer (`split_thoughts`): the
+    answer is the last part outside that holds one, and while a thought has no end there is none. The rules:
     - compact: the first line that is no heading, without label ("Keywords:"), bullet or quotes; a list, one keyword per
       line, counts as one line. A truncated line is still usable, so `truncated` changes nothing.
     - json: the first JSON object that has a "query"; code fences, text around it and raw newlines in it are fine.
-    - think, paper: compact or json inside the last complete <answer>...</answer>. The thought is not checked.
+    - think, paper: compact or json inside the last complete <answer>...</answer>. The thought is not checked, and an
+      answer in tags at the very end ends it too.
     - "query" may be a list of texts, which are joined by spaces. White space becomes single spaces.
     Raises RecR1Error for an unknown style only.
     """
     chosen(STYLES, style=style)
     text = completion if isinstance(completion, str) else ""
+    parts, thoughts, ended = split_thoughts(text)
+    if not ended and not truncated:  # the model itself stopped there
+        last = thoughts[-1].rstrip()
+        if style in ("think", "paper") and last.endswith("</answer>"):
+            parts, ended = [*parts, last[max(last.rfind("<answer>"), 0) :]], True
+        ended = ended or not last  # a tag with no thought behind it
+    if not ended:
+        return Parsed(Outcome.truncated if truncated else Outcome.no_answer, "")
+    whole = "".join(parts)
+    tries = [*parts[::-1], whole] if len(parts) > 1 else parts
+    if len(parts) > 1 and style == "compact":
+        tries = [_SHELL.sub(" ", part) for part in tries]
+    found = [_read(part, style) for part in tries]
+    parsed = next((one for one in found if one.outcome == Outcome.ok), found[-1])
+    if truncated and parsed.outcome in (Outcome.no_answer, Outcome.bad_json):
+        return Parsed(Outcome.truncated, "")
+    return parsed
+
+
+def split_thoughts(text: str) -> tuple[list[str], list[str], bool]:
+    """The parts of a text outside its thoughts, its thoughts, and whether the last of them has an end.
+
+    A closing tag alone closes what came before it: chat templates open a thought for the model. So a tag that is only
+    spoken of inside a thought, or nested there, lets nothing of it out.
+    """
+    parts: list[str] = []
+    thoughts: list[str] = []
+    start, thinking = 0, False
+    for mark in _THOUGHT.finditer(text):
+        closes, empty = any(mark[name] for name in ("tag", "square", "white", "channel")), mark["empty"]
+        if thinking and not closes or empty and thinking:
+            continue
+        (thoughts if closes or thinking else parts).append(text[start : mark.start()])
+        start, thinking = mark.end(), not closes and not empty
+    (thoughts if thinking else parts).append(text[start:])
+    return parts, thoughts, not thinking
+
+
+def _read(text: str, style: str) -> Parsed:
+    """Read what holds no thought."""
     if style in ("think", "paper"):
         end = text.rfind("</answer>")
         start = text.rfind("<answer>", 0, max(end, 0))
@@ -67,12 +125,8 @@ def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
     else:
         answered = style == "compact" or "{" in text
     if not answered:
-        parsed = Parsed(Outcome.no_answer, "")
-    else:
-        parsed = _one_line(_keywords(text)) if style in ("compact", "think") else _json_query(text)
-    if truncated and parsed.outcome in (Outcome.no_answer, Outcome.bad_json):
-        return Parsed(Outcome.truncated, "")
-    return parsed
+        return Parsed(Outcome.no_answer, "")
+    return _one_line(_keywords(text)) if style in ("compact", "think") else _json_query(text)
 
 
 def chosen(known: Collection[str], **options: str) -> None:
@@ -149,8 +203,9 @@ class Prompt:
     `instruction` is the user's turn and holds "{request}". `examples` are few-shot pairs (request, answer), the answer
     written in full as the model should write it (see `format_answer`). `prefix` opens the assistant's turn; the model
     goes on from there, and `read` parses what it writes. `mode`: `rewrite` sends the model's query to the retriever,
-    `expand` the request followed by it, `weight` times. Raises RecR1Error for an unknown style or mode, an instruction
-    without {request}, an example whose answer does not parse.
+    `expand` the request followed by it, `weight` times. `thinking`: whether a chat template that has a switch for it
+    (Qwen3) lets the model think first; off, because the kit's limits are a few tokens. Raises RecR1Error for an unknown
+    style or mode, an instruction without {request}, an example whose answer does not parse.
     """
 
     style: str
@@ -160,6 +215,7 @@ class Prompt:
     prefix: str = ""
     mode: str = "rewrite"
     weight: int = 1
+    thinking: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         chosen(STYLES, style=self.style)
@@ -189,21 +245,39 @@ class Prompt:
         has put its own start token in: tokenise the text with `add_special_tokens=False`. Raises RecR1Error for a
         tokenizer without a chat template and for a template that refuses the messages.
         """
-        if not getattr(tokenizer, "chat_template", None):
-            raise RecR1Error("the tokenizer has no chat template; use an instruction-tuned model or set one")
-        chat = self.messages(break_special_tokens(tokenizer, request))
-        try:
-            return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + self.prefix
-        except Exception as error:  # jinja2's own classes, and what a template raises by itself
-            raise RecR1Error(f"the chat template refuses this prompt (a system turn?): {error}") from error
+        return (
+            chat_text(tokenizer, self.messages(break_special_tokens(tokenizer, request)), self.thinking) + self.prefix
+        )
 
     def read(self, completion: str, truncated: bool = False) -> Parsed:
         """Parse what the model generated after this prompt, in training and in evaluation alike.
 
         A prefix opens the JSON or the thought, so it is put back there; in `compact` it only leads the model to the
-        keywords ("The customer bought a") and is no part of them.
+        keywords ("The customer bought a") and is no part of them. While the model may think and has been cut before
+        any tag, what it wrote is a thought that the template opened.
         """
+        if self.thinking and truncated and not _THOUGHT.search(completion):
+            return Parsed(Outcome.truncated, "")
         return parse(completion if self.style == "compact" else self.prefix + completion, self.style, truncated)
+
+
+def chat_text(tokenizer, chat: list[dict], thinking: bool = False) -> str:
+    """The turns through the tokenizer's own template, up to where the assistant speaks.
+
+    thinking: for templates that have a switch; one that opens a thought all the same has it closed here, unless it is
+    on. Raises RecR1Error for a tokenizer without a template and for a template that refuses the turns.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise RecR1Error("the tokenizer has no chat template; use an instruction-tuned model or set one")
+    switch = {"enable_thinking": thinking, "thinking": thinking}  # Qwen3 and most others; DeepSeek, Granite
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **switch)
+    except Exception as error:  # jinja2's own classes, and what a template raises by itself
+        raise RecR1Error(f"the chat template refuses this prompt (a system turn?): {error}") from error
+    tags = [tag for tag in _THOUGHT.finditer(text, max(0, len(text) - 40)) if not text[tag.end() :].strip()]
+    if thinking or not tags or any(tags[-1].groups()):
+        return text
+    return f"{text}\n{tags[-1][0][0]}/{tags[-1][0][1:]}\n\n"
 
 
 _REWRITE = (

@@ -5,6 +5,7 @@ Against stock TRL 1.12.0 (same loss, same gradients: tests compare them on the s
 - the update runs each prompt once for its group too, with gradients through the shared cache;
 - prompts are rendered by this kit (chat template + assistant prefix) and passed as text;
 - the order of the prompts is drawn here for the whole run, so that a resumed run finds its place in it;
+- an answer ends in any of the model's end tokens (stock knows the tokenizer's alone);
 - the share of groups without advantage is counted by group (stock counts it over the batch when that is what
   it scales by), and the log also says how many rollouts of a group differ;
 - a checkpoint of a policy with a KL reference brings back the policy (stock loads the reference alone);
@@ -33,7 +34,7 @@ from recr1_lite.evaluate.evaluation import evaluate
 from recr1_lite.ledger import Ledger, record_of
 from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rewriters import RawRewriter, as_rewriter, encode
-from recr1_lite.policy.rollouts import MergedCopy, completion_logps, generate_grouped
+from recr1_lite.policy.rollouts import MergedCopy, completion_logps, end_ids, generate_grouped, until_end
 from recr1_lite.profiles import Profile
 from recr1_lite.search.base import Retriever, check_engine
 from recr1_lite.search.metrics import Interval
@@ -61,6 +62,12 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
     def __init__(self, *args, rollout_batch: int | None = None, **others):
         super().__init__(*args, **others)
         self.rollout_batch = rollout_batch
+        self.ends = end_ids(self.accelerator.unwrap_model(self.model), self.processing_class)
+        if not self.use_vllm:  # TRL's own generation knows the tokenizer's alone
+            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.ends
+        if self.mask_truncated_completions and len(self.ends) > 1:
+            several = f"knows one end token and this model has {len(self.ends)}"
+            raise RecR1Error(f"mask_truncated_completions {several}, so it would mask whole answers; leave it out")
 
     def _tokenize_prompts(self, prompts):
         # the chat template has already put the start token in
@@ -69,10 +76,12 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, *others):
         size = len(prompt_ids) if self.use_vllm else self.rollout_batch or len(prompt_ids)
         parts = [self._write_rollouts(prompt_ids[at : at + size], *others) for at in range(0, len(prompt_ids), size)]
-        completions = [row for rows, _ in parts for row in rows]
+        written = [until_end(row, self.ends) for rows, _ in parts for row in rows]
+        completions = [row for row, _ in written]
         group = self.num_generations
         groups = [{tuple(row) for row in completions[at : at + group]} for at in range(0, len(completions), group)]
         self._note("distinct", sum(map(len, groups)) / len(completions))
+        self._note("cut", sum(not ended for _, ended in written) / len(written))
         return completions, None if parts[0][1] is None else [row for _, rows in parts for row in rows]
 
     def _write_rollouts(self, prompt_ids, *others):
@@ -91,6 +100,9 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
     def log(self, logs, *others):
         if self.beta == 0:
             self._metrics["train"].pop("kl", None)  # unsloth logs a 0 that nobody measured
+        for metrics in self._metrics.values():
+            if (cut := metrics.pop("cut", None)) and len(self.ends) > 1:  # TRL's share knows one end token
+                metrics["completions/clipped_ratio"] = cut
         super().log(logs, *others)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -112,14 +124,12 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
     def _write_rollouts(self, prompt_ids, *others):
         tokenizer, model = self.processing_class, self.accelerator.unwrap_model(self.model)
         batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(model.device)
-        training, ends = model.training, (tokenizer.eos_token_id, tokenizer.pad_token_id)
+        training, ends = model.training, (self.ends, tokenizer.pad_token_id)
         writer, drawn = self.merged.refresh() if self.merged else model.eval(), (self.temperature, self.top_p)
         prompts, length = (batch.input_ids, batch.attention_mask), self.max_completion_length
         tokens = generate_grouped(writer, *prompts, length, *ends, *drawn)
         model.train(training)
-        ended = tokens == tokenizer.eos_token_id
-        kept = ended.cumsum(1) - ended.int() == 0  # up to the first end token, and with it
-        return [row[keep].tolist() for row, keep in zip(tokens.cpu(), kept.cpu(), strict=True)], None
+        return [until_end(row, self.ends)[0] for row in tokens.tolist()], None
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **_
@@ -168,7 +178,7 @@ def train(
     prompts = [texts[request] for request in rows["request"]]
     dataset = Dataset.from_dict({"prompt": prompts, "example_id": rows["example_id"].tolist()})
     kind = trainer_class or (PlainGRPOTrainer if policy.backend == "unsloth" else GroupedGRPOTrainer)
-    pay = reward_functions(profile.recipe, scorer, {tokenizer.eos_token_id})
+    pay = reward_functions(profile.recipe, scorer, policy.end_ids)
     parts: dict = dict(train_dataset=dataset, processing_class=tokenizer, reward_funcs=pay)
     if issubclass(kind, PlainGRPOTrainer):  # not TRL's own, which a benchmark or a test may ask for
         parts["rollout_batch"] = profile.rollout_batch

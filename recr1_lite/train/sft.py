@@ -106,7 +106,7 @@ def tokenised(policy: Policy, targets: pd.DataFrame, prompt: Prompt, limit: int,
             lost = f"the rewrite {rewrite!r} cannot be read back from {answer!r}"
             raise RecR1Error(f"{lost}; clean it, or take another style")
         start = tokenizer(text, add_special_tokens=False)["input_ids"]
-        end = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        end = tokenizer(answer, add_special_tokens=False)["input_ids"] + policy.end_ids[:1]
         labels = [IGNORED] * len(start) if loss_on == "answer" else list(start)
         rows.append({"input_ids": start + end, "labels": labels + end})
     return Dataset.from_list(rows)

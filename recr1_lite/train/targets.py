@@ -4,6 +4,7 @@ Each target is a row of a file of JSON lines that only grows: example_id, reques
 cost. A run that was stopped or killed goes on from that file: what is in it is not asked for again.
 """
 
+import hashlib
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import set_seed
 from recr1_lite.common import RecR1Error, bar
 from recr1_lite.policy.endpoint import EndpointRewriter
 from recr1_lite.policy.rewriters import ModelRewriter, Rewriter
-from recr1_lite.tasks.prompts import Rewrite, compose
+from recr1_lite.tasks.prompts import Rewrite, compose, split_thoughts
 from recr1_lite.tasks.readers import read_rows
 from recr1_lite.train.rewards import Scorer
 
@@ -81,8 +82,7 @@ class TargetFile:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            busy = f"{self.path} is being written by another run"
-            raise RecR1Error(f"{busy}; wait for it, or give another file") from None
+            raise RecR1Error(f"{self.path} is being written by another run; wait, or give another file") from None
         try:
             self._read()
         except BaseException:
@@ -96,10 +96,9 @@ class TargetFile:
     def keep(self, row: Mapping) -> None:
         """Write a row to the disk before anything else happens; an example that is there already is left alone."""
         with self._guard:
-            if row["example_id"] in self.rows:
-                return
-            self._write(row)
-            self.rows[row["example_id"]] = dict(row)
+            if row["example_id"] not in self.rows:
+                self._write(row)
+                self.rows[row["example_id"]] = dict(row)
 
     def _write(self, row: Mapping) -> None:
         try:
@@ -125,12 +124,12 @@ class TargetFile:
                 row = json.loads(line)
                 key: Any = row["settings"] if number == 1 else str(row["example_id"])
             except (ValueError, KeyError, TypeError):
-                wrong = f"line {number} of {self.path} is no row of a targets file"
-                raise RecR1Error(f"{wrong}; mend or remove it") from None
+                raise RecR1Error(
+                    f"line {number} of {self.path} is no row of a targets file; mend or remove it"
+                ) from None
             if number > 1:
                 self.rows[key] = row
-            elif key != self.settings:
-                names = sorted(name for name in {*key, *self.settings} if key.get(name) != self.settings.get(name))
+            elif names := sorted(n for n in {*key, *self.settings} if key.get(n) != self.settings.get(n)):
                 made = f"{self.path} was made with other settings ({', '.join(names)})"
                 raise RecR1Error(f"{made}; give another file, or the settings it was made with")
 
@@ -172,7 +171,8 @@ def best_of_n(
         raise RecR1Error(f"choose={choose!r}, n={n}: take `vote`, or `reward` with a scorer, and n from 1 on")
     settings = {"model": rewriter.policy.name, "name": rewriter.name, "prompt": repr(rewriter.prompt), "n": n}
     settings |= {"choose": choose, "temperature": temperature, "max_new_tokens": rewriter.max_new_tokens, "seed": seed}
-    settings |= {"scorer": scorer and scorer.about}
+    settings |= {"scorer": scorer and scorer.about, "adapter": _adapter(rewriter.policy.model)}
+    settings |= {"thinking": rewriter.prompt.thinking or None}
     sampler = rewriter.at(temperature)
 
     def ask(examples: pd.DataFrame, file: TargetFile) -> None:
@@ -185,6 +185,13 @@ def best_of_n(
                 shown.update(len(chunk))
 
     return collect(path, examples, settings, ask)
+
+
+def _adapter(model) -> str | None:
+    """A digest of the adapter's weights; None for one that changes nothing yet."""
+    weights = [weight for name, weight in model.named_parameters() if "lora_B" in name and weight.any()]
+    content = b"".join(weight.detach().float().cpu().numpy().tobytes() for weight in weights)
+    return hashlib.sha256(content).hexdigest()[:16] if weights else None
 
 
 def _sample(sampler: ModelRewriter, chunk: pd.DataFrame, n: int, choose: str, scorer, seed: int) -> list[dict]:
@@ -236,8 +243,7 @@ class VoteRewriter(Rewriter):
             group = answers[place * self.n : (place + 1) * self.n]
             best = group[vote([prompt.read(answer.completion).query for answer in group])]
             query = compose(request, prompt.read(best.completion).query, prompt.mode, prompt.weight)
-            tokens = sum(answer.tokens for answer in group)
-            chosen.append(Rewrite(query, best.completion, best.outcome, tokens))
+            chosen.append(replace(best, query=query, tokens=sum(answer.tokens for answer in group)))
         return chosen
 
 
@@ -274,50 +280,48 @@ def from_endpoint(
     """
     budget = budget or Budget()
     settings = {"url": rewriter.url, "prompt": repr(rewriter.prompt), **rewriter.fields}
-    longest = max(len(str(rewriter.prompt.messages(request))) for request in examples["request"])
+    settings |= {"thinking": rewriter.prompt.thinking or None}
     fields: dict = rewriter.fields
-    most = fields.get("max_tokens") or fields.get("max_completion_tokens") or 4096
-    worst = budget.price(2 * longest // 3 + 1, most)
-
-    def one(request: str) -> dict:
-        start = time.perf_counter()
-        answer, parsed = rewriter.answer(request)
-        row: dict = {"request": request, "rewrite": parsed.query, "thought": thought_of(answer.text), "samples": 1}
-        row |= {"score": None, "mean_score": None, "raw_score": None, "tokens": answer.tokens}
-        row |= {"seconds": (time.perf_counter() - start) / rewriter.workers}
-        return row | {"money": budget.price(answer.prompt_tokens, answer.tokens)}
+    most = int(fields.get("max_tokens") or fields.get("max_completion_tokens") or 4096) * int(fields.get("n") or 1)
+    longest = max(len(str(rewriter.prompt.messages(request)).encode()) for request in examples["request"]) * 2 // 3 + 1
+    worst = budget.price(longest, most)
 
     def ask(examples: pd.DataFrame, file: TargetFile) -> None:
         todo, spent, asked = _open_requests(examples, file)
         allowed = len(todo) if budget.requests is None else min(len(todo), max(0, budget.requests - asked))
         queue = list(todo)[:allowed]
-        running: dict[Future, str] = {}
+        running: set[Future] = set()
         pool = ThreadPoolExecutor(rewriter.workers)
+
+        def answered(request: str) -> float:
+            start, (answer, parsed) = time.perf_counter(), rewriter.answer(request)
+            if budget.money is not None and None in (answer.prompt_tokens, answer.tokens):
+                rewriter.tell(f"{rewriter.url} does not say what it used; what it leaves out is booked at the worst")
+            thought = " ".join((answer.thought or "".join(split_thoughts(answer.text)[1])).split())
+            row: dict = {"request": request, "rewrite": parsed.query, "thought": thought, "samples": 1}
+            row |= {"outcome": str(parsed.outcome), "score": None, "mean_score": None, "raw_score": None}
+            row |= {"tokens": answer.tokens or 0, "seconds": (time.perf_counter() - start) / rewriter.workers}
+            read = longest if answer.prompt_tokens is None else answer.prompt_tokens
+            row |= {"money": budget.price(read, most if answer.tokens is None else answer.tokens)}
+            _keep_all(file, todo[request], row)
+            return row["money"]
 
         def affordable() -> bool:
             return budget.money is None or spent + worst * (len(running) + 1) <= budget.money
-
-        def answered(request: str) -> float:
-            row = one(request)
-            _keep_all(file, todo[request], row)
-            return row["money"]
 
         try:
             with bar(total=len(queue), desc=rewriter.name, unit="request", progress=progress) as shown:
                 while queue or running:
                     while queue and len(running) < rewriter.workers and affordable():
-                        request = queue.pop(0)
-                        running[pool.submit(answered, request)] = request
+                        running.add(pool.submit(answered, queue.pop(0)))
                     if not running:
                         break
-                    for job in wait(running, return_when=FIRST_COMPLETED).done:
-                        del running[job]
-                        spent += job.result()
-                        shown.update()
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    spent += sum(job.result() for job in done)
+                    shown.update(len(done))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # what was sent is paid for: its answer is kept
-        left = len(queue) + len(todo) - allowed
-        if left:
+        if left := len(queue) + len(todo) - allowed:
             print(f"the budget is used up: {left} requests are not asked yet; raise it and run again to go on")
 
     return collect(path, examples, settings, ask)
@@ -344,9 +348,3 @@ def _keep_all(file: TargetFile, example_ids: Sequence[str], row: Mapping, shared
     """Keep an answer for each example that asked this; only the first one carries what it cost."""
     for place, example in enumerate(example_ids):
         file.keep({**row, "example_id": example, **(FREE if place or shared else {})})
-
-
-def thought_of(text: str) -> str:
-    """What stands between <think> and </think>, on one line; "" without."""
-    start, end = text.find("<think>"), text.find("</think>")
-    return " ".join(text[max(start, -7) + 7 if start >= 0 else 0 : end].split()) if end > start else ""
