@@ -3,10 +3,9 @@
 python benchmarks/faults.py [--only PART ...] [--runs 20] [--seed 0] [--out build/faults.json] [--fresh]
 python benchmarks/faults.py --table [--out FILE]     the results as Markdown, ready for a README; nothing is run
 
-Made for Linux, needs no network and no root, leaves nothing behind, and takes about 20 minutes on two cores. Each part's
-result is in --out when it ends; a part that is there, with the same seed and --runs, is not run again. --runs 20 is the
-whole campaign; a smaller number takes as much less of every part. Exit status: 0 no fault, 1 at least one: the first
-example of each kind is in --out.
+For Linux; it needs no network and no root, and leaves nothing behind. Each part's result is in --out when it ends; a
+part that is there, with the same seed and --runs, is not run again. --runs 20 is the whole campaign; a smaller number
+takes as much less of every part. Exit status: 0 no fault, 1 at least one: the first example of each kind is in --out.
 """
 
 import argparse

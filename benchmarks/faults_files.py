@@ -64,7 +64,9 @@ def run_grpo(folder: Path, work: Path, watch=None, **changes) -> None:
     profile, task = world(work, **changes)
     book = Ledger(folder / "ledger.jsonl").bind(run="run")
     options = dict(resume=True, progress=False, watch=watch)
-    train_task(load_policy(profile, 1), task, BM25Retriever.build(task.items), profile, folder / "run", 1, book, **options)
+    train_task(
+        load_policy(profile, 1), task, BM25Retriever.build(task.items), profile, folder / "run", 1, book, **options
+    )
 
 
 def run_sft(folder: Path, work: Path) -> None:
@@ -154,7 +156,11 @@ class Kills:
 
 def files_of(folder: Path) -> dict[str, Path]:
     """The files that a reader sees: no lock, nothing hidden."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    found = {
+        re.sub(r"index-\w+", "index", path.relative_to(folder).as_posix()): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     return {name: path for name, path in found.items() if not re.search(r"(^|/)\.|\.lock$", name)}
 
 
@@ -215,7 +221,9 @@ def differences(base: Path, cut: Path, kills: int = 0) -> str:
             same = not name.endswith((".safetensors", ".txt")) or path.read_bytes() == other.read_bytes()
         if not same:
             return f"{name} differs from that of an uninterrupted run"
-    hidden = [path for path in cut.rglob(".*") if path.suffix != ".lock" and not (base / path.relative_to(cut)).exists()]
+    hidden = [
+        path for path in cut.rglob(".*") if path.suffix != ".lock" and not (base / path.relative_to(cut)).exists()
+    ]
     left = [path.name for path in hidden if path.is_dir()] or [path.name for path in hidden][kills:]
     return half_written(cut) or (f"left behind: {left[:3]} and {len(left)} in all" if left else "")
 
@@ -283,7 +291,9 @@ WRITES: dict[str, Callable[[Path, Path, int], object]] = {  # (folder, work, ver
     "one file": lambda folder, work, version: atomic_write(folder / "file.txt", str(version) * 50_000),
     "one folder": lambda folder, work, version: place_folder(folder / "two", lambda made: two_files(made, version)),
     "adapter": lambda folder, work, version: save_adapter(policy_of(world(work)[0], version), folder / "adapter"),
-    "BM25 index": lambda folder, work, version: BM25Retriever.build(world(work)[1].items[version:]).save(folder / "bm25"),
+    "BM25 index": lambda folder, work, version: BM25Retriever.build(world(work)[1].items[version:]).save(
+        folder / "bm25"
+    ),
     "checkpoint": lambda folder, work, version: run_grpo(folder, work, steps=4 + 4 * version),
     "report": write_report_page,
     "export": lambda folder, work, version: run_export(folder, work, version),
@@ -326,7 +336,9 @@ def disk_trial(kind: str, share: float, work: Path, folder: Path) -> tuple[str, 
     if error is not None:
         if not (kind in RAW and isinstance(error, OSError) or isinstance(error, RecR1Error) and "\n" not in str(error)):
             return f"no sentence but {type(error).__name__}: {error}", way
-        if kind.startswith(("target", "ledger")):  # rows before the full one stay, and the next start cuts a torn one off
+        if kind.startswith(
+            ("target", "ledger")
+        ):  # rows before the full one stay, and the next start cuts a torn one off
             kept = {name: data[: len(old[name])] for name, data in kept.items()}
         changed = [name for name in {**old, **kept} if old.get(name) != kept.get(name)]
         if kind != "checkpoint" and changed or half_written(folder):

@@ -9,19 +9,30 @@ from faults_child import Child, Skipped, Tally
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.prompts import PROMPTS, STYLES, Outcome, format_answer, parse
 
-QUERIES = ("red dress", "warm winter coat, wool", '12" "vinyl" {record}', "çanta İstanbul", "赤い ドレス", "ΣΊΣΥΦΟΣ ß ﬁ")
+QUERIES = (
+    "red dress",
+    "warm winter coat, wool",
+    '12" "vinyl" {record}',
+    "çanta İstanbul",
+    "赤い ドレス",
+    "ΣΊΣΥΦΟΣ ß ﬁ",
+)
 WRAPPED = (
-    "Keywords: {}", "1. {}\n2. blue", "- **{}**\n- coat", "```json\n{}\n```", "Sure! Here is the answer:\n\n{}", "{}\n{}",
-    "<think>maybe\n{}", "thought</think>{}", "<think></think>{}", "<answer>{}</answer><answer>x</answer>", "<answer>{}",
-    '{{"query": ["{}", "b"]}}', '{{"query": {{"query": "{}"}}}}', '{{"query": null, "q": "{}"}}', "\\u003cthink> {}",
-)  # fmt: skip
+    """Keywords: {}|1. {}%2. blue|- **{}**%- coat|```json%{}%```|Sure! Here is the answer:%%{}|<think>maybe%{}
+thought</think>{}|<think></think>{}|<answer>{}</answer><answer>x</answer>|<answer>{}|{"query": ["{}", "b"]}
+{"query": {"query": "{}"}}|{"query": null, "q": "{}"}|\\u003cthink> {}""".replace("\n", "|")
+    .replace("%", "\n")
+    .split("|")
+)
 NOISE = "\x00\x1b\u00ad\u200b\u200d\u202e\u2028\ufeff\ufffd\ud800\udfff\U0001f600\u0301İıſ<>{}[]\"'\\`*_:\n\r\t "
 
 
 def seeds() -> list[str]:
     """Completions as models write them, in every style, whole and wrapped in what they add."""
     plain = [format_answer(query, style) for query in QUERIES for style in STYLES]
-    return plain + [wrap.replace("{}", text).replace("{{", "{").replace("}}", "}") for wrap in WRAPPED for text in plain]
+    return plain + [
+        wrap.replace("{}", text).replace("{{", "{").replace("}}", "}") for wrap in WRAPPED for text in plain
+    ]
 
 
 def mutated(known: list[str], rng: random.Random) -> str:

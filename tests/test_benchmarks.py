@@ -2,8 +2,11 @@
 
 import json
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import faults
 import grpo_step
 import numpy as np
 import pytest
@@ -13,7 +16,13 @@ import torch
 import transfer
 from safetensors.torch import save_file
 
-HELP = [(grpo_step, "--rounds"), (retrieval, "--limit-gb"), (tasks, "--data"), (transfer, "--adapter")]
+HELP = [
+    (faults, "--fresh"),
+    (grpo_step, "--rounds"),
+    (retrieval, "--limit-gb"),
+    (tasks, "--data"),
+    (transfer, "--adapter"),
+]
 
 
 @pytest.mark.parametrize("script, words", HELP)
@@ -139,3 +148,74 @@ def test_retrieval_tables(tmp_path):
     assert retrieval.step_seconds(tmp_path / "ledger.jsonl") == 11.0
     assert retrieval.step_seconds(tmp_path / "none.jsonl") is None
     assert "pass --ledger" in retrieval.shares([base], None)
+
+
+def test_faults_small_resumed_and_as_a_table(tmp_path):
+    out = tmp_path / "faults.json"
+
+    def run(*options) -> tuple[int, str]:  # a process of its own: one that has threads must not be forked
+        command = [sys.executable, faults.__file__, f"--out={out}", "--runs=1", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert not done.stderr, done.stderr
+        return done.returncode, done.stdout
+
+    status, said = run("--only", "kill best of n", "together")
+    parts = json.loads(out.read_text())["parts"]
+    assert {name: row["asked"] for name, row in parts.items()} == {"kill best of n": 1, "together": 2}
+    assert parts["kill best of n"]["tried"] >= 2 and parts["together"]["tried"] == 2
+    assert (status, [row["faults"] for row in parts.values()]) == (0, [0, 0]), parts
+    assert run("--only", "together")[1].startswith("together: done before, 0 faults")
+    assert run("--table")[1].splitlines()[2] in said and "| kill -9 at random moments, 1 kills, " in said
+
+
+def test_faults_are_counted_and_shown(monkeypatch, tmp_path, capsys):
+    def parser(tally, count, seed, work):
+        tally.add("json")
+        for style in ("json", "paper", "json"):
+            tally.add(style, f"a think tag in {work / style}")
+
+    def gone(tally, count, seed, work):
+        raise faults.Skipped("no data")
+
+    def broken(tally, count, seed, work):
+        raise OSError("a bug")
+
+    for name, part in {"parser": parser, "environment": gone, "disk": broken}.items():
+        monkeypatch.setitem(faults.PARTS, name, (part, 20, "what"))
+    out = tmp_path / "faults.json"
+    assert faults.main([f"--out={out}", "--only", "parser", "environment", "disk"]) == 1
+    shown = capsys.readouterr().out
+    assert "| parser | what | 4 | 3 | json: a think tag in WORK/parser/json; paper: a think tag" in shown
+    assert "skipped: no data" in shown and "the part ended with OSError: a bug" in shown
+    assert faults.main([f"--out={out}", "--only", "environment"]) == 0
+
+
+def test_faults_knows_a_fault(tmp_path):
+    """What the judges of the campaign must not let pass."""
+    files, serve, inputs = faults.faults_files, faults.faults_serve, faults.faults_input
+    base, cut = tmp_path / "base", tmp_path / "cut"
+    for folder in (base, cut):
+        folder.mkdir()
+        (folder / "targets.jsonl").write_text('{"example_id": "a", "seconds": 1}\n{"example_id": "b", "seconds": 2}\n')
+    assert files.differences(base, cut) == ""
+    for text, fault in [('{"example_id": "a"}\n', "differs"), ('{"exa{"example_id": "a"}\n', "damaged line")]:
+        (cut / "targets.jsonl").write_text(text)
+        assert fault in files.differences(base, cut)
+    (cut / "more.json").write_text("{")
+    assert "more.json" in files.differences(base, cut) and files.half_written(cut) == "more.json is half-written"
+    (cut / "more.json").unlink()
+    (cut / "targets.jsonl").write_bytes((base / "targets.jsonl").read_bytes())
+    (cut / ".two~1~x").mkdir()
+    assert "left behind: ['.two~1~x']" in files.differences(base, cut, kills=5)
+    answers = {
+        b"HTTP/1.1 200 OK\r\n\r\n{}": "",
+        b'HTTP/1.1 400 Bad\r\n\r\n{"error": {}}': "",
+        b"HTTP/1.1 400 Bad\r\n\r\n{}": "neither result nor error",
+        b"HTTP/1.1 500 Bad\r\n\r\nnot JSON": "no JSON",
+        b'HTTP/1.1 500 Bad\r\n\r\n{"error": "in /secret"}': "/secret",
+        b"": "no answer",
+    }
+    for came, fault in answers.items():
+        found = serve.judge("as it should be", b"POST /search", True, came, [b"/secret"])
+        assert fault in found if fault else not found
+    assert inputs.misread("red dress", "compact", False) == ""
