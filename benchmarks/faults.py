@@ -9,6 +9,7 @@ takes as much less of every part. Exit status: 0 no fault, 1 at least one: the f
 """
 
 import argparse
+import importlib
 import json
 import os
 import shlex
@@ -24,9 +25,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 SETTINGS = {"OMP_NUM_THREADS": "1", "RECR1_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= SETTINGS if __name__ == "__main__" else {}
 
-import faults_files  # noqa: E402
-import faults_input  # noqa: E402
-import faults_serve  # noqa: E402
 from faults_child import Child, Skipped, Tally  # noqa: E402
 
 from recr1_lite import ledger  # noqa: E402
@@ -34,13 +32,14 @@ from recr1_lite.common import atomic_write  # noqa: E402
 from recr1_lite.report.page import markdown_table  # noqa: E402
 
 ALL = 20  # --runs of the whole campaign, for which these are the counts
+KILL = ("faults_files.kill", ALL, "kill -9 at random moments")
 PARTS = {
-    **{f"kill {name}": (faults_files.Kills(name), 20, "kill -9 at random moments") for name in faults_files.ACTIONS},
-    "parser": (faults_input.parser, 1_000_000, "mutated completions, each read in all styles"),
-    "environment": (faults_input.environment, 10_000, "random queries to BM25 on the clothing catalogue"),
-    "disk": (faults_files.disk, 5 * len(faults_files.WRITES), "writes to a disk that gets full"),
-    "together": (faults_files.together, 40, "rounds of 2 or 4 processes on one file or folder"),
-    "serve": (faults_serve.serve, 1_000, "HTTP requests, 50 at once, and Ctrl-C twice"),
+    **{f"kill {name}": KILL for name in ("GRPO", "SFT", "best of n", "demo", "export")},
+    "parser": ("faults_input.parser", 1_000_000, "mutated completions, each read in all styles"),
+    "environment": ("faults_input.environment", 10_000, "random queries to BM25 on the clothing catalogue"),
+    "disk": ("faults_files.disk", 55, "writes of eleven kinds to a disk that gets full"),
+    "together": ("faults_files.together", 40, "rounds of 2 or 4 processes on one file or folder"),
+    "serve": ("faults_serve.serve", 1_000, "HTTP requests, 50 at once, and Ctrl-C twice"),
 }
 HEAD = ["part", "tried", "n", "faults", "first of each kind", "seconds"]
 
@@ -94,7 +93,9 @@ def one(name: str, count: int, seed: int, work: Path) -> dict:
     folder = work / name.replace(" ", "-")
     folder.mkdir()
     try:
-        PARTS[name][0](tally, count, seed, folder)
+        module, _, function = PARTS[name][0].partition(".")
+        part = getattr(importlib.import_module(module), function)  # loaded on demand: training takes seconds to load
+        part(tally, count, seed, folder, *[name.removeprefix("kill ")] * (function == "kill"))
     except Skipped as reason:
         skipped = str(reason)
     except Exception as error:

@@ -114,41 +114,36 @@ ACTIONS: dict[str, Callable] = {
 }
 
 
-class Kills:
+def kill(tally: Tally, count: int, seed: int, work: Path, name: str) -> None:
     """kill -9 at `count` moments, drawn over the time of an uninterrupted run; each run goes on until it ends."""
 
-    def __init__(self, name: str):
-        self.name, self.act = name, ACTIONS[name]
-
-    def __call__(self, tally: Tally, count: int, seed: int, work: Path) -> None:
-        rng, base, kills, ended = random.Random(f"{self.name}/{seed}"), self.start(work, 0), 0, 0
-        begin = time.perf_counter()
-        Child(self.act, base, work).value()
-        seconds = time.perf_counter() - begin
-        cut, since = self.start(work, 1), 0
-        while kills < count or since:
-            child = Child(self.act, cut, work)
-            moment = rng.uniform(0, seconds)
-            if kills < count and child.kill_after(moment):
-                kills, since = kills + 1, since + 1
-                tally.add(f"after a kill {moment / seconds:.0%} into the run", half_written(cut))
-                continue
-            error = child.result()[1] or differences(base, cut, since)
-            ended += 1
-            tally.add(f"a run that was killed {since} times", error)
-            shutil.rmtree(cut)
-            cut, since = self.start(work, 1 + ended), 0
-            if ended > 10 * count:  # it ends before it can be killed
-                raise RuntimeError(f"{kills} kills in {ended} runs of {seconds:.1f} s")
-        tally.note = f"{kills} kills, {ended} runs to the end, {seconds:.1f} s uninterrupted"
-
-    def start(self, work: Path, number: int) -> Path:
+    def start(number: int) -> Path:
         """A new folder; for an export with an older one in it, which is to be replaced."""
-        folder = work / f"runs-{number}"
-        folder.mkdir()
-        if self.name == "export":
+        (folder := work / f"runs-{number}").mkdir()
+        if name == "export":
             Child(run_export, folder, work, 0).value()
         return folder
+
+    rng, base, kills, ended = random.Random(f"{name}/{seed}"), start(0), 0, 0
+    world(work)
+    begin = time.perf_counter()
+    Child(ACTIONS[name], base, work).value()
+    seconds = time.perf_counter() - begin
+    cut, since = start(1), 0
+    while kills < count or since:
+        child, moment = Child(ACTIONS[name], cut, work), rng.uniform(0, seconds)
+        if kills < count and child.kill_after(moment):
+            kills, since = kills + 1, since + 1
+            tally.add(f"after a kill {moment / seconds:.0%} into the run", half_written(cut))
+            continue
+        error = child.result()[1] or differences(base, cut, since)
+        ended += 1
+        tally.add(f"a run that was killed {since} times", error)
+        shutil.rmtree(cut)
+        cut, since = start(1 + ended), 0
+        if ended > 10 * count:  # it ends before it can be killed
+            raise RuntimeError(f"{kills} kills in {ended} runs of {seconds:.1f} s")
+    tally.note = f"{kills} kills, {ended} runs to the end, {seconds:.1f} s uninterrupted"
 
 
 # what is right

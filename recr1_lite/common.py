@@ -52,9 +52,11 @@ def temporary_for(path: Path) -> str:
 def runs(process: int) -> bool:
     """Whether there is such a process, as far as can be told."""
     try:
-        return os.name != "posix" or os.kill(process, 0) is None
+        if os.name == "posix":  # elsewhere this would end it
+            os.kill(process, 0)
     except OSError as problem:
         return not isinstance(problem, ProcessLookupError)
+    return True
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:

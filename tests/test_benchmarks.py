@@ -7,6 +7,9 @@ import sys
 from types import SimpleNamespace
 
 import faults
+import faults_files
+import faults_input
+import faults_serve
 import grpo_step
 import numpy as np
 import pytest
@@ -150,22 +153,20 @@ def test_retrieval_tables(tmp_path):
     assert "pass --ledger" in retrieval.shares([base], None)
 
 
-def test_faults_small_resumed_and_as_a_table(tmp_path):
+def test_faults_small_resumed_and_as_a_table(tmp_path, capsys):
     out = tmp_path / "faults.json"
-
-    def run(*options) -> tuple[int, str]:  # a process of its own: one that has threads must not be forked
-        command = [sys.executable, faults.__file__, f"--out={out}", "--runs=1", *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        assert not done.stderr, done.stderr
-        return done.returncode, done.stdout
-
-    status, said = run("--only", "kill best of n", "together")
+    options = [f"--out={out}", "--runs=1", "--only", "kill best of n", "together"]
+    command = [sys.executable, faults.__file__, *options]  # not here: a process that has threads must not be forked
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert not done.stderr
     parts = json.loads(out.read_text())["parts"]
     assert {name: row["asked"] for name, row in parts.items()} == {"kill best of n": 1, "together": 2}
     assert parts["kill best of n"]["tried"] >= 2 and parts["together"]["tried"] == 2
-    assert (status, [row["faults"] for row in parts.values()]) == (0, [0, 0]), parts
-    assert run("--only", "together")[1].startswith("together: done before, 0 faults")
-    assert run("--table")[1].splitlines()[2] in said and "| kill -9 at random moments, 1 kills, " in said
+    assert (done.returncode, [row["faults"] for row in parts.values()]) == (0, [0, 0]), parts
+    assert faults.main(options) == 0 and "together: done before, 0 faults" in capsys.readouterr().out
+    assert faults.main([*options, "--table"]) == 0
+    shown = capsys.readouterr().out.strip()
+    assert shown in done.stdout and "| kill -9 at random moments, 1 kills, " in shown
 
 
 def test_faults_are_counted_and_shown(monkeypatch, tmp_path, capsys):
@@ -181,7 +182,8 @@ def test_faults_are_counted_and_shown(monkeypatch, tmp_path, capsys):
         raise OSError("a bug")
 
     for name, part in {"parser": parser, "environment": gone, "disk": broken}.items():
-        monkeypatch.setitem(faults.PARTS, name, (part, 20, "what"))
+        monkeypatch.setattr(faults_input, name, part, raising=False)
+        monkeypatch.setitem(faults.PARTS, name, (f"faults_input.{name}", 20, "what"))
     out = tmp_path / "faults.json"
     assert faults.main([f"--out={out}", "--only", "parser", "environment", "disk"]) == 1
     shown = capsys.readouterr().out
@@ -192,21 +194,23 @@ def test_faults_are_counted_and_shown(monkeypatch, tmp_path, capsys):
 
 def test_faults_knows_a_fault(tmp_path):
     """What the judges of the campaign must not let pass."""
-    files, serve, inputs = faults.faults_files, faults.faults_serve, faults.faults_input
     base, cut = tmp_path / "base", tmp_path / "cut"
     for folder in (base, cut):
         folder.mkdir()
         (folder / "targets.jsonl").write_text('{"example_id": "a", "seconds": 1}\n{"example_id": "b", "seconds": 2}\n')
-    assert files.differences(base, cut) == ""
+    assert faults_files.differences(base, cut) == ""
     for text, fault in [('{"example_id": "a"}\n', "differs"), ('{"exa{"example_id": "a"}\n', "damaged line")]:
         (cut / "targets.jsonl").write_text(text)
-        assert fault in files.differences(base, cut)
+        assert fault in faults_files.differences(base, cut)
     (cut / "more.json").write_text("{")
-    assert "more.json" in files.differences(base, cut) and files.half_written(cut) == "more.json is half-written"
+    assert (
+        "more.json" in faults_files.differences(base, cut)
+        and faults_files.half_written(cut) == "more.json is half-written"
+    )
     (cut / "more.json").unlink()
     (cut / "targets.jsonl").write_bytes((base / "targets.jsonl").read_bytes())
     (cut / ".two~1~x").mkdir()
-    assert "left behind: ['.two~1~x']" in files.differences(base, cut, kills=5)
+    assert "left behind: ['.two~1~x']" in faults_files.differences(base, cut, kills=5)
     answers = {
         b"HTTP/1.1 200 OK\r\n\r\n{}": "",
         b'HTTP/1.1 400 Bad\r\n\r\n{"error": {}}': "",
@@ -216,6 +220,6 @@ def test_faults_knows_a_fault(tmp_path):
         b"": "no answer",
     }
     for came, fault in answers.items():
-        found = serve.judge("as it should be", b"POST /search", True, came, [b"/secret"])
+        found = faults_serve.judge("as it should be", b"POST /search", True, came, [b"/secret"])
         assert fault in found if fault else not found
-    assert inputs.misread("red dress", "compact", False) == ""
+    assert faults_input.misread("red dress", "compact", False) == ""
