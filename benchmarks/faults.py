@@ -41,7 +41,7 @@ PARTS = {
     "together": ("faults_files.together", 40, "rounds of 2 or 4 processes on one file or folder"),
     "serve": ("faults_serve.serve", 1_000, "HTTP requests, 50 at once, and Ctrl-C twice"),
 }
-HEAD = ["part", "tried", "n", "faults", "first of each kind", "seconds"]
+HEAD = ["part", "what", "n", "faults", "first of each kind", "seconds"]
 
 
 def main(argv: list[str] | None = None) -> int:
