@@ -141,10 +141,7 @@ class Book:
         for folder, name in ((self.work, "WORK"), (ROOT, "."), (Path.home(), "~")):  # no path of this machine
             text = text.replace(json.dumps(str(folder))[1:-1], name)
         self.content = json.loads(text)
-        try:
-            atomic_write(self.path, text + "\n")
-        except OSError as problem:
-            raise RecR1Error(f"{self.path} cannot be written ({problem.strerror}); give another --out") from problem
+        atomic_write(self.path, text + "\n")
         return self.rows[cell.name]
 
 

@@ -1,13 +1,16 @@
 """What every room uses: the one exception, files written whole or not at all, one progress bar, words of a text."""
 
+import glob
 import itertools
 import os
+import platform
 import re
 import shutil
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,39 +69,85 @@ def is_indexed(word: str) -> bool:
     return len(word) > 1 or unicodedata.category(word) == "Lo"
 
 
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """What keeps `path` from being written, a full disk or a closed folder, as a RecR1Error in one sentence."""
+    try:
+        yield
+    except RecR1Error:
+        raise
+    except Exception as problem:
+        if not isinstance(problem, OSError) and "(os error" not in str(problem):  # safetensors has a class of its own
+            raise
+        reason = getattr(problem, "strerror", None) or problem
+        advice = "free space on its disk, mend its permissions, or give another place"
+        raise RecR1Error(f"{path} cannot be written ({reason}) and nothing was kept of it; {advice}") from problem
+
+
+def temporary_for(path: Path) -> str:
+    """How the names of this process's temporaries beside `path` begin; what a killed process left there is cleared."""
+    mark = f".{path.name}~{platform.node()}~"  # of this machine: another one may share the disk
+    for left in path.parent.glob(f"{glob.escape(mark)}*"):
+        maker = left.name.removeprefix(mark).partition("~")[0]
+        if not maker.isdigit() or runs(int(maker)):
+            continue
+        if left.name.endswith(".old") and not path.exists():  # killed between the two renames of `swap_in`
+            left.rename(path)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+    return f"{mark}{os.getpid()}~"
+
+
+def runs(process: int) -> bool:
+    """Whether there is such a process, as far as can be told."""
+    try:
+        if os.name == "posix":  # elsewhere this would end it
+            os.kill(process, 0)
+    except OSError as problem:
+        return not isinstance(problem, ProcessLookupError)
+    return True
+
+
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
     """Write `content` to `path` through a temporary neighbour, so that no reader ever sees half a file.
 
-    Raises OSError (full disk, read-only folder) with nothing left behind.
+    Raises RecR1Error (full disk, read-only folder) with nothing left behind.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_for(path))
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
     return path
 
 
 def place_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary neighbour of `folder`, then swap it in. If either fails, what was there stays."""
+    """Let `write` fill a temporary neighbour of `folder`, then swap it in. If either fails, what was there stays.
+
+    Raises RecR1Error where the disk is full or the folder closed, and whatever `write` raises.
+    """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        write(work)
-        work.chmod(0o755)
-        swap_in(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=temporary_for(folder)))
+        try:
+            write(work)
+            work.chmod(0o755)
+            swap_in(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return folder
 
 

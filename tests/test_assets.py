@@ -212,7 +212,7 @@ def test_read_only_cache_that_is_warm(cache, no_pip, monkeypatch):
     def read_only(*arguments):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(assets, "atomic_write", read_only)
+    monkeypatch.setattr("recr1_lite.common.os.replace", read_only)
     no_pip()
     assert assets.fetch("tiny") == path
 

@@ -2,8 +2,14 @@
 
 import json
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import faults
+import faults_files
+import faults_input
+import faults_serve
 import grpo_step
 import numpy as np
 import pytest
@@ -13,7 +19,13 @@ import torch
 import transfer
 from safetensors.torch import save_file
 
-HELP = [(grpo_step, "--rounds"), (retrieval, "--limit-gb"), (tasks, "--data"), (transfer, "--adapter")]
+HELP = [
+    (faults, "--fresh"),
+    (grpo_step, "--rounds"),
+    (retrieval, "--limit-gb"),
+    (tasks, "--data"),
+    (transfer, "--adapter"),
+]
 
 
 @pytest.mark.parametrize("script, words", HELP)
@@ -139,3 +151,75 @@ def test_retrieval_tables(tmp_path):
     assert retrieval.step_seconds(tmp_path / "ledger.jsonl") == 11.0
     assert retrieval.step_seconds(tmp_path / "none.jsonl") is None
     assert "pass --ledger" in retrieval.shares([base], None)
+
+
+def test_faults_small_resumed_and_as_a_table(tmp_path, capsys):
+    out = tmp_path / "faults.json"
+    options = [f"--out={out}", "--runs=1", "--only", "kill best of n", "together"]
+    command = [sys.executable, faults.__file__, *options]  # not here: a process that has threads must not be forked
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert not done.stderr
+    parts = json.loads(out.read_text())["parts"]
+    assert {name: row["asked"] for name, row in parts.items()} == {"kill best of n": 1, "together": 2}
+    assert parts["kill best of n"]["tried"] >= 2 and parts["together"]["tried"] == 2
+    assert (done.returncode, [row["faults"] for row in parts.values()]) == (0, [0, 0]), parts
+    assert faults.main(options) == 0 and "together: done before, 0 faults" in capsys.readouterr().out
+    assert faults.main([*options, "--table"]) == 0
+    shown = capsys.readouterr().out.strip()
+    assert shown in done.stdout and "| kill -9 at random moments, 1 kills, " in shown
+
+
+def test_faults_are_counted_and_shown(monkeypatch, tmp_path, capsys):
+    def parser(tally, count, seed, work):
+        tally.add("json")
+        for style in ("json", "paper", "json"):
+            tally.add(style, f"a think tag in {work / style}")
+
+    def gone(tally, count, seed, work):
+        raise faults.Skipped("no data")
+
+    def broken(tally, count, seed, work):
+        raise OSError("a bug")
+
+    for name, part in {"parser": parser, "environment": gone, "disk": broken}.items():
+        monkeypatch.setattr(faults_input, name, part, raising=False)
+        monkeypatch.setitem(faults.PARTS, name, (f"faults_input.{name}", 20, "what"))
+    out = tmp_path / "faults.json"
+    assert faults.main([f"--out={out}", "--only", "parser", "environment", "disk"]) == 1
+    shown = capsys.readouterr().out
+    assert "| parser | what | 4 | 3 | json: a think tag in WORK/parser/json; paper: a think tag" in shown
+    assert "skipped: no data" in shown and "the part ended with OSError: a bug" in shown
+    assert faults.main([f"--out={out}", "--only", "environment"]) == 0
+
+
+def test_faults_knows_a_fault(tmp_path):
+    """What the judges of the campaign must not let pass."""
+    base, cut = tmp_path / "base", tmp_path / "cut"
+    for folder in (base, cut):
+        folder.mkdir()
+        (folder / "targets.jsonl").write_text('{"example_id": "a", "seconds": 1}\n{"example_id": "b", "seconds": 2}\n')
+    assert faults_files.differences(base, cut) == ""
+    for text, fault in [('{"example_id": "a"}\n', "differs"), ('{"exa{"example_id": "a"}\n', "damaged line")]:
+        (cut / "targets.jsonl").write_text(text)
+        assert fault in faults_files.differences(base, cut)
+    (cut / "more.json").write_text("{")
+    assert (
+        "more.json" in faults_files.differences(base, cut)
+        and faults_files.half_written(cut) == "more.json is half-written"
+    )
+    (cut / "more.json").unlink()
+    (cut / "targets.jsonl").write_bytes((base / "targets.jsonl").read_bytes())
+    (cut / ".two~1~x").mkdir()
+    assert "left behind: ['.two~1~x']" in faults_files.differences(base, cut, kills=5)
+    answers = {
+        b"HTTP/1.1 200 OK\r\n\r\n{}": "",
+        b'HTTP/1.1 400 Bad\r\n\r\n{"error": {}}': "",
+        b"HTTP/1.1 400 Bad\r\n\r\n{}": "neither result nor error",
+        b"HTTP/1.1 500 Bad\r\n\r\nnot JSON": "no JSON",
+        b'HTTP/1.1 500 Bad\r\n\r\n{"error": "in /secret"}': "/secret",
+        b"": "no answer",
+    }
+    for came, fault in answers.items():
+        found = faults_serve.judge("as it should be", b"POST /search", True, came, [b"/secret"])
+        assert fault in found if fault else not found
+    assert faults_input.misread("red dress", "compact", False) == ""

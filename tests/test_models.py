@@ -152,7 +152,7 @@ def test_a_failed_save_leaves_what_was_there(tiny_folder, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(policy.model, "save_pretrained", full_disk)
-    with pytest.raises(OSError):
+    with pytest.raises(RecR1Error, match="cannot be written .No space left"):
         save_adapter(policy, folder)
     assert (folder / "adapter_model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

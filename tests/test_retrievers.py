@@ -172,7 +172,7 @@ def test_save_and_load_search_alike(tmp_path):
 
 def test_saving_again_replaces_the_index_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = BM25Retriever.build(ITEMS).save(tmp_path / "index")
-    with monkeypatch.context() as patch, pytest.raises(OSError):
+    with monkeypatch.context() as patch, pytest.raises(RecR1Error, match="index cannot be written"):
         patch.setattr("recr1_lite.search.bm25.atomic_write", lambda *_: os.listdir(tmp_path / "full"))
         BM25Retriever.build(ITEMS[:3]).save(folder)
     old = BM25Retriever.load(folder)

@@ -193,7 +193,7 @@ def _is_whole(path: Path, asset: Asset, full_check: bool) -> bool:
         raise RecR1Error(
             f"{path} cannot be read ({problem.strerror}); mend its permissions, or set RECR1_CACHE to another folder"
         ) from problem
-    with contextlib.suppress(OSError):  # a read-only cache is good enough to read from
+    with contextlib.suppress(RecR1Error):  # a read-only cache is good enough to read from
         atomic_write(stamp, asset.sha256)
     return True
 

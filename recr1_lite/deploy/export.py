@@ -131,13 +131,7 @@ def export(
         if card:
             (work / "README.md").write_text(card(told), encoding="utf-8")
 
-    try:
-        place_folder(out, write)
-    except OSError as problem:
-        raise RecR1Error(
-            f"{out} cannot be written ({problem.strerror or problem}) and nothing was kept; "
-            "free some space or give another folder with --out"
-        ) from problem
+    place_folder(out, write)
     return told
 
 

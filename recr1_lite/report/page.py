@@ -24,7 +24,7 @@ def write_report(ledger, path: str | Path, run: str | None = None) -> Path:
     """Write the report of a run (default: the ledger's last), whole or not at all: HTML, or Markdown for .md.
 
     Markdown has its figures in a folder beside it, written before the page. Raises RecR1Error when the ledger holds no
-    results, or none of that run, or for another suffix, and OSError when `path` cannot be written.
+    results, or none of that run, for another suffix, and when `path` cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm", ".md"):

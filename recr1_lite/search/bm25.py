@@ -12,7 +12,7 @@ import bm25s
 import numpy as np
 import pandas as pd
 
-from recr1_lite.common import RecR1Error, atomic_write
+from recr1_lite.common import RecR1Error, atomic_write, writing
 from recr1_lite.search.base import Hits, bag_of_words, best, checked_catalogue, checked_queries, fingerprint
 from recr1_lite.search.metrics import checked_cutoff
 
@@ -95,20 +95,22 @@ class BM25Retriever:
     def save(self, folder: str | Path) -> Path:
         """Write the index under `folder`: a reader sees the old index or the new one, never a mixture.
 
-        The arrays go to a new sub-folder; `retriever.json`, which names it, is replaced last.
+        The arrays go to a new sub-folder; `retriever.json`, which names it, is replaced last. Raises RecR1Error where
+        that cannot be written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        head = folder / "retriever.json"
-        before = json.loads(head.read_text(encoding="utf-8"))["index"] if head.exists() else None
-        arrays = Path(tempfile.mkdtemp(prefix="index-", dir=folder))
-        try:
-            self.index.save(arrays, show_progress=False)
-            about = dict(index=arrays.name, stopwords=self.stopwords, stemmer=self.stemmer, ids=self.ids)
-            atomic_write(head, json.dumps(about))
-        except BaseException:
-            shutil.rmtree(arrays, ignore_errors=True)
-            raise
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            head = folder / "retriever.json"
+            before = json.loads(head.read_text(encoding="utf-8"))["index"] if head.exists() else None
+            arrays = Path(tempfile.mkdtemp(prefix="index-", dir=folder))
+            try:
+                self.index.save(arrays, show_progress=False)
+                about = dict(index=arrays.name, stopwords=self.stopwords, stemmer=self.stemmer, ids=self.ids)
+                atomic_write(head, json.dumps(about))
+            except BaseException:
+                shutil.rmtree(arrays, ignore_errors=True)
+                raise
         if before:  # only the one that was replaced: another process may be writing its own
             shutil.rmtree(folder / before, ignore_errors=True)
         return folder
