@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,7 @@ TRAIN = (
     ("--report-to", "log to a tracker too: tensorboard, wandb, trackio (default: none)", TRACKER),
 )
 TRAINERS = {"choices": ("unsloth", "transformers", "stock")}
+RANGES: dict = {"seed": (0, 2**32 - 1), "port": (0, 65535), "memory": (0, 10**6)}  # any other number counts something
 SUITES = ("offline", "ifeval", "gsm8k", "mmlu", "humaneval")
 
 
@@ -331,24 +333,39 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run a command; its exit status: 0 done, 1 a fault of the kit, 2 a mistake that one sentence tells, 130 Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a log file shows each line when it is said, in any encoding
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     arguments = parser().parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is said
-
     try:
-        for name in ("steps", "limit", "max_tokens", "n", "k"):
-            if (count := getattr(arguments, name, None)) is not None and count < 1:
-                raise RecR1Error(f"--{name.replace('_', '-')} {count} leaves nothing to do; give 1 or more")
+        for name, value in vars(arguments).items():
+            least, most = RANGES.get(name, (1, 10**9))
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not least <= value <= most:
+                raise RecR1Error(f"--{name.replace('_', '-')} {value} is out of range; give {least} to {most:g}")
         return COMMANDS[arguments.command].run(arguments) or 0
     except RecR1Error as error:
-        print(f"recr1_lite: {error}", file=sys.stderr)
-        return 2
+        return _told(str(error), 2)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("\nrecr1_lite: stopped; what was written stays", file=sys.stderr)
-        return 130
+        return _told("stopped; what was written stays", 130)
+    except (MemoryError, OSError) as error:
+        return _told(f"{error or 'too little memory'}; mend that, or take less, and run the command again", 2)
+    except Exception as error:
+        if os.environ.get("RECR1_DEBUG"):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__} at {Path(place.filename).name}, line {place.lineno}"
+        return _told(
+            f"a fault of the kit itself ({where}: {error}); RECR1_DEBUG=1 shows all of it: please report it", 1
+        )
+
+
+def _told(sentence: str, status: int) -> int:
+    print(f"recr1_lite: {' '.join(sentence.split())}", file=sys.stderr)
+    return status
 
 
 def _profile(arguments):
@@ -359,14 +376,10 @@ def _profile(arguments):
 
 
 def _task(arguments):
-    from recr1_lite.tasks import load_task
+    from recr1_lite.tasks import load_task, read_options
 
-    options = {key: value for key in ("items", "requests") if (value := getattr(arguments, key))}
-    for given in arguments.option:
-        name, sign, value = given.partition("=")
-        if not name or not sign:
-            raise RecR1Error(f"--option {given} is no NAME=VALUE; write such as --option category=Video_Games")
-        options[name] = int(value) if value.isdigit() else value
+    options = read_options(arguments.task, arguments.option)
+    options |= {key: value for key in ("items", "requests") if (value := getattr(arguments, key))}
     if arguments.task == "custom" and not {"items", "requests"} <= set(options):
         raise RecR1Error("--task custom needs --items and --requests; see `Your own data` in the README")
     task = load_task(arguments.task, **options)

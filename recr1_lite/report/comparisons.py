@@ -4,7 +4,6 @@ A baseline is a line; every mean has its 95% interval. The figures of one run ar
 """
 
 from collections.abc import Mapping, Sequence
-from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -39,7 +38,7 @@ def methods(rows: Rows, baseline: str | None = None, metric: str = "ndcg@100") -
     axis.axvline(base["mean"], color=BLACK, ls="--", lw=1)
     for place, row in enumerate(rows):
         dot(axis, row, place, BLACK if row is base else BLUE)
-    name_rows(axis, [fill(row["method"], 24) for row in rows], 0.5, 0.7)
+    name_rows(axis, [style.wrapped(row["method"], 24) for row in rows], 0.5, 0.7)
     axis.set_xlabel(f"{metric_label(metric)}, mean with 95% interval, n = {base.get('n', '?')}")
     best = max(rows, key=lambda row: row["mean"])
     versus, gap = f"{base['method']} ({base['mean']:.3f})", best["mean"] - base["mean"]
@@ -62,7 +61,7 @@ def race(rows: Rows, by: str = "seconds", baselines: Mapping = {}, metric: str =
     for place, (name, points) in enumerate(curves.items()):
         color, marker = look(name, place)
         point = best.get(name)
-        label = fill(f"{name} {point['mean']:.3f}" if point else name, 30)
+        label = style.wrapped(f"{name} {point['mean']:.3f}" if point else name, 30)
         spent, means = [p[by] for p in points], [p["mean"] for p in points]
         axis.plot(spent, means, color=color, marker=marker, label=label)
         if point:
@@ -97,10 +96,12 @@ def cost_quality(rows: Rows, baselines: Mapping = {}, metric: str = "ndcg@100", 
         axis.margins(x=0.12)
         for place, (row, cost) in enumerate(zip(rows, _apart(costs, log), strict=True)):
             if costs[place]:
-                _marked(axis, row["method"], place, cost, row, label=fill(f"{row['method']} {row['mean']:.3f}", 30))
+                _marked(
+                    axis, row["method"], place, cost, row, label=style.wrapped(f"{row['method']} {row['mean']:.3f}", 30)
+                )
         if not log:
             axis.set_xlim(0, 1.15 * max(used, default=1))
-        axis.set_xlabel(fill(BY[by], 26))
+        axis.set_xlabel(style.wrapped(BY[by], 26))
         axis.xaxis.set_major_formatter(lambda value, place: f"{value / 1000:g}k" if value >= 1e4 else f"{value:g}")
     count = next((f", n = {row['n']}" for row in rows if row.get("n")), "")
     axes[0].set_ylabel(f"{split} {metric_label(metric)}{count}")
@@ -125,7 +126,7 @@ def bound(rows: Rows, differences: Mapping[str, Mapping], teachers: Rows, metric
         dot(axis, row, place, *((ORANGE, "s", BLACK) if book.is_sft(row["method"]) else (BLUE, "o", BLUE)))
     axis.plot([], [], "s", color=ORANGE, label="imitates its teacher")
     axis.plot([], [], "o", color=BLUE, label="learns from the reward")
-    name_rows(axis, [fill(row["method"], 24) for row in rows], 0.4, 0.8)
+    name_rows(axis, [style.wrapped(row["method"], 24) for row in rows], 0.4, 0.8)
     count = next((row["n"] for row in teachers if row.get("n")), "?")
     axis.set_xlabel(f"{metric_label(metric)}, mean with 95% interval, n = {count}")
     _legend(figure, axis)
@@ -150,7 +151,7 @@ def published(ours: Rows, metric: str = "ndcg@100", setting: str = "this run") -
         for place, row in enumerate(rows):
             axis.errorbar(row["mean"], place, xerr=reach(row), fmt="none", ecolor=drawn["color"], capsize=3)
             note(axis, f"{row['mean']:.3f}", (row["high"], place), (4, 0), fontsize=9.5)
-        name_rows(axis, [fill(row["method"], 13) for row in rows], 0.4, 0.6)
+        name_rows(axis, [style.wrapped(row["method"], 13) for row in rows], 0.4, 0.6)
         axis.set_xlim(0, 1.25 * max([row["high"] for row in rows], default=1))
         axis.set_title(name, fontsize=10, weight="bold" if rows is theirs else "normal")
     gain = theirs[-1]["mean"] - theirs[0]["mean"]
@@ -188,7 +189,7 @@ def forgetting(rows: Rows) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axis.tick_params(labelsize=9)
     if changes:
-        name_rows(axes[0], [fill(name, 14) for name in methods], 0.5, 0.5)
+        name_rows(axes[0], [style.wrapped(name, 14) for name in methods], 0.5, 0.5)
         figure.supxlabel("filled: the 95% interval leaves 0 out", fontsize=9, color=GREY)
     style.title(figure, findings.forgetting_finding(changes, methods), 60)
     return figure
@@ -238,7 +239,7 @@ def continual(rows: Rows) -> Figure:
                 at, means = [stage + shift for stage, _ in points], [value["mean"] for _, value in points]
                 reaches = np.hstack([reach(value) for _, value in points])
                 axis.errorbar(at, means, yerr=reaches, color=color, marker=marker, capsize=3, label=trainer)
-        axis.set_xticks(list(told), [fill(text, 11) for text in told.values()], fontsize=9)
+        axis.set_xticks(list(told), [style.wrapped(text, 11) for text in told.values()], fontsize=9)
         axis.set_xlim(min(told) - 0.3, max(told) + 0.3)
         unit = " (nats, 0 is the start)" if name == "kl" else ""
         axis.set_title(f"{name}{unit}" + (f", n = {count}" if count else ""), fontsize=10)
@@ -256,7 +257,7 @@ def _marked(axis, method: str, place: int, x: float, row: Mapping, **more) -> No
 def _lines(axis, baselines: Mapping) -> None:
     for (name, value), dash in zip(baselines.items(), DASHES * 3, strict=False):
         mean = style.interval(value)["mean"]
-        axis.axhline(mean, color=BLACK, ls=dash, lw=1.1, label=fill(f"{name} {mean:.3f}", 30))
+        axis.axhline(mean, color=BLACK, ls=dash, lw=1.1, label=style.wrapped(f"{name} {mean:.3f}", 30))
 
 
 def _grid(count: int, most: int, size, sharey: bool):

@@ -230,10 +230,12 @@ def _validation(axis, points: Rows, baselines: Mapping, label: str = "policy") -
         at, means = [point["step"] for point in points], [point["mean"] for point in points]
         reaches = np.hstack([reach(point) for point in points])
         axis.errorbar(at, means, reaches, color=BLUE, marker="o", capsize=3, label=label)
-        for place in {0, int(np.argmax(means)), len(points) - 1}:
-            left = place == len(points) - 1 and place > 0  # there the axis ends
-            look: dict = dict(va="baseline", fontsize=9.5, weight="bold", bbox=BACKED, color=BLUE)
-            shift, side = ((-5, 4), "right") if left else ((5, 4), "left")
+        best, end = int(np.argmax(means)), len(points) - 1
+        near = at[best] < at[end] < at[best] + 0.2 * (at[end] - at[0])  # the last number would stand on the best one
+        for place in {0, best, end}:
+            left, below = place == end and place > 0, place == end and near  # left: there the axis ends
+            look: dict = dict(va="top" if below else "baseline", fontsize=9.5, weight="bold", bbox=BACKED, color=BLUE)
+            shift, side = (-5 if left else 5, -4 if below else 4), "right" if left else "left"
             note(axis, f"{means[place]:.3f}", (at[place], means[place]), shift, side, **look)
 
 

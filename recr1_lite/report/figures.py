@@ -5,6 +5,7 @@ The colours are Okabe & Ito's, which people with any colour vision can tell apar
 
 import functools
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from textwrap import fill
@@ -39,6 +40,7 @@ DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
 STYLE: dict = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10, "figure.dpi": 110}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
 STYLE |= {"axes.titlelocation": "left", "legend.frameon": False, "svg.hashsalt": "recr1_lite"}
+STYLE["text.parse_math"] = False  # a price in a name is no formula
 BACKEND = {key for key in matplotlib.rcParamsDefault if key.startswith("backend")}
 WHOLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in BACKEND} | STYLE
 
@@ -67,7 +69,8 @@ def styled(draw):
 def as_bytes(figure: Figure, form: str = "svg", dpi: int = 150) -> bytes:
     """The figure as a file's content: "svg" (text as outlines, so no font is needed) or "png"."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(WHOLE):
+    with matplotlib.rc_context(WHOLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that no font here has is drawn as a box
         figure.savefig(buffer, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()
 
@@ -78,9 +81,16 @@ def canvas(height: float, width: float = 6.2, dpi: int = 110) -> tuple:
     return figure, figure.subplots()
 
 
+def wrapped(name: object, width: int) -> str:
+    """A name on at most four lines of `width` characters; what does not fit is left out."""
+    name = str(name).encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be drawn
+    return fill(name, width, max_lines=4, placeholder=" …")
+
+
 def title(figure: Figure, finding: str, width: int = 56) -> None:
     """The finding, in bold above the whole figure, at most `width` characters a line."""
-    figure.suptitle(fill(finding, width, break_on_hyphens=False), x=0.01, ha="left", fontsize=12.5, weight="bold")
+    finding = fill(finding.encode("utf-8", "replace").decode(), width, break_on_hyphens=False)
+    figure.suptitle(finding, x=0.01, ha="left", fontsize=12.5, weight="bold")
 
 
 def span(last: float) -> tuple[float, float]:
@@ -114,7 +124,7 @@ def draw_baselines(axis, baselines: Mapping, vertical: bool = False) -> None:
     line, band = (axis.axvline, axis.axvspan) if vertical else (axis.axhline, axis.axhspan)
     for (name, base), (color, style) in zip(baselines.items(), LINES * 3):
         band(base["low"], base["high"], color=color, alpha=0.08, lw=0)
-        line(base["mean"], color=color, ls=style, lw=1.6, label=fill(f"{name} {base['mean']:.3f}", 26))
+        line(base["mean"], color=color, ls=style, lw=1.6, label=wrapped(f"{name} {base['mean']:.3f}", 26))
 
 
 def look(method: str, place: int = 0) -> tuple[str, str]:
@@ -202,7 +212,7 @@ def bars(values: Mapping, finding: str, axis: str, stacked=False, baseline: tupl
         means = np.array([_mean(cell) for cell in cells], float)
         places: np.ndarray = np.arange(len(rows)) + (0 if stacked else (number - (len(series) - 1) / 2) * height)
         ends = [(cell.mean - cell.low, cell.high - cell.mean) if hasattr(cell, "low") else (0, 0) for cell in cells]
-        look: dict = dict(left=left if stacked else 0, color=color, alpha=0.85, label=fill(str(key), 40))
+        look: dict = dict(left=left if stacked else 0, color=color, alpha=0.85, label=wrapped(key, 40))
         whiskers: dict = dict(xerr=np.array(ends).T if np.any(ends) else None, error_kw={"ecolor": BLACK, "capsize": 3})
         plot.barh(places, means, height * 0.92, **look, **whiskers)
         for place, start, mean, (down, up) in zip(places, left, means, ends, strict=True):
@@ -214,9 +224,9 @@ def bars(values: Mapping, finding: str, axis: str, stacked=False, baseline: tupl
                 note(plot, form.format(mean), (start + mean / 2, place), (0, 0), ha="center", fontsize=9.5, color=ink)
         left = left + means if stacked else left
     if baseline:
-        label = fill(f"{baseline[0]} {form.format(baseline[1])}", 40)
+        label = wrapped(f"{baseline[0]} {form.format(baseline[1])}", 40)
         plot.axvline(baseline[1], color=BLACK, ls="--", lw=1, label=label)
-    name_rows(plot, [fill(str(name), 26) for name in rows], 0.4, 0.6)
+    name_rows(plot, [wrapped(name, 26) for name in rows], 0.4, 0.6)
     plot.margins(x=0 if stacked else 0.14)
     plot.set_xlabel(axis)
     legend_below(figure)
@@ -235,20 +245,21 @@ def lines(x, series: Mapping, finding: str, x_axis: str, y_axis: str, baseline: 
     for number, (name, values) in enumerate(series.items()):
         color, few = COLORS[number % len(COLORS)], len(values) <= 20  # of many points dashes tell the lines apart
         look = dict(marker=MARKERS[number % len(MARKERS)]) if few else dict(ls=DASHES[number % len(DASHES)])
-        plot.plot(x, [_mean(value) for value in values], color=color, label=fill(str(name), 40), **look)
+        plot.plot(x, [_mean(value) for value in values], color=color, label=wrapped(name, 40), **look)
         if all(hasattr(value, "low") for value in values):
             lows, highs = [value.low for value in values], [value.high for value in values]
             plot.fill_between(x, lows, highs, color=color, alpha=0.15, lw=0)
     if baseline:
         name, value = baseline
-        plot.axhline(_mean(value), color=BLACK, ls="--", lw=1, label=fill(name, 40))
+        plot.axhline(_mean(value), color=BLACK, ls="--", lw=1, label=wrapped(name, 40))
         if hasattr(value, "low"):
             plot.axhspan(value.low, value.high, color=BLACK, alpha=0.07, lw=0)
     if log_x:
         plot.set_xscale("log")
+        plot.minorticks_off()
+        plot.xaxis.set_major_formatter("{x:g}")
         if len(x) <= 10:
-            plot.set_xticks(list(x), [f"{value:g}" for value in x])
-            plot.minorticks_off()
+            plot.set_xticks(list(x))
     elif all(isinstance(value, Integral) for value in x):
         plot.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
     plot.set(xlabel=x_axis, ylabel=y_axis)
@@ -270,7 +281,7 @@ def histogram(groups: Mapping[str, Sequence[float]], finding: str, axis: str, bi
         color, values = COLORS[number % len(COLORS)], np.asarray(given, float)
         if not len(values) or not np.isfinite(values).all():
             raise RecR1Error(f"the group {name!r} is empty or holds what is no number; drop that first")
-        label, dash = fill(f"{name}, mean {values.mean():.2f}", 40), ["--", "-.", ":"][number % 3]
+        label, dash = wrapped(f"{name}, mean {values.mean():.2f}", 40), ["--", "-.", ":"][number % 3]
         plot.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.35)
         plot.axvline(values.mean(), color=color, ls=dash, lw=2, label=label)
     plot.set(xlabel=axis, ylabel="share")

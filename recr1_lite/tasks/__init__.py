@@ -1,7 +1,12 @@
 """Tasks: a catalogue, requests with their relevant items, and splits; one file per data set."""
 
 import inspect
+import json
+import math
 import pkgutil
+from collections.abc import Callable, Sequence
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import Task, history_examples, sealed
@@ -16,7 +21,54 @@ LOADERS = {
     "custom": "custom:load",
 }
 __all__ = ["LOADERS", "PROMPTS", "Prompt", "Task", "compose", "format_answer", "history_examples"]
-__all__ += ["load_task", "parse", "sealed"]
+__all__ += ["load_task", "parse", "read_options", "sealed"]
+
+
+def loader(task: str) -> Callable[..., Task]:
+    """The function that loads the task of that name. Raises RecR1Error for another."""
+    if task not in LOADERS:
+        own = 'your own data: load_task("custom", items=..., requests=...)'
+        raise RecR1Error(f"there is no task {task!r}; choose one of {', '.join(LOADERS)} ({own})")
+    return pkgutil.resolve_name(f"recr1_lite.tasks.{LOADERS[task]}")
+
+
+def read_options(task: str, given: Sequence[str]) -> dict:
+    """Options of a task's loader from texts NAME=VALUE, each value as the argument's annotation wants it.
+
+    Raises RecR1Error for another text, a name that comes twice, and a value that is none.
+    """
+    kinds, options = get_type_hints(loader(task)), {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not name or not sign:
+            raise RecR1Error(f"the option {text!r} is no NAME=VALUE; write such as category=Video_Games")
+        if name in options:
+            raise RecR1Error(f"the option {name} is given twice; keep one")
+        options[name] = _value(name, value, kinds.get(name, str))
+    return options
+
+
+def _value(name: str, text: str, kind) -> object:
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if type(None) in kinds and text.lower() in ("", "none"):
+        return None
+    kind = kinds[0]
+    if get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind not in (bool, int, float):
+        return text
+    try:
+        number = json.loads(text.lower()) if text.isascii() else None
+    except (ValueError, RecursionError):
+        number = None
+    if (
+        isinstance(number, bool) is not (kind is bool)
+        or not isinstance(number, (kind, int))
+        or not math.isfinite(number)
+    ):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise RecR1Error(f"the option {name}={text} is no value for it; give {wanted}")
+    return kind(number)
 
 
 def load_task(task: str, /, **options) -> Task:
@@ -24,10 +76,7 @@ def load_task(task: str, /, **options) -> Task:
 
     Raises RecR1Error: unknown task or option, or data that do not pass `base.validate`.
     """
-    if task not in LOADERS:
-        own = 'your own data: load_task("custom", items=..., requests=...)'
-        raise RecR1Error(f"there is no task {task!r}; choose one of {', '.join(LOADERS)} ({own})")
-    load = pkgutil.resolve_name(f"recr1_lite.tasks.{LOADERS[task]}")
+    load = loader(task)
     known = inspect.signature(load).parameters
     needed = [option for option, parameter in known.items() if parameter.default is parameter.empty]
     problems = [f"has no option {option!r}" for option in options if option not in known]
