@@ -1,16 +1,14 @@
 """The command line: python -m recr1_lite COMMAND; --help lists the commands."""
 
 import argparse
-import os
 import shlex
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recr1_lite.common import RecR1Error, free_folder, runs_folder
+from recr1_lite.common import RecR1Error, free_folder, run_script, runs_folder
 from recr1_lite.ledger import Ledger
 from recr1_lite.profiles import get_profile
 
@@ -333,39 +331,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; its exit status: 0 done, 1 a fault of the kit, 2 a mistake that one sentence tells, 130 Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):  # a log file shows each line when it is said, in any encoding
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    arguments = parser().parse_args(argv)
-    try:
+    """Run a command; its exit status, as `run_script` has it."""
+
+    def work() -> int | None:
+        arguments = parser().parse_args(argv)
         for name, value in vars(arguments).items():
             least, most = RANGES.get(name, (1, 10**9))
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not least <= value <= most:
                 raise RecR1Error(f"--{name.replace('_', '-')} {value} is out of range; give {least} to {most:g}")
-        return COMMANDS[arguments.command].run(arguments) or 0
-    except RecR1Error as error:
-        return _told(str(error), 2)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        return _told("stopped; what was written stays", 130)
-    except (MemoryError, OSError) as error:
-        return _told(f"{error or 'too little memory'}; mend that, or take less, and run the command again", 2)
-    except Exception as error:
-        if os.environ.get("RECR1_DEBUG"):
-            raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{type(error).__name__} at {Path(place.filename).name}, line {place.lineno}"
-        return _told(
-            f"a fault of the kit itself ({where}: {error}); RECR1_DEBUG=1 shows all of it: please report it", 1
-        )
+        return COMMANDS[arguments.command].run(arguments)
 
-
-def _told(sentence: str, status: int) -> int:
-    print(f"recr1_lite: {' '.join(sentence.split())}", file=sys.stderr)
-    return status
+    return run_script(work)
 
 
 def _profile(arguments):

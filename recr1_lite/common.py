@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -212,3 +213,37 @@ def bar(*args, progress: bool = True, **options) -> tqdm:
 def slug(name: str) -> str:
     """A name as the name of a folder: small letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def run_script(work: Callable[[], int | None]) -> int:
+    """Do the work of a script and give its exit status; what ends it early is one sentence on stderr.
+
+    2: a mistake that its user can mend; 130: Ctrl-C; 141: the reader of its output went away; 1: a fault of the kit,
+    which RECR1_DEBUG=1 lets through. What the encoding of the output lacks is printed as an escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a log file shows each line when said
+    try:
+        return work() or 0
+    except RecR1Error as error:
+        return _told(str(error), 2)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return _told("stopped; what was written stays", 130)
+    except (MemoryError, OSError) as error:
+        place, why = getattr(error, "filename", None) or "this machine", getattr(error, "strerror", None) or error
+        return _told(f"{place}: {why or 'too little memory'}; mend that, or take less, and run the command again", 2)
+    except Exception as error:
+        if os.environ.get("RECR1_DEBUG"):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}: {error}"
+        return _told(f"a fault of the kit itself ({what}); please report what RECR1_DEBUG=1 prints", 1)
+
+
+def _told(sentence: str, status: int) -> int:
+    print(f"recr1_lite: {' '.join(sentence.split())}", file=sys.stderr)
+    return status

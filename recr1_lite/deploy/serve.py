@@ -6,6 +6,7 @@ runs on Starlette and uvicorn, the optional extra `server`.
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -182,15 +183,25 @@ def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
 
     try:
         import uvicorn
+        from uvicorn.protocols.http.h11_impl import H11Protocol
     except ImportError:
         raise RecR1Error(NEEDED) from None
+
+    class Protocol(H11Protocol):
+        def send_400_response(self, msg: str) -> None:
+            """JSON for what cannot be read as HTTP; uvicorn's own answer is plain text."""
+            body = json.dumps(_error("that is no HTTP request; send one as any HTTP client does")).encode()
+            head = "HTTP/1.1 400 Bad Request", "Content-Type: application/json", f"Content-Length: {len(body)}"
+            self.transport.write("\r\n".join([*head, "Connection: close", "", ""]).encode() + body)
+            self.transport.close()
+
     try:
         listening = socket.create_server((host, port))
     except (OSError, OverflowError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         advice = "give another --port, or 0 for a free one"
         raise RecR1Error(f"{host}:{port} cannot be served on ({reason}); {advice}") from problem
-    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, lifespan="off")
+    config = uvicorn.Config(app, log_level="critical", http=Protocol, timeout_graceful_shutdown=1, lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -198,7 +209,7 @@ def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
         yield f"http://{host}:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(timeout=5)
+        thread.join(timeout=1.5)  # it waits for an answer that is being written; nobody else should
         listening.close()
 
 
@@ -236,7 +247,9 @@ def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) ->
             print("warning: nobody is asked for a key, so whoever reaches this address can use the model")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
-    print("\nstopped serving")
+    print("\nstopped serving", flush=True)
+    if service.busy.locked():  # the model writes an answer in a thread, which would abort the end of this process
+        os._exit(0)
 
 
 def complete_chat(policy: Policy, chat: list[dict], most: int, temperature: float, limit: int) -> dict:

@@ -9,8 +9,9 @@ from types import UnionType
 from typing import get_args, get_origin, get_type_hints
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import Task, history_examples, sealed
+from recr1_lite.tasks.base import Task, sealed
 from recr1_lite.tasks.prompts import PROMPTS, Prompt, compose, format_answer, parse
+from recr1_lite.tasks.splits import history_examples
 
 LOADERS = {
     "clothing": "clothing:load",

@@ -23,9 +23,22 @@ import pandas as pd
 
 from recr1_lite.assets.fetch import AMAZON_C4, AMAZON_REVIEWS
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks import base, readers
-from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, shown
+from recr1_lite.tasks import readers
+from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import Prompt, chosen
+from recr1_lite.tasks.splits import (
+    EXAMPLE_COLUMNS,
+    ITEM_COLUMNS,
+    LAST_TITLES,
+    SPLITS,
+    alike,
+    apart,
+    draw_splits,
+    history_examples,
+    is_count,
+    is_empty,
+    shown,
+)
 
 C4_QUESTION = "{request}\n\nWhich product is this about, and what are its features? Answer in five keywords."
 C4_PROMPT = Prompt("compact", C4_QUESTION, mode="expand")
@@ -70,13 +83,13 @@ def load_c4(
     if category != "all":
         category = readers.known_category(category, table, items_name, ALIASES)
     if splits == "paper":
-        frames = base.apart(_paper_splits(examples, category, n_val, name), notes)
+        frames = apart(_paper_splits(examples, category, n_val, name), notes)
         made = "test: the category; train and val: the categories that the paper does not test on"
     else:
         examples = examples[(examples["category"] == category) | (category == "all")]
-        keyed = examples.set_index(base.alike(examples["request"]))
-        drawn = base.draw_splits(keyed.index.to_series(), val, test, seed, name)
-        frames = {split: keyed.loc[drawn[split]] for split in base.SPLITS}
+        keyed = examples.set_index(alike(examples["request"]))
+        drawn = draw_splits(keyed.index.to_series(), val, test, seed, name)
+        frames = {split: keyed.loc[drawn[split]] for split in SPLITS}
         made = f"drawn from the requests of the category with seed {seed}"
     if catalogue == "category" and category != "all":
         table = table[table["category"] == category].reset_index(drop=True)
@@ -114,7 +127,7 @@ def _c4_examples(requests: readers.Table, items: pd.DataFrame, notes: Counter[st
 def _paper_splits(examples: pd.DataFrame, category: str, n_val: int, name: str) -> dict[str, pd.DataFrame]:
     test = examples[examples["category"] == category]
     others = examples[~examples["category"].isin({*PAPER, category})]
-    if not base.is_count(n_val) or n_val >= len(others):
+    if not is_count(n_val) or n_val >= len(others):
         of = f"n_val={n_val!r} of the {len(others)} requests in {name} about other categories than {', '.join(PAPER)}"
         raise RecR1Error(f"{of} leaves no train or no val split; take fewer, or splits='seed'")
     return {"train": others[:-n_val], "val": others[-n_val:], "test": test}
@@ -142,7 +155,7 @@ def load_reviews(
     catalogue: str = "examples",
     items: readers.Table | None = None,
     requests: Mapping[str, readers.Table] | str | os.PathLike | None = None,
-    last: int = base.LAST_TITLES,
+    last: int = LAST_TITLES,
     max_items: int | None = None,
     seed: int = 0,
     revision: str | None = None,
@@ -182,7 +195,7 @@ def load_reviews(
                 lacks = f"the {FILES[split]} file has no user {SETTINGS[setting]}"
                 raise RecR1Error(f"{lacks}, so the {setting} {split} split is empty; take setting='all'")
         rows = [(one.example_id, one.history, one.target) for one in bought[split]]
-        splits[split], repeats = base.history_examples(rows, titles, last)
+        splits[split], repeats = history_examples(rows, titles, last)
         notes["examples with an item bought again, left out"] += repeats
     table, size = readers.thin(table, splits, max_items, seed)
     about: dict = {
@@ -216,7 +229,7 @@ def _purchases(source: readers.Table, split: str) -> list[Purchase]:
     bought = []
     for row in rows:
         user, target = row.id("user_id"), row.id("parent_asin")
-        if not base.is_empty(row.cell("history")):
+        if not is_empty(row.cell("history")):
             history = row.id("history").split()  # one id alone may have become a number
             bought.append(Purchase(f"{split}-{row.place.rpartition(' ')[2]}", user, history, target))
     if not bought:
@@ -244,7 +257,7 @@ def _metadata(source: readers.Table, asked: set[str], whole: bool, notes: Counte
 
 def _part(value: object, place: str) -> str:
     """A text, or a list of texts, as one text; "" for nothing."""
-    if isinstance(value, str) or base.is_empty(value):
+    if isinstance(value, str) or is_empty(value):
         return readers.plain(value) if isinstance(value, str) else ""
     if not isinstance(value, (list, tuple, np.ndarray)) or not all(isinstance(part, str) for part in value):
         raise RecR1Error(f"{place} is {shown(value)}; write text or a list of texts there")

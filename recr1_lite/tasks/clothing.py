@@ -13,8 +13,9 @@ import pandas as pd
 
 from recr1_lite.assets import ASSETS, fetch
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import ITEM_COLUMNS, Task, alike
+from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.tasks.splits import ITEM_COLUMNS, alike
 
 # Chosen on training requests: of thirteen wordings this one had the best greedy rewrites. The query is repeated four
 # times: once, one right word moves the ranking too little for a hundred rollouts to notice (benchmarks/README.md).

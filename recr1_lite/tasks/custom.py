@@ -15,9 +15,10 @@ from collections import Counter
 import pandas as pd
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import LAST_TITLES, METRICS, SPLITS, Task, alike, draw_splits, past, shown
+from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import Prompt, chosen
 from recr1_lite.tasks.readers import Catalogue, Row, Table, read_rows
+from recr1_lite.tasks.splits import LAST_TITLES, METRICS, SPLITS, alike, draw_splits, past, shown
 
 INSTRUCTION = "What is this request about? Answer in five keywords.\n\n{request}"
 

@@ -20,8 +20,9 @@ import pandas as pd
 from recr1_lite.assets.fetch import BLAIR, ESCI
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks import readers
-from recr1_lite.tasks.base import EXAMPLE_COLUMNS, ITEM_COLUMNS, Task, alike, apart, is_count, shown
+from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import Prompt, chosen
+from recr1_lite.tasks.splits import EXAMPLE_COLUMNS, ITEM_COLUMNS, alike, apart, is_count, shown
 
 QUESTION = "A shopper searches for: {request}\n\nWhat product is it? Answer with words of its product page."
 PROMPT = Prompt("compact", QUESTION, mode="expand")

@@ -15,9 +15,10 @@ import pandas as pd
 
 from recr1_lite.assets import ASSETS, fetch
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import BETWEEN, LAST_TITLES, Task, history_examples
+from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.tasks.readers import csv_rows
+from recr1_lite.tasks.splits import BETWEEN, LAST_TITLES, history_examples
 
 # Of three wordings the only one that was answered with genres (60 training requests; benchmarks/README.md).
 # An item's text is a few words, so genres find films; repeated, they outweigh the titles of films excluded.

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from recr1_lite.assets.fetch import HubFile, hub_file, named
 from recr1_lite.common import RecR1Error, whole
-from recr1_lite.tasks.base import ITEM_COLUMNS, is_count, is_empty, no_column, shown
+from recr1_lite.tasks.splits import ITEM_COLUMNS, is_count, is_empty, no_column, shown
 
 Table: TypeAlias = pd.DataFrame | str | os.PathLike
 ENDINGS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".json", ".parquet")
