@@ -78,11 +78,12 @@ def writing(path: str | Path) -> Iterator[None]:
     except RecR1Error:
         raise
     except Exception as problem:
-        if not isinstance(problem, OSError) and "(os error" not in str(problem):  # safetensors has a class of its own
+        own = "(os error" in str(problem) or "PytorchStreamWriter" in str(problem)  # safetensors' and torch's own words
+        if not isinstance(problem, OSError) and not own:
             raise
         reason = getattr(problem, "strerror", None) or problem
         advice = "free space on its disk, mend its permissions, or give another place"
-        raise RecR1Error(f"{path} cannot be written ({reason}) and nothing was kept of it; {advice}") from problem
+        raise RecR1Error(f"{path} cannot be written ({reason}); what was whole there stays; {advice}") from problem
 
 
 def temporary_for(path: Path) -> str:

@@ -54,7 +54,7 @@ class Ledger:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):
-                _append_line(self.path, line)
+                append_line(self.path, line)
         except (OSError, NotImplementedError) as problem:
             raise self._closed("written", problem) from problem
         return full
@@ -139,7 +139,8 @@ def difference(old: Any, new: Any, name: str = "") -> str:
     return "" if len(set(texts)) == 1 else f"whose {name} was {cut[0]} and is now {cut[1]}"
 
 
-def _append_line(path: Path, line: bytes) -> None:
+def append_line(path: Path, line: bytes) -> None:
+    """The line at the end of the file, whole and on the disk; else OSError, and the file is as it was."""
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(handle).st_size

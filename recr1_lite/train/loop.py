@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from transformers import PrinterCallback, TrainerCallback
 
 from recr1_lite.assets.fetch import note
-from recr1_lite.common import RecR1Error, atomic_write, check_place
+from recr1_lite.common import RecR1Error, atomic_write, check_place, writing
 from recr1_lite.ledger import begin, difference, read_json, record_of
 from recr1_lite.policy.backend import choose
 from recr1_lite.policy.models import Policy, save_adapter
@@ -180,14 +181,28 @@ def settings(profile: Profile, run: Run) -> dict:
 
 
 def run_trainer(trainer, monitor: "Monitor", checkpoint: Path | None) -> Training:
-    """Train to the end or to Ctrl-C, the tests sealed, watched by `monitor`; the seconds are the whole run's."""
+    """Train to the end or to Ctrl-C, the tests sealed, watched by `monitor`; the seconds are the whole run's.
+
+    Raises RecR1Error where another process trains in the folder, and where a checkpoint cannot be written.
+    """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(monitor)
     before = read_json(monitor.run.folder / "training.json") if checkpoint else None  # a killed run left none
     start = time.perf_counter() - (before or {}).get("seconds", 0.0)
-    with sealed(), monitor.interruptible():
+    with alone(monitor.run.folder), writing(monitor.run.folder), sealed(), monitor.interruptible():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return monitor.close(time.perf_counter() - start)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While inside, no other run trains in this folder. Raises RecR1Error where one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RecR1Error(f"another process trains in {folder}; wait for it, or give another folder") from None
 
 
 def draw_order(examples: int, count: int, seed: int) -> list[int]:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from transformers import set_seed
 
 from recr1_lite.common import RecR1Error, bar
+from recr1_lite.ledger import append_line
 from recr1_lite.policy.endpoint import EndpointRewriter
 from recr1_lite.policy.rewriters import ModelRewriter, Rewriter
 from recr1_lite.tasks.prompts import Rewrite, compose, split_thoughts
@@ -102,10 +103,7 @@ class TargetFile:
 
     def _write(self, row: Mapping) -> None:
         try:
-            with self.path.open("ab") as file:
-                file.write(json.dumps(row).encode("ascii") + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self.path, json.dumps(row).encode("ascii") + b"\n")
         except OSError as problem:
             advice = "free space or mend its permissions, and run again: what it holds is kept"
             raise RecR1Error(f"{self.path} cannot be written ({problem.strerror}); {advice}") from problem
