@@ -79,7 +79,7 @@ def writing(path: str | Path) -> Iterator[None]:
         raise
     except Exception as problem:
         own = "(os error" in str(problem) or "PytorchStreamWriter" in str(problem)  # safetensors' and torch's own words
-        if not isinstance(problem, OSError) and not own:
+        if not getattr(problem, "errno", None) and not own:
             raise
         reason = getattr(problem, "strerror", None) or problem
         advice = "free space on its disk, mend its permissions, or give another place"

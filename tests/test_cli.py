@@ -101,7 +101,6 @@ BAD = {  # what is wrong -> (file to change, its new content or None to delete i
     "wrong encoding": ("items.csv", "item_id,title,text\na,caf\xe9,x\n".encode("latin-1"), "UTF-8"),
     "target not there": ("requests.csv", REQUESTS.replace(",a\n", ",nobody\n", 1).encode(), "nobody"),
     "empty request": ("requests.csv", (REQUESTS + ",a\n").encode(), "request"),
-    "bad gain": ("requests.csv", (REQUESTS + '"x y","{""a"": -1}"\n').encode(), "gain"),
     "gain not a number": ("requests.csv", (REQUESTS + '"x y","{""a"": NaN}"\n').encode(), "gain"),
     "too few requests": ("requests.csv", b"request,relevant\nhello there,a\n", "split"),
     "request in two splits": ("requests.csv", b"request,relevant,split\nx y,a,train\nx y,a,val\nz w,a,test\n", "x y"),

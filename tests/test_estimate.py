@@ -246,7 +246,7 @@ def test_the_command(said):
         (("--model", "{folder}"), "no folder with a config.json"),
         (("--model", "{folder}/broken"), "not known"),
         (("--model", "{folder}/mamba"), "of kind 'mamba' is not counted"),
-        (("--prompt-tokens", "0"), "give 1 or more"),
+        (("--prompt-tokens", "0"), "is out of range; give 1 to"),
         (("--memory", "0"), "--memory 0.0 GB"),
         (("--group", "1"), "--group 1"),
     ],

@@ -315,7 +315,7 @@ def test_a_form_that_says_something_else_is_not_kept_nor_what_a_full_disk_cut(ti
         patch.setattr(exports, "measure", None)
         export(profile, adapter, tmp_path / "out", QUESTION, ASKED, ("gguf",))
     monkeypatch.setattr(exports, "to_gguf", full)
-    with refused("out cannot be written .No space left on device. and nothing was kept"):
+    with refused("out cannot be written .No space left on device.; what was whole"):
         export(profile, adapter, tmp_path / "out", QUESTION, ASKED, ("gguf",))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 

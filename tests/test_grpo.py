@@ -126,7 +126,7 @@ def test_loss_and_gradient_equal_stock(tiny_folder, tmp_path, preset, settings):
         tiny_folder, preset=preset, steps=2, prompts_per_step=3, micro_batch=settings.pop("micro_batch", None)
     )
     # rewards that differ within a group, whatever the words
-    retriever = CallableRetriever(lambda queries, k: [["x"] * (len(q) % 4) + ["gold"] for q in queries])
+    retriever = CallableRetriever(lambda queries, k: [["x", "y", "z"][: len(q) % 4] + ["gold"] for q in queries])
     seen = []
     for name, trainer_class, attention in [("ours", GroupedGRPOTrainer, "grouped"), ("stock", GRPOTrainer, "eager")]:
         policy = load_policy(profile, seed=0)

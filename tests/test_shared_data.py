@@ -14,6 +14,7 @@ from recr1_lite.evaluate.evaluation import evaluate
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.metrics import without
 from recr1_lite.tasks import Task, load_task
+from recr1_lite.tasks.splits import alike
 
 TESTS = {"Video_Games": 103, "Baby_Products": 103, "Office_Products": 184, "Sports_and_Outdoors": 408}
 
@@ -61,7 +62,8 @@ def load_paper(paper: dict, category: str) -> Task:
 def test_esci_query_counts(paper, category, n):
     task = load_paper(paper, category)
     counts = {split: (own["examples"], own["unreachable"]) for split, own in task.about["splits"].items()}
-    assert counts == {"train": (4510, 0), "val": (100, 0), "test": (n, 0)}
+    left = category in ("Video_Games", "Sports_and_Outdoors")  # a request that the test spells otherwise is left out
+    assert counts == {"train": (4510 - left, 0), "val": (100, 0), "test": (n, 0)}
     first = paper["entries"]["train"]
     assert task.val["request"].tolist() == [entry["query"].strip() for entry in first[:100]]
 
@@ -77,8 +79,9 @@ def test_esci_products_that_a_query_repeats_count_once(paper):
 def test_esci_training_files_hold_the_same_queries(paper, shared_data):
     folder = shared_data / "rec_r1" / "verl_parquet"
     train = pd.read_parquet(folder / "esci_sparse_train.parquet", columns=["query", "item_id"])
-    train = train.sort_values("query").reset_index(drop=True)
     task = load_paper(paper, "Video_Games")
+    train = train[~alike(train["query"]).isin(alike(task.unseal_test("compared")["request"]))]
+    train = train.sort_values("query").reset_index(drop=True)
     ours = task.train.sort_values("request").reset_index(drop=True)
     assert ours["request"].tolist() == [query.strip() for query in train["query"]]
     assert [set(own) for own in ours["relevant"]] == [set(own) for own in train["item_id"]]
@@ -163,7 +166,8 @@ def test_msrd_through_custom(shared_data):
     requests["relevant"] = [[item for item, gain in qrels.items() if gain] for qrels in requests["qrels"]]
     task = load_task("custom", items=items, requests=requests, name="msrd", metrics=("ndcg@10",), k_eval=10)
     counts = {split: own["examples"] for split, own in task.about["splits"].items()}
-    assert len(items) == 9750 and counts == {"train": 14671, "val": 500, "test": 1000}
+    # of 14,671 and 500, less those that val or the test asks in other spelling
+    assert len(items) == 9750 and counts == {"train": 14608, "val": 497, "test": 1000}
     assert scored(task)["ndcg@10"] == pytest.approx(0.716, abs=6e-4)
 
 

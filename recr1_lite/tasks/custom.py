@@ -18,7 +18,7 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import Prompt, chosen
 from recr1_lite.tasks.readers import Catalogue, Row, Table, read_rows
-from recr1_lite.tasks.splits import LAST_TITLES, METRICS, SPLITS, alike, draw_splits, past, shown
+from recr1_lite.tasks.splits import LAST_TITLES, METRICS, SPLITS, alike, apart, draw_splits, past, shown
 
 INSTRUCTION = "What is this request about? Answer in five keywords.\n\n{request}"
 
@@ -65,6 +65,8 @@ def load(
         drawn = draw_splits(keys, val, test, seed, name_of_requests)
         examples["split"] = keys.map({key: split for split, drawn_keys in drawn.items() for key in drawn_keys})
     splits = {split: examples[examples["split"] == split].drop(columns="split") for split in SPLITS}
+    if "history" not in examples:
+        splits = apart(splits, notes)
     about = {"source": source or f"{items_name}, {name_of_requests}", "licence": licence, "seed": seed, **+notes}
     metrics = tuple(metrics)
     return Task(name, catalogue, **splits, prompt=prompt, k_train=k_train, k_eval=k_eval, metrics=metrics, about=about)

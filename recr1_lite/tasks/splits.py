@@ -109,13 +109,19 @@ def alike(requests: pd.Series) -> pd.Series:
 
 
 def apart(splits: dict[str, pd.DataFrame], notes: Counter[str]) -> dict[str, pd.DataFrame]:
-    """The splits without the requests of train and val that a later split asks in other spelling; notes count them."""
-    later = set(alike(splits["test"]["request"]))
-    for split in ("val", "train"):
-        again = (keys := alike(splits[split]["request"])).isin(later)
+    """The splits without the requests of train and val that a later split asks in other spelling; notes count them.
+
+    A request that a later split spells alike stays, for `validate` to tell.
+    """
+    later: set[str] = set()
+    spelt: set[str] = set()
+    for split in ("test", "val", "train"):
+        keys, texts = alike(splits[split]["request"]), splits[split]["request"].str.strip()
+        again = keys.isin(later) & ~texts.isin(spelt)
         notes[f"{split} requests that stand in a later split in other spelling, left out"] += int(again.sum())
         splits[split] = splits[split][~again]
         later |= set(keys)
+        spelt |= set(texts)
     return splits
 
 
