@@ -262,16 +262,18 @@ class Rule(NamedTuple):
     detail: str
 
 
-def environment_check(retriever: Retriever, items: pd.DataFrame, n=200, seed=0, depth=10_000) -> list[Rule]:
+def environment_check(
+    retriever: Retriever, items: pd.DataFrame, n=200, seed=0, stopwords: str | Sequence[str] | None = "en", depth=10_000
+) -> list[Rule]:
     """Try a bag-of-words retriever on its own catalogue, with `n` words and `n` five-word queries drawn by `seed`.
 
     `pd.DataFrame(environment_check(...))` is a readable table. A dense retriever rightly fails the checks of order,
     case, punctuation and unknown words; the others hold for anything one trains on. Words are drawn from SAMPLE items.
-    depth: hits that are looked at. Raises RetrieverError where a search does.
+    stopwords: what the engine leaves out. depth: hits that are looked at. Raises RetrieverError where a search does.
     """
     some, depth = items if len(items) <= SAMPLE else items.sample(SAMPLE, random_state=seed), min(depth, len(items))
     holders: dict[str, set[str]] = defaultdict(set)
-    for item_id, found in zip(some["item_id"], bag_of_words(some["text"], stemmer=None)):
+    for item_id, found in zip(some["item_id"], bag_of_words(some["text"], stopwords, None)):
         for word in found:
             holders[word].add(str(item_id))
     rng, words = random.Random(seed), sorted(holders)
