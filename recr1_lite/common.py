@@ -240,9 +240,13 @@ def run_script(work: Callable[[], int | None]) -> int:
     except Exception as error:
         if os.environ.get("RECR1_DEBUG"):
             raise
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}: {error}"
-        return _told(f"a fault of the kit itself ({what}); please report what RECR1_DEBUG=1 prints", 1)
+        return _told(f"a fault of the kit itself ({fault(error)}); please report what RECR1_DEBUG=1 prints", 1)
+
+
+def fault(error: Exception) -> str:
+    """An exception with its place, without this machine's folders."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}: {str(error)[:300]}"
 
 
 def _told(sentence: str, status: int) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from recr1_lite.deploy.serve import Service, serving
 from recr1_lite.policy.endpoint import EndpointRewriter
 from recr1_lite.policy.models import save_adapter
 from recr1_lite.policy.rewriters import ModelRewriter, RawRewriter
+from recr1_lite.search.base import CallableRetriever
 from recr1_lite.search.bm25 import BM25Retriever
 
 ITEMS = pd.DataFrame(
@@ -109,6 +111,51 @@ def test_other_addresses_and_too_large_a_body(url):
         assert reply.status_code == 413 and "bytes and 1048576 are allowed" in reply.json()["error"]["message"]
 
 
+def raw(url: str, data: bytes) -> bytes:
+    """What comes back for these very bytes."""
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as line:
+        line.sendall(data)
+        return b"".join(iter(lambda: line.recv(65_536), b""))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\xff\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n{}",
+        b"POST /search HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_no_http_is_answered_in_json(url, data):
+    head, _, body = raw(url, data).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and "no HTTP request" in json.loads(body)["error"]["message"]
+
+
+def test_a_fault_is_one_sentence_and_no_path_goes_out(service, capfd):
+    def broken(queries, k):
+        raise OSError(2, "No such file", "/home/somebody/index")
+
+    class Broken(ModelRewriter):
+        def complete(self, asked):
+            raise KeyError("/home/somebody/model")
+
+    policy = service.rewriter.policy
+    search = Service(service.rewriter, CallableRetriever(broken), {})
+    with serving(search.app()) as one, serving(Service(Broken(policy, PROMPT, "b", 5), None, {}).app()) as two:
+        for url, status in ((one, 502), (two, 500)):
+            reply = post(url, {"request": "w1"})
+            assert reply.status_code == status and set(reply.json()["error"]) == {"message"}
+            assert "its log says why" in reply.text and "somebody" not in reply.text + get(url + "/?q=w1").text
+    said = capfd.readouterr().err
+    assert "RetrieverError" in said and "KeyError" in said and "test_serve.py:" in said and "Traceback" not in said
+
+
+def test_a_number_that_json_lacks_and_half_a_character_of_a_title(service):
+    with serving(Service(service.rewriter, service.retriever, dict.fromkeys(ITEMS["item_id"], "\ud800")).app()) as url:
+        assert post(url, {"request": "w1"}).status_code == get(url + "/?q=w1").status_code == 200
+
+
 def test_half_a_character_and_tags_of_the_chat(service, url):
     found = post(url, b'{"request": "w1 \\ud800 <|im_end|> <|im_start|>"}')
     assert found.status_code == 200 and found.json()["request"] == "w1 ? <|im_end|> <|im_start|>"
@@ -154,6 +201,9 @@ def test_openai_clients(service, url):
         ({"max_tokens": 10**9}, '"max_tokens" is 1000000000; send a number up to 1024'),
         ({"max_tokens": "many"}, '"max_tokens" is "many"'),
         ({"temperature": -1}, '"temperature" is -1'),
+        ({"temperature": float("nan")}, '"temperature" is NaN'),
+        ({"messages": [USER | {"role": ["user"], "content": "hi"}]}, '"role" is no text'),
+        ({"messages": [{"role": "assistant", "content": "hi"}]}, "nothing is asked"),
     ],
 )
 def test_chats_that_are_refused(url, change, message):
@@ -185,6 +235,9 @@ def test_one_generation_at_a_time_and_a_busy_server_says_so(service, monkeypatch
             reply, page = post(url, {"request": "w1"}), get(url + "/?q=w1")
             assert reply.status_code == page.status_code == 503 and get(url + "/health").status_code == 200
             assert "busy with other requests" in reply.json()["error"]["message"] and "busy" in page.text
+            monkeypatch.setattr(serve, "QUEUE", 0)  # and so does one with too many in the queue
+            assert int(post(url, {"request": "w1"}).headers["Retry-After"]) > 0
+            monkeypatch.setattr(serve, "QUEUE", 64)
         assert post(url, {"request": "w1"}).status_code == 200
 
 
@@ -246,6 +299,33 @@ def test_it_serves_until_ctrl_c_and_stops_with_one_line(tmp_path, capsys):
     assert "my-model" in seen["health"] and str(tmp_path) not in seen["health"]
     with pytest.raises(httpx.TransportError):
         get(f"http://127.0.0.1:{port}/health")
+
+
+STUCK = """
+import sys, time, types
+sys.path.insert(0, "tests")
+from test_serve import BM25Retriever, ITEMS, ModelRewriter, PROMPT, command, serve, signal, tiny_profile
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+ModelRewriter.complete = lambda self, requests: print("at work", flush=True) or time.sleep(60)
+task = types.SimpleNamespace(prompt=PROMPT, items=ITEMS)
+serve.run(command(model=sys.argv[1]), tiny_profile("none"), task, BM25Retriever.build(ITEMS))
+"""
+
+
+def test_ctrl_c_waits_for_no_answer_and_no_open_line(tiny_folder):
+    with subprocess.Popen([sys.executable, "-c", STUCK, str(tiny_folder)], stdout=-1, stderr=-1, text=True) as child:
+        port = int(re.search(r":(\d+):", child.stdout.readline())[1])
+        lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
+        lines[0].sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")  # stays open
+        assert b"200 OK" in lines[0].recv(4096)
+        lines[1].sendall(b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")  # never ends
+        for line in lines[2:]:  # one is being answered, three wait
+            line.sendall(b'POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 16\r\n\r\n{"request": "w"}')
+        assert child.stdout.readline() == "at work\n"
+        asked = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=30)
+        assert time.monotonic() - asked < 2.5 and out == "\nstopped serving\n" and not err and child.returncode == 0
 
 
 @pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])

@@ -5,25 +5,29 @@ For one person's trying: one generation at a time, no streaming, no key asked fo
 runs on Starlette and uvicorn, the optional extra `server`.
 """
 
+import asyncio
+import gc
 import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Template
+from jinja2 import Template, TemplateError
 
-from recr1_lite.common import RecR1Error, whole
+from recr1_lite.common import RecR1Error, fault, whole
 from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.policy.rewriters import ModelRewriter, as_rewriter, encode
 from recr1_lite.policy.rollouts import generate_grouped, until_end
 from recr1_lite.profiles import Profile
-from recr1_lite.search.base import Retriever, search_all
+from recr1_lite.search.base import Retriever, RetrieverError, search_all
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import PROMPTS, break_special_tokens, chat_text
 
@@ -34,12 +38,13 @@ REQUESTS = 32  # requests in one call
 LETTERS, CHAT_LETTERS = 4000, 32_000  # letters of a request, and of a chat
 RESULTS = 100  # results that may be asked for
 NEW_TOKENS = 1024  # tokens of a chat's answer
-WAIT = 60.0  # seconds until a busy server says so
+WAIT, QUEUE = 60.0, 64  # seconds, and requests in the server, after which it says that it is busy
 SAFE = {"X-Content-Type-Options": "nosniff"}
 PAGE = SAFE | {  # no script, nothing from elsewhere, whatever a title or a request holds
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 }
+KNOWN = f"POST to /search or {CHAT_PATH}, or GET / or /health"
 
 
 class Service:
@@ -47,7 +52,7 @@ class Service:
 
     def __init__(self, rewriter: ModelRewriter, retriever: Retriever | None, titles: Mapping[str, str], k: int = 10):
         self.rewriter, self.retriever, self.titles, self.k = rewriter, retriever, titles, k
-        self.busy = threading.Lock()
+        self.busy, self.waiting = threading.Lock(), 0
 
     def search(self, asked: Mapping) -> dict | list[dict]:
         """{"request": text or list of texts, "k": n} -> rewrite, query and results of each. Raises RecR1Error."""
@@ -95,81 +100,116 @@ class Service:
         for name, value, limit in (("max_tokens", most, NEW_TOKENS), ("temperature", heat, 2)):
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= limit:
                 raise RecR1Error(f'"{name}" is {json.dumps(value)[:40]}; send a number up to {limit}')
-        return complete_chat(self.rewriter.policy, turns, int(most), float(heat), self.rewriter.max_prompt_tokens)
-
-    def page(self, request: str) -> tuple[int, str]:
-        """Status and HTML: the request's own results beside the rewrite's."""
-        about: dict = {"request": request, "letters": LETTERS, "found": None, "problem": ""}
-        status = 200
-        if request:
-            status, said = self.locked(self.search, {"request": request})
-            about |= {"found": said} if status == 200 else {"problem": said["error"]["message"]}
-        if about["found"]:
-            about["raw"] = self.hits([about["found"]["request"]], self.k)[0]
-        text = files("recr1_lite.deploy").joinpath("templates/try.html.j2").read_text(encoding="utf-8")
-        return status, Template(text, autoescape=True).render(about | {"request": request[:LETTERS]})
-
-    def locked(self, work, asked) -> tuple[int, dict]:
-        """Status and JSON of one piece of work, one at a time; what cannot be answered is one sentence."""
-        if not isinstance(asked, dict):
-            return 400, _error('the body is no JSON object; send such as {"request": "warm coat", "k": 5}')
-        if not self.busy.acquire(timeout=WAIT):
-            return 503, _error("the model is busy with other requests; try again later")
+        if len(turns) == 1 and turns[0]["role"] == "assistant" or not all(isinstance(t["role"], str) for t in turns):
+            raise RecR1Error('a turn\'s "role" is no text, or nothing is asked; send a turn of the role "user"')
+        sizes = max(1, int(most)), float(heat) if heat > 1e-3 else 0.0, self.rewriter.max_prompt_tokens
         try:
-            return 200, work(asked)
+            return complete_chat(self.rewriter.policy, turns, *sizes)
+        except TemplateError as problem:
+            raise RecR1Error(f"the model's chat template does not take these turns ({problem})") from None
+
+    def both(self, request: str) -> dict:
+        """The request's own results beside the rewrite's."""
+        found: Any = self.search({"request": request})
+        return {"found": found, "raw": self.hits([found["request"]], self.k)[0]}
+
+    def answer(self, work: Callable, asked: object, gone: Callable[[], bool]) -> tuple[int, Any]:
+        """Status and answer of one piece of work, one at a time; what cannot be answered is one sentence."""
+        if not self.busy.acquire(timeout=WAIT):
+            return BUSY
+        try:
+            return BUSY if gone() else (200, work(asked))
+        except RetrieverError as error:  # it may hold an address or a path of this machine
+            return 502, _noted(error, "the search engine failed on this request")
         except RecR1Error as error:
             return 400, _error(str(error))
+        except Exception as error:
+            return 500, _noted(error)
         finally:
             self.busy.release()
+
+    async def alone(self, work: Callable, asked: object) -> tuple[int, Any]:
+        """`answer`, in a thread that neither the event loop nor the end of the server waits for."""
+        if self.waiting >= QUEUE:
+            return BUSY
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def job() -> None:
+            answer = self.answer(work, asked, done.cancelled)
+
+            def deliver() -> None:
+                if not done.cancelled():
+                    done.set_result(answer)
+
+            with suppress(RuntimeError):  # the loop is gone
+                loop.call_soon_threadsafe(deliver)
+
+        self.waiting += 1
+        try:
+            threading.Thread(target=job, daemon=True).start()
+            return await done
+        finally:
+            self.waiting -= 1
+
+    async def post(self, work: Callable, request):
+        """The response to a request with a JSON body."""
+        body, came, size = b"", 0, int(request.headers.get("Content-Length") or 0)
+        with suppress(TimeoutError):  # a body that is too long is read for a while, else the answer is lost
+            async with asyncio.timeout(2 if size > BODY else None) as limit:
+                async for part in request.stream():
+                    came += len(part)
+                    body += part if came <= BODY else b""
+                    if came > BODY >= size:
+                        size = came
+                        limit.reschedule(asyncio.get_running_loop().time() + 2)
+        if size > BODY:
+            return _reply(413, _error(f"the body has {size} bytes and {BODY} are allowed; send less at a time"))
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError):
+            asked = None
+        if not isinstance(asked, dict):
+            return _reply(400, _error('the body is no JSON object; send such as {"request": "warm coat", "k": 5}'))
+        return _reply(*await self.alone(work, asked))
+
+    async def page(self, request):
+        """The page to try it by hand."""
+        from starlette.responses import HTMLResponse
+
+        query, status = request.query_params.get("q", "").strip(), 200
+        about: dict = {"request": query[:LETTERS], "letters": LETTERS, "found": None, "problem": ""}
+        if query:
+            status, said = await self.alone(self.both, query)
+            about |= said if status == 200 else {"problem": said["error"]["message"]}
+        text = files("recr1_lite.deploy").joinpath("templates/try.html.j2").read_text(encoding="utf-8")
+        html = Template(text, autoescape=True).render(about).encode("utf-8", "replace")
+        return HTMLResponse(html, status, headers=PAGE)
+
+    async def told(self, request):
+        """Who answers here."""
+        name = self.rewriter.policy.name
+        if request.url.path == "/health":
+            return _reply(200, {"status": "ok", "model": name, "rewriter": self.rewriter.name})
+        return _reply(200, {"object": "list", "data": [{"id": name, "object": "model"}]})
 
     def app(self):
         """The Starlette application. Raises RecR1Error where the extra `server` is not installed."""
         try:
             from starlette.applications import Starlette
-            from starlette.concurrency import run_in_threadpool
-            from starlette.responses import HTMLResponse, JSONResponse
             from starlette.routing import Route
         except ImportError:
             raise RecR1Error(NEEDED) from None
 
-        def reply(pair: tuple[int, object]):
-            return JSONResponse(pair[1], pair[0], headers=SAFE)
-
-        async def post(work, request):
-            body, size = b"", int(request.headers.get("Content-Length") or 0)
-            parts = request.stream()
-            while size <= BODY and (part := await anext(parts, None)) is not None:
-                body += part
-                size = max(size, len(body))
-            if size > BODY:
-                return reply((413, _error(f"the body has {size} bytes and {BODY} are allowed; send less at a time")))
-            try:
-                asked = json.loads(body)
-            except (ValueError, RecursionError):
-                asked = None
-            return reply(await run_in_threadpool(self.locked, work, asked))
-
-        async def page(request):
-            query = request.query_params.get("q", "").strip()
-            status, html = await run_in_threadpool(self.page, query)
-            return HTMLResponse(html, status, headers=PAGE)
-
-        def told(request):
-            name = self.rewriter.policy.name
-            if request.url.path == "/health":
-                return reply((200, {"status": "ok", "model": name, "rewriter": self.rewriter.name}))
-            return reply((200, {"object": "list", "data": [{"id": name, "object": "model"}]}))
-
         def nothing(request, error):
-            known = f"POST to /search or {CHAT_PATH}, or GET / or /health"
-            return reply((404, _error(f"there is no {request.url.path} here; {known}")))
+            return _reply(404, _error(f"there is no {request.method} {request.url.path[:80]} here; {KNOWN}"))
 
         def broken(request, error):
-            return reply((500, _error("the server failed on this request; its log says why")))
+            return _reply(500, _noted(error))
 
         posts = (("/search", self.search), (CHAT_PATH, self.chat))
-        routes = [Route(path, partial(post, work), methods=["POST"]) for path, work in posts]
-        routes += [Route("/", page), Route("/health", told), Route("/v1/models", told)]
+        routes = [Route(path, partial(self.post, work), methods=["POST"]) for path, work in posts]
+        routes += [Route("/", self.page), Route("/health", self.told), Route("/v1/models", self.told)]
         return Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing, 500: broken})
 
 
@@ -182,26 +222,36 @@ def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
     import socket
 
     try:
+        import h11
         import uvicorn
         from uvicorn.protocols.http.h11_impl import H11Protocol
     except ImportError:
         raise RecR1Error(NEEDED) from None
 
     class Protocol(H11Protocol):
+        """What is no HTTP gets its answer in JSON too."""
+
         def send_400_response(self, msg: str) -> None:
-            """JSON for what cannot be read as HTTP; uvicorn's own answer is plain text."""
-            body = json.dumps(_error("that is no HTTP request; send one as any HTTP client does")).encode()
-            head = "HTTP/1.1 400 Bad Request", "Content-Type: application/json", f"Content-Length: {len(body)}"
-            self.transport.write("\r\n".join([*head, "Connection: close", "", ""]).encode() + body)
+            said = json.dumps(_error(f"this is no HTTP request that can be read; {KNOWN}")).encode()
+            head = {"Content-Type": "application/json", "Content-Length": str(len(said)), "Connection": "close"}
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
+                for event in (
+                    h11.Response(status_code=400, headers=[*head.items()]),
+                    h11.Data(said),
+                    h11.EndOfMessage(),
+                ):
+                    self.transport.write(self.conn.send(event))
             self.transport.close()
 
     try:
         listening = socket.create_server((host, port))
-    except (OSError, OverflowError) as problem:
+    except (OSError, OverflowError, UnicodeError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         advice = "give another --port, or 0 for a free one"
         raise RecR1Error(f"{host}:{port} cannot be served on ({reason}); {advice}") from problem
-    config = uvicorn.Config(app, log_level="critical", http=Protocol, timeout_graceful_shutdown=1, lifespan="off")
+    config = uvicorn.Config(
+        app, http=Protocol, ws="none", log_level="critical", lifespan="off", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -209,7 +259,7 @@ def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
         yield f"http://{host}:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(timeout=1.5)  # it waits for an answer that is being written; nobody else should
+        thread.join(timeout=5)
         listening.close()
 
 
@@ -247,8 +297,10 @@ def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) ->
             print("warning: nobody is asked for a key, so whoever reaches this address can use the model")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
-    print("\nstopped serving", flush=True)
-    if service.busy.locked():  # the model writes an answer in a thread, which would abort the end of this process
+    print("\nstopped serving")
+    gc.freeze()  # else Python's end looks through all that torch has loaded, for seconds
+    if not service.busy.acquire(timeout=0.3):  # a generation goes on, and Python's own end would wait for it or break
+        sys.stdout.flush()
         os._exit(0)
 
 
@@ -274,6 +326,22 @@ def complete_chat(policy: Policy, chat: list[dict], most: int, temperature: floa
 
 def _error(message: str) -> dict:
     return {"error": {"message": message}}
+
+
+BUSY = 503, _error("the model is busy with other requests; try again later")
+
+
+def _noted(error: Exception, message: str = "the server failed on this request") -> dict:
+    """What the client is told of a failure; the rest goes to the server's log."""
+    print(f"recr1_lite serve: {message}: {fault(error)}", file=sys.stderr)
+    return _error(f"{message}; its log says why")
+
+
+def _reply(status: int, content: object):
+    from starlette.responses import Response
+
+    headers = SAFE | ({"Retry-After": "5"} if status == 503 else {})
+    return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
 
 
 def _text(content: object) -> str:
