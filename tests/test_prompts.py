@@ -326,3 +326,8 @@ def test_the_default_prompts_ask_for_nothing_that_the_retriever_ignores():
         # what the prefix has opened, a completion can close
         ending = format_answer("red dress", style).removeprefix(prompt.prefix)
         assert parse(prompt.prefix + ending, style) == Parsed(Outcome.ok, "red dress")
+
+
+def test_a_tag_of_a_thought_never_gets_into_a_query():
+    assert parse('{"query": "warm wi\\u003cthink>"}', "json") == Parsed(Outcome.no_answer, "")
+    assert parse("<answer><think>of a dress</answer>", "think", True).query == ""

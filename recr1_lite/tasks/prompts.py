@@ -139,6 +139,8 @@ def chosen(known: Collection[str], **options: str) -> None:
 def _one_line(query: str) -> Parsed:
     # A lone surrogate (JSON can spell one) fits into no UTF-8 file.
     query = " ".join(query.encode("utf-8", "replace").decode("utf-8").split())
+    if _THOUGHT.search(query):  # spelled in escapes of JSON, or inside the answer's own tags
+        return Parsed(Outcome.no_answer, "")
     return Parsed(Outcome.ok if query else Outcome.empty, query)
 
 
