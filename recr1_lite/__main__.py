@@ -354,8 +354,8 @@ def _profile(arguments):
 def _task(arguments):
     from recr1_lite.tasks import load_task, read_options
 
-    options = read_options(arguments.task, arguments.option)
-    options |= {key: value for key in ("items", "requests") if (value := getattr(arguments, key))}
+    files = [f"{key}={value}" for key in ("items", "requests") if (value := getattr(arguments, key))]
+    options = read_options(arguments.task, [*files, *arguments.option])
     if arguments.task == "custom" and not {"items", "requests"} <= set(options):
         raise RecR1Error("--task custom needs --items and --requests; see `Your own data` in the README")
     task = load_task(arguments.task, **options)

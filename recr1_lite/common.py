@@ -91,7 +91,7 @@ def temporary_for(path: Path) -> str:
     mark = f".{path.name}~{platform.node()}~"  # of this machine: another one may share the disk
     for left in path.parent.glob(f"{glob.escape(mark)}*"):
         maker = left.name.removeprefix(mark).partition("~")[0]
-        if not maker.isdigit() or runs(int(maker)):
+        if not maker.isdigit() or is_running(int(maker)):
             continue
         if left.name.endswith(".old") and not path.exists():  # killed between the two renames of `swap_in`
             left.rename(path)
@@ -102,7 +102,7 @@ def temporary_for(path: Path) -> str:
     return f"{mark}{os.getpid()}~"
 
 
-def runs(process: int) -> bool:
+def is_running(process: int) -> bool:
     """Whether there is such a process, as far as can be told."""
     try:
         if os.name == "posix":  # elsewhere this would end it
@@ -234,13 +234,26 @@ def run_script(work: Callable[[], int | None]) -> int:
         return 141
     except KeyboardInterrupt:
         return _told("stopped; what was written stays", 130)
-    except (MemoryError, OSError) as error:
-        place, why = getattr(error, "filename", None) or "this machine", getattr(error, "strerror", None) or error
-        return _told(f"{place}: {why or 'too little memory'}; mend that, or take less, and run the command again", 2)
     except Exception as error:
-        if os.environ.get("RECR1_DEBUG"):
+        status, sentence = _ended_by(error)
+        if status == 1 and os.environ.get("RECR1_DEBUG"):
             raise
-        return _told(f"a fault of the kit itself ({fault(error)}); please report what RECR1_DEBUG=1 prints", 1)
+        return _told(sentence, status)
+
+
+def _ended_by(error: Exception) -> tuple[int, str]:
+    """Exit status and sentence for what ended a script: 2 for what its user can mend."""
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("recr1_lite"):
+        return 2, f"the package {error.name} is missing; run `pip install -r requirements.txt`"
+    if isinstance(error, OSError):
+        place = error.filename or "this machine"
+        return 2, f"{place}: {error.strerror or error}; mend that, or take less, and run the command again"
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        return 2, f"this machine: too little memory ({str(error)[:200] or 'all of it is taken'}); take smaller sizes"
+    kinds = {RecursionError: "nested too deeply", OverflowError: "too large a number", UnicodeError: "no whole text"}
+    for what in (what for kind, what in kinds.items() if isinstance(error, kind)):
+        return 2, f"something that was given is {what} ({fault(error)}); mend it"
+    return 1, f"a fault of the kit itself ({fault(error)}); please report what RECR1_DEBUG=1 prints"
 
 
 def fault(error: Exception) -> str:

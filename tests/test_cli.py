@@ -166,3 +166,46 @@ def test_parquet_that_is_cut_short(files, capsys):
     path.write_bytes(path.read_bytes()[:-20])
     code, said = run(capsys, *raw(files, "items.parquet"))
     assert code == 2 and len(said.splitlines()) == 1 and "items.parquet" in said
+
+
+ENDS = [
+    (OSError(28, "No space left on device"), 2, "No space left on device"),
+    (ModuleNotFoundError("no", name="torch"), 2, "the package torch is missing; run `pip install"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 2, "too little memory"),
+    (RecursionError("maximum depth"), 2, "nested too deeply"),
+    (OverflowError("int too large"), 2, "too large a number"),
+    (KeyError("x"), 1, "a fault of the kit itself (KeyError in test_cli.py:"),
+]
+
+
+@pytest.mark.parametrize("error, status, said", ENDS, ids=[type(end[0]).__name__ for end in ENDS])
+def test_whatever_ends_a_command_is_one_sentence(monkeypatch, capfd, error, status, said):
+    def fail(_):
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "doctor", Command(fail, ()))
+    assert main(["doctor"]) == status
+    told = capfd.readouterr().err
+    assert said in told and len(told.splitlines()) == 1
+
+
+def test_a_closed_or_full_output_ends_without_a_traceback():
+    code = "import sys; from recr1_lite.common import run_script; sys.exit(run_script(lambda: print('x' * 10**6)))"
+    for shell, status in (("| head -c 9", 141), (">&-", 0), ("2>&- >&-", 0), ("> /dev/full", 2)):
+        words = ["bash", "-o", "pipefail", "-c", f'"$0" -c "$1" {shell}', sys.executable, code]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == status and not re.search("Traceback|Exception ignored", done.stderr), shell
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["items=a.csv"], "items is given twice"),
+        (["k_eval=²"], "give a whole number"),
+        (["val=1e400"], "give a number"),
+        (["k_eval=1_0", "val=.2", "seed=007", "name=2024"], ""),
+    ],
+)
+def test_options_are_read_as_their_loader_wants_them(files, capsys, options, said):
+    code, sentence = run(capsys, *raw(files), *(part for option in options for part in ("--option", option)))
+    assert (code == 2 and said in sentence) if said else (code == 0 and rows(files)[0]["task"] == "2024")

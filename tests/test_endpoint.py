@@ -342,7 +342,7 @@ def test_the_local_server_says_what_is_wrong(policy):
     with local_server(policy, max_prompt_tokens=20) as url:
         with pytest.raises(RecR1Error, match="400: a prompt has .* tokens and the limit is 20"):
             EndpointRewriter(PROMPT, "tiny", url).rewrite(["w1 " * 30])
-        with pytest.raises(RecR1Error, match="answered 404: there is no /v2/chat/completions here"):
+        with pytest.raises(RecR1Error, match="answered 404: there is no POST /v2/chat/completions here"):
             EndpointRewriter(PROMPT, "tiny", url.replace("v1", "v2")).rewrite(["w1"])
         for body in (b"no JSON", b"{}"):
             assert httpx.post(f"{url}/chat/completions", content=body, trust_env=False).status_code == 400

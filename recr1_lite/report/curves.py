@@ -54,7 +54,6 @@ def dashboard(curve: Rows, val: Rows = (), baselines: Mapping = {}, metric: str 
     A reward of several parts has a panel for each.
     """
     points = sorted(val, key=lambda point: point["step"])
-    baselines = {name: style.interval(value) for name, value in baselines.items()}
     now = max(_last(curve), *(point["step"] for point in points[-1:]), 0)
     panels = [PANELS[0], *_parts(curve), *PANELS[1:LIVE]]
     rows = -(-len(panels) // 4)
@@ -136,7 +135,7 @@ def headroom(row: Mapping, baselines: Mapping = {}, metric: str = "ndcg@100") ->
     """
     figure, axis = canvas(2.5 + 0.16 * len(baselines))
     mean, best, count = style.interval(row["mean"]), style.interval(row["best"]), row.get("rollouts", "n")
-    style.draw_baselines(axis, {name: style.interval(value) for name, value in baselines.items()}, vertical=True)
+    style.draw_baselines(axis, baselines, vertical=True)
     style.dot(axis, mean, 0, BLUE)
     style.dot(axis, best, 1, style.GREEN)
     name_rows(axis, [f"mean of {count}", f"best of {count}"], 0.5, 0.7)
@@ -161,15 +160,15 @@ def word_shift(frame: pd.DataFrame, before: str = "before", after: str = "after"
     axis.scatter(frame["after"], places, s=42, color=colors, zorder=3)
     for place, value, up in zip(places, frame["after"], rose, strict=True):
         note(axis, f"{value:.0%}", (value, place), (7 if up else -7, 0), ha="left" if up else "right", fontsize=9.5)
-    name_rows(axis, [word if len(word) <= 24 else f"{word[:23]}…" for word in frame["word"]], 0.4, 0.6)
+    name_rows(axis, [style.fill(word, 24, most=24) for word in frame["word"]], 0.4, 0.6)
     top = frame[["before", "after"]].to_numpy(float).max(initial=0.0) or 1.0
     axis.set_xlim(-0.14 * top, 1.14 * top)  # room for the numbers
     axis.set_xticks([tick for tick in axis.get_xticks() if 0 <= tick <= min(1.001, 1.14 * top)])
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     count = f"{frame.attrs['n']} " if "n" in frame.attrs else ""
     axis.set_xlabel(f"share of the {count}rewrites that hold the word")
-    axis.plot([], [], "o", color=GREY, label=before, markerfacecolor="white")
-    axis.plot([], [], "o", color=GREY, label=after)
+    axis.plot([], [], "o", color=GREY, label=style.fill(before, 40), markerfacecolor="white")
+    axis.plot([], [], "o", color=GREY, label=style.fill(after, 40))
     style.legend_below(figure)
     ends = [*frame[frame["after"] > frame["before"]].head(1).itertuples()]
     ends += frame[frame["after"] < frame["before"]].tail(1).itertuples()
@@ -231,12 +230,12 @@ def _validation(axis, points: Rows, baselines: Mapping, label: str = "policy") -
         reaches = np.hstack([reach(point) for point in points])
         axis.errorbar(at, means, reaches, color=BLUE, marker="o", capsize=3, label=label)
         best, end = int(np.argmax(means)), len(points) - 1
-        near = at[best] < at[end] < at[best] + 0.2 * (at[end] - at[0])  # the last number would stand on the best one
         for place in {0, best, end}:
-            left, below = place == end and place > 0, place == end and near  # left: there the axis ends
-            look: dict = dict(va="top" if below else "baseline", fontsize=9.5, weight="bold", bbox=BACKED, color=BLUE)
-            shift, side = (-5 if left else 5, -4 if below else 4), "right" if left else "left"
-            note(axis, f"{means[place]:.3f}", (at[place], means[place]), shift, side, **look)
+            left = place == end > 0  # there the axis ends
+            close = place != best and abs(at[place] - at[best]) <= 0.25 * (at[end] - at[0])
+            look: dict = dict(va="top" if close else "baseline", fontsize=9.5, weight="bold", bbox=BACKED, color=BLUE)
+            shift = -5 if left else 5, -5 if close else 4  # two numbers beside each other: the lower one goes below
+            note(axis, f"{means[place]:.3f}", (at[place], means[place]), shift, "right" if left else "left", **look)
 
 
 def _name(axis, text: str) -> None:

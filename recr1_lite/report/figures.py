@@ -5,14 +5,18 @@ The colours are Okabe & Ito's, which people with any colour vision can tell apar
 
 import functools
 import io
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
-from textwrap import fill
+from textwrap import wrap
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
@@ -40,7 +44,8 @@ DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
 STYLE: dict = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10, "figure.dpi": 110}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
 STYLE |= {"axes.titlelocation": "left", "legend.frameon": False, "svg.hashsalt": "recr1_lite"}
-STYLE["text.parse_math"] = False  # a price in a name is no formula
+STYLE |= {"text.parse_math": False}  # a dollar sign is a dollar sign
+FONTS = ("Noto Sans CJK", "Source Han Sans", "WenQuanYi", "Microsoft YaHei", "PingFang", "Hiragino Sans", "Noto Emoji")
 BACKEND = {key for key in matplotlib.rcParamsDefault if key.startswith("backend")}
 WHOLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in BACKEND} | STYLE
 
@@ -55,24 +60,51 @@ class Picture(Figure):
         return as_bytes(self, "png", dpi=round(self.dpi))
 
 
+@contextmanager
+def _style() -> Iterator[None]:
+    """The style, with such of this machine's fonts as have letters that matplotlib's own lacks; no word on the rest."""
+    more = sorted({font.name for font in fontManager.ttflist if font.name.startswith(FONTS)})
+    with matplotlib.rc_context(WHOLE | {"font.family": ["sans-serif", *more]}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
 def styled(draw):
-    """Draw inside the style, and leave the reader's own settings and backend alone."""
+    """Draw inside the style, and leave the reader's own settings and backend alone. What it is given may hold any
+    text: control characters and halves of surrogate pairs, which no font and no file takes, become a mark."""
 
     @functools.wraps(draw)
     def wrapper(*args, **kwargs) -> Figure:
-        with matplotlib.rc_context(WHOLE):
-            return draw(*args, **kwargs)
+        with _style():
+            return draw(*map(_drawable, args), **{key: _drawable(value) for key, value in kwargs.items()})
 
     return wrapper
+
+
+def _drawable(value: Any) -> Any:
+    if isinstance(value, str):
+        return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", value)
+    if isinstance(value, Mapping):
+        return {_drawable(key): _drawable(inner) for key, inner in value.items()}
+    return [*map(_drawable, value)] if type(value) in (list, tuple) else value
 
 
 def as_bytes(figure: Figure, form: str = "svg", dpi: int = 150) -> bytes:
     """The figure as a file's content: "svg" (text as outlines, so no font is needed) or "png"."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(WHOLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a letter that no font here has is drawn as a box
+    with _style():
         figure.savefig(buffer, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()
+
+
+def fill(name: object, width: int, after: str = "", most: int = 60) -> str:
+    """A name of at most `most` letters in lines of `width`, with `after` behind it.
+
+    A legend leaves out a label that is empty or begins with "_", so neither is.
+    """
+    text = " ".join(_drawable(str(name)).split()) or "(no name)"
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return " " * text.startswith("_") + "\n".join(wrap(f"{text} {after}", width, break_on_hyphens=False))
 
 
 def canvas(height: float, width: float = 6.2, dpi: int = 110) -> tuple:
@@ -81,16 +113,12 @@ def canvas(height: float, width: float = 6.2, dpi: int = 110) -> tuple:
     return figure, figure.subplots()
 
 
-def wrapped(name: object, width: int) -> str:
-    """A name on at most four lines of `width` characters; what does not fit is left out."""
-    name = str(name).encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be drawn
-    return fill(name, width, max_lines=4, placeholder=" …")
-
-
 def title(figure: Figure, finding: str, width: int = 56) -> None:
     """The finding, in bold above the whole figure, at most `width` characters a line."""
-    finding = fill(finding.encode("utf-8", "replace").decode(), width, break_on_hyphens=False)
-    figure.suptitle(finding, x=0.01, ha="left", fontsize=12.5, weight="bold")
+    text = fill(finding, width, most=6 * width)
+    figure.suptitle(text, x=0.01, ha="left", fontsize=12.5, weight="bold")
+    if figure.get_layout_engine():  # room for a long one
+        figure.set_figheight(figure.get_figheight() + 0.2 * max(0, text.count("\n") - 1))
 
 
 def span(last: float) -> tuple[float, float]:
@@ -108,10 +136,10 @@ def widen(axis, least: float) -> None:
 
 def legend_below(figure: Figure) -> None:
     """The legend below the axes, in as many columns as its longest name leaves room for; none of no names."""
-    (axis,) = figure.axes
-    handles, labels = axis.get_legend_handles_labels()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
     if labels:
+        figure.set_figheight(figure.get_figheight() + 0.2 * max(label.count("\n") for label in labels))
         figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(3, 74 // (longest + 7))))
 
 
@@ -120,11 +148,14 @@ def note(axis, text: str, at: tuple, shift: tuple, ha="left", va="center_baselin
     axis.annotate(text, at, shift, textcoords="offset points", ha=ha, va=va, **look)
 
 
-def draw_baselines(axis, baselines: Mapping, vertical: bool = False) -> None:
-    line, band = (axis.axvline, axis.axvspan) if vertical else (axis.axhline, axis.axhspan)
-    for (name, base), (color, style) in zip(baselines.items(), LINES * 3):
-        band(base["low"], base["high"], color=color, alpha=0.08, lw=0)
-        line(base["mean"], color=color, ls=style, lw=1.6, label=wrapped(f"{name} {base['mean']:.3f}", 26))
+def draw_baselines(axis, baselines: Mapping, vertical: bool = False, band: bool = True) -> None:
+    """A line, and a band of its interval, for each of {name: Interval, {mean, low, high} or a number}."""
+    line, area = (axis.axvline, axis.axvspan) if vertical else (axis.axhline, axis.axhspan)
+    for (name, value), (color, style) in zip(baselines.items(), LINES * 3):
+        base = interval(value)
+        if band:
+            area(base["low"], base["high"], color=color, alpha=0.08, lw=0)
+        line(base["mean"], color=color, ls=style, lw=1.6, label=fill(name, 26, f"{base['mean']:.3f}"))
 
 
 def look(method: str, place: int = 0) -> tuple[str, str]:
@@ -200,7 +231,7 @@ def bars(values: Mapping, finding: str, axis: str, stacked=False, baseline: tupl
     An Interval gets its 95% whisker. stacked: series end to end, for shares of a whole. baseline: (name, number), drawn
     as a line. axis: what is measured, with its unit. form: of the numbers at the bars.
     """
-    rows = {name: value if isinstance(value, Mapping) else {"": value} for name, value in values.items()}
+    rows = {name: value if isinstance(value, Mapping) else {None: value} for name, value in values.items()}
     series = list(dict.fromkeys(key for row in rows.values() for key in row))
     longest = max(sum(abs(_mean(cell)) for cell in row.values()) for row in rows.values())
     lanes = 1 if stacked else max(1, 0.75 * len(series))
@@ -212,7 +243,8 @@ def bars(values: Mapping, finding: str, axis: str, stacked=False, baseline: tupl
         means = np.array([_mean(cell) for cell in cells], float)
         places: np.ndarray = np.arange(len(rows)) + (0 if stacked else (number - (len(series) - 1) / 2) * height)
         ends = [(cell.mean - cell.low, cell.high - cell.mean) if hasattr(cell, "low") else (0, 0) for cell in cells]
-        look: dict = dict(left=left if stacked else 0, color=color, alpha=0.85, label=wrapped(key, 40))
+        look: dict = dict(left=left if stacked else 0, color=color, alpha=0.85)
+        look["label"] = "" if key is None else fill(key, 40)
         whiskers: dict = dict(xerr=np.array(ends).T if np.any(ends) else None, error_kw={"ecolor": BLACK, "capsize": 3})
         plot.barh(places, means, height * 0.92, **look, **whiskers)
         for place, start, mean, (down, up) in zip(places, left, means, ends, strict=True):
@@ -224,9 +256,9 @@ def bars(values: Mapping, finding: str, axis: str, stacked=False, baseline: tupl
                 note(plot, form.format(mean), (start + mean / 2, place), (0, 0), ha="center", fontsize=9.5, color=ink)
         left = left + means if stacked else left
     if baseline:
-        label = wrapped(f"{baseline[0]} {form.format(baseline[1])}", 40)
+        label = fill(baseline[0], 40, form.format(baseline[1]))
         plot.axvline(baseline[1], color=BLACK, ls="--", lw=1, label=label)
-    name_rows(plot, [wrapped(name, 26) for name in rows], 0.4, 0.6)
+    name_rows(plot, [fill(name, 26) for name in rows], 0.4, 0.6)
     plot.margins(x=0 if stacked else 0.14)
     plot.set_xlabel(axis)
     legend_below(figure)
@@ -245,21 +277,22 @@ def lines(x, series: Mapping, finding: str, x_axis: str, y_axis: str, baseline: 
     for number, (name, values) in enumerate(series.items()):
         color, few = COLORS[number % len(COLORS)], len(values) <= 20  # of many points dashes tell the lines apart
         look = dict(marker=MARKERS[number % len(MARKERS)]) if few else dict(ls=DASHES[number % len(DASHES)])
-        plot.plot(x, [_mean(value) for value in values], color=color, label=wrapped(name, 40), **look)
+        plot.plot(x, [_mean(value) for value in values], color=color, label=fill(name, 40), **look)
         if all(hasattr(value, "low") for value in values):
             lows, highs = [value.low for value in values], [value.high for value in values]
             plot.fill_between(x, lows, highs, color=color, alpha=0.15, lw=0)
     if baseline:
         name, value = baseline
-        plot.axhline(_mean(value), color=BLACK, ls="--", lw=1, label=wrapped(name, 40))
+        plot.axhline(_mean(value), color=BLACK, ls="--", lw=1, label=fill(name, 40))
         if hasattr(value, "low"):
             plot.axhspan(value.low, value.high, color=BLACK, alpha=0.07, lw=0)
     if log_x:
         plot.set_xscale("log")
-        plot.minorticks_off()
-        plot.xaxis.set_major_formatter("{x:g}")
+        plot.xaxis.set_major_formatter("{x:g}")  # matplotlib's own writes powers as a formula
+        plot.xaxis.set_minor_formatter("")
         if len(x) <= 10:
-            plot.set_xticks(list(x))
+            plot.set_xticks(list(x), [f"{value:g}" for value in x])
+            plot.minorticks_off()
     elif all(isinstance(value, Integral) for value in x):
         plot.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
     plot.set(xlabel=x_axis, ylabel=y_axis)
@@ -281,7 +314,7 @@ def histogram(groups: Mapping[str, Sequence[float]], finding: str, axis: str, bi
         color, values = COLORS[number % len(COLORS)], np.asarray(given, float)
         if not len(values) or not np.isfinite(values).all():
             raise RecR1Error(f"the group {name!r} is empty or holds what is no number; drop that first")
-        label, dash = wrapped(f"{name}, mean {values.mean():.2f}", 40), ["--", "-.", ":"][number % 3]
+        label, dash = fill(f"{name},", 40, f"mean {values.mean():.2f}"), ["--", "-.", ":"][number % 3]
         plot.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.35)
         plot.axvline(values.mean(), color=color, ls=dash, lw=2, label=label)
     plot.set(xlabel=axis, ylabel="share")

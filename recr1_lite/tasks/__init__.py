@@ -1,7 +1,6 @@
 """Tasks: a catalogue, requests with their relevant items, and splits; one file per data set."""
 
 import inspect
-import json
 import math
 import pkgutil
 from collections.abc import Callable, Sequence
@@ -59,17 +58,13 @@ def _value(name: str, text: str, kind) -> object:
     if kind not in (bool, int, float):
         return text
     try:
-        number = json.loads(text.lower()) if text.isascii() else None
-    except (ValueError, RecursionError):
-        number = None
-    if (
-        isinstance(number, bool) is not (kind is bool)
-        or not isinstance(number, (kind, int))
-        or not math.isfinite(number)
-    ):
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        value = math.nan
+    if isinstance(value, float) and not math.isfinite(value):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-        raise RecR1Error(f"the option {name}={text} is no value for it; give {wanted}")
-    return kind(number)
+        raise RecR1Error(f"the option {name}={text[:80]} is no value for it; give {wanted}")
+    return value
 
 
 def load_task(task: str, /, **options) -> Task:

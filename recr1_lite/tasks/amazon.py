@@ -142,6 +142,8 @@ SETTINGS = {"transductive": "with a train example", "inductive": "without a trai
 
 
 class Purchase(NamedTuple):
+    """What a user bought after a history, oldest first."""
+
     example_id: str
     user: str
     history: list[str]

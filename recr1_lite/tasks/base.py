@@ -44,7 +44,7 @@ class _Seal:
     _test: pd.DataFrame
 
 
-class Catalogue(str):
+class KnownIds(str):
     """The ids of a catalogue, in `attrs` of each split: what is searched for it is checked against them.
 
     As text it is the catalogue's name, because pandas copies attrs with each frame and writes them as JSON.
@@ -95,7 +95,7 @@ class Task(_Seal):
         requests = sum(_wordless(frame["request"]) for frame in splits.values())
         if (items := _wordless(self.items["text"])) or requests:
             self.about["without a word to index"] = f"{items} items and {requests} requests"
-        catalogue = Catalogue(self.name)
+        catalogue = KnownIds(self.name)
         catalogue.ids = frozenset(self.items["item_id"])
         for frame in splits.values():
             frame.attrs["catalogue"] = catalogue
@@ -139,8 +139,8 @@ class Task(_Seal):
     def check_prompts(self, tokenizer, limit: int, *prompts: Prompt) -> None:
         """Raises RecR1Error where a prompt of any split is longer than `limit` tokens. Of the sealed test nothing but
         this number comes out, so that it leaves no row."""
-        for split, prompt in itertools.product(self._splits(), prompts):
-            texts = [prompt.render(tokenizer, request) for request in self._splits()[split]["request"].unique()]
+        for (split, frame), prompt in itertools.product(self._splits().items(), prompts):
+            texts = [prompt.render(tokenizer, request) for request in frame["request"].unique()]
             if (longest := max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))) > limit:
                 told = f"a prompt has {longest} tokens and the limit is {limit} (the longest of the {split} split)"
                 advice = "shorten the request or the few-shot examples, or raise max_prompt_tokens in the profile"
@@ -247,10 +247,8 @@ def _spread(texts: pd.Series) -> str:
 def _shared_words(examples: pd.DataFrame, items: pd.DataFrame) -> tuple[float, float]:
     """Mean share of a request's different words in the text of its relevant items, and of a random one."""
     wanted = items[items["item_id"].isin({item for relevant in examples["relevant"] for item in relevant})]
-    texts, of_text = (
-        dict(zip(wanted["item_id"], wanted["text"])),
-        functools.lru_cache(1000)(lambda text: {*words(text)}),
-    )
+    texts = dict(zip(wanted["item_id"], wanted["text"]))
+    of_text = functools.lru_cache(1000)(lambda text: {*words(text)})
     rng, shared, chance = random.Random(0), 0.0, 0.0
     for request, relevant in zip(examples["request"], examples["relevant"], strict=True):
         asked = {*words(request)} or {""}

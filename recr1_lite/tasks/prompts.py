@@ -49,9 +49,7 @@ class Outcome(StrEnum):
     bad_json = "bad_json"  # no JSON object where the answer is
     missing_query = "missing_query"  # a JSON object, its "query" absent or neither text nor list of texts
     empty = "empty"  # the query is there and holds nothing
-    truncated = (
-        "truncated"  # no_answer or bad_json, or a thought without an end, because the token limit cut the completion
-    )
+    truncated = "truncated"  # no_answer, bad_json or a thought without an end, because the token limit cut it off
     refused = "refused"  # of a server: its model declined, a filter stopped it, or it called a tool
 
 
@@ -86,8 +84,7 @@ def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
         ended = ended or not last  # a tag with no thought behind it
     if not ended:
         return Parsed(Outcome.truncated if truncated else Outcome.no_answer, "")
-    whole = "".join(parts)
-    tries = [*parts[::-1], whole] if len(parts) > 1 else parts
+    tries = [*parts[::-1], "".join(parts)] if len(parts) > 1 else parts
     if len(parts) > 1 and style == "compact":
         tries = [_SHELL.sub(" ", part) for part in tries]
     found = [_read(part, style) for part in tries]
@@ -137,8 +134,7 @@ def chosen(known: Collection[str], **options: str) -> None:
 
 
 def _one_line(query: str) -> Parsed:
-    # A lone surrogate (JSON can spell one) fits into no UTF-8 file.
-    query = " ".join(query.encode("utf-8", "replace").decode("utf-8").split())
+    query = " ".join(whole(query).split())
     if _THOUGHT.search(query):  # spelled in escapes of JSON, or inside the answer's own tags
         return Parsed(Outcome.no_answer, "")
     return Parsed(Outcome.ok if query else Outcome.empty, query)
@@ -217,7 +213,7 @@ class Prompt:
     prefix: str = ""
     mode: str = "rewrite"
     weight: int = 1
-    thinking: bool = field(default=False, repr=False)
+    thinking: bool = field(default=False, repr=False)  # repr is in the settings of targets files that are older
 
     def __post_init__(self) -> None:
         chosen(STYLES, style=self.style)
@@ -247,9 +243,8 @@ class Prompt:
         has put its own start token in: tokenise the text with `add_special_tokens=False`. Raises RecR1Error for a
         tokenizer without a chat template and for a template that refuses the messages.
         """
-        return (
-            chat_text(tokenizer, self.messages(break_special_tokens(tokenizer, request)), self.thinking) + self.prefix
-        )
+        chat = self.messages(break_special_tokens(tokenizer, request))
+        return chat_text(tokenizer, chat, self.thinking) + self.prefix
 
     def read(self, completion: str, truncated: bool = False) -> Parsed:
         """Parse what the model generated after this prompt, in training and in evaluation alike.

@@ -222,11 +222,13 @@ def train_task(
     folder: str | Path,
     seed: int = 0,
     ledger: Ledger | None = None,
+    checked: bool = False,
     **run,
 ) -> Training:
     """GRPO on the task's training requests; val picks the best adapter. A "train" row goes to the ledger.
 
-    run: resume, progress and watch of `Run`. A ledger that is bound to the run of this folder gets the run's id."""
+    checked: the engine has passed `check_engine`. run: resume, progress and watch of `Run`. A ledger that is bound to
+    the run of this folder gets the run's id."""
 
     def on_val(rewriter) -> Interval:
         result = evaluate(rewriter, task, retriever, "val", progress=False)
@@ -235,7 +237,8 @@ def train_task(
     def validate(merged: MergedCopy | None) -> Interval:
         return on_val(as_rewriter(policy, task.prompt, profile, "policy", merged))
 
-    check_engine(retriever, task.items)
+    if not checked:
+        check_engine(retriever, task.items)
     book, place = ledger or Ledger(), Run(Path(folder), validate, seed, task=task, **run)
     book.check()
     raw, scorer = on_val(RawRewriter()), Scorer(retriever, task.train, task.prompt, task.k_train)

@@ -122,9 +122,8 @@ class TargetFile:
                 row = json.loads(line)
                 key: Any = row["settings"] if number == 1 else str(row["example_id"])
             except (ValueError, KeyError, TypeError):
-                raise RecR1Error(
-                    f"line {number} of {self.path} is no row of a targets file; mend or remove it"
-                ) from None
+                wrong = f"line {number} of {self.path} is no row of a targets file"
+                raise RecR1Error(f"{wrong}; mend or remove it") from None
             if number > 1:
                 self.rows[key] = row
             elif names := sorted(n for n in {*key, *self.settings} if key.get(n) != self.settings.get(n)):
