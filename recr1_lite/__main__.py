@@ -103,11 +103,9 @@ def prepare(arguments) -> None:
 def demo(arguments) -> None:
     """Run the loop: baselines, headroom, GRPO, sealed test, report."""
     from recr1_lite.recipes.demo import demo as run
-    from recr1_lite.tasks.clothing import FEW_SHOT
 
-    profile, out, task = _profile(arguments), _out(arguments), _task(arguments)
-    few_shot, ledger = FEW_SHOT if arguments.task == "clothing" else None, Ledger().bind(command=_words())
-    run(profile, out, arguments.seed, arguments.resume, ledger, task, few_shot, arguments.retriever)
+    profile, out, task, ledger = _profile(arguments), _out(arguments), _task(arguments), Ledger().bind(command=_words())
+    run(profile, out, arguments.seed, arguments.resume, ledger, task, arguments.retriever)
 
 
 @command(*TASK, *TRAIN)
@@ -369,7 +367,7 @@ def _task(arguments):
 def _engine(arguments, task):
     from recr1_lite.search import build_retriever
 
-    return build_retriever(arguments.retriever, task.items)
+    return build_retriever(arguments.retriever, task.items, task.bm25)
 
 
 def _out(arguments) -> Path:

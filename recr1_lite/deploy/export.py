@@ -28,7 +28,7 @@ from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_mer
 from recr1_lite.policy.rewriters import encode
 from recr1_lite.policy.rollouts import completion_logps, generate_grouped, until_end
 from recr1_lite.profiles import Profile
-from recr1_lite.tasks.prompts import Prompt, compose
+from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.loop import model_name
 
 FORMATS = ("adapter", "merged", "gguf")
@@ -166,7 +166,7 @@ def measure(
                 query = prompt.read(text, truncated=not ended).query
                 rows["prompt"].append(ids[place][mask[place] == 1].tolist())
                 rows["tokens"].append(row)
-                rows["rewrite"].append(compose(request, query, prompt.mode, prompt.weight))
+                rows["rewrite"].append(prompt.sent(request, query))
                 rows["logps"].append(logps[place, : len(known[place])].tolist())
             shown.update(len(batch))
     return rows

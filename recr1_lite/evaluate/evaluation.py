@@ -16,7 +16,7 @@ from recr1_lite.search.base import Retriever, checked, search_all
 from recr1_lite.search.metrics import Interval, compute, mean_interval, paired_interval, parse_name, without
 from recr1_lite.tasks.base import Task, ids_of
 from recr1_lite.tasks.prompts import Outcome, Rewrite
-from recr1_lite.tasks.splits import SPLITS
+from recr1_lite.tasks.splits import SPLITS, most_relevant
 
 TOP = 10  # hits kept per example, for the inspector
 SEARCH_BATCH = 1024
@@ -27,7 +27,7 @@ class EvalResult:
     """What one rewriter scored on one split.
 
     rows: one per example, with example_id, request, query (as sent to the retriever), completion, outcome, tokens, one
-    column per metric (0 to 1), ranks {relevant item_id: rank from 1, or None}, top (first 10 item ids). summary: metric
+    column per metric (0 to 1), ranks {item_id: rank from 1, or None} of the most relevant items, top (10 item ids). summary: metric
     -> mean with its 95% interval. seconds: of rewriting and searching all examples. retriever: its class, "" where none
     was asked. depth: places of the ranking that were scored. seed: of the bootstrap.
     """
@@ -142,7 +142,7 @@ def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, ledger: Ledg
         row = {"example_id": str(example.example_id), "request": example.request, "query": rewrite.query}
         row |= {"completion": rewrite.completion, "outcome": str(rewrite.outcome), "tokens": int(rewrite.tokens)}
         row |= {metric: compute(metric, ranking, example.relevant) for metric in task.metrics}
-        ranks = {item: place.get(item) for item in example.relevant}
+        ranks = {item: place.get(item) for item in most_relevant(example.relevant)}
         rows.append(row | {"ranks": ranks, "top": ranking[:TOP]})
     frame = pd.DataFrame(rows)
     summary = {metric: mean_interval(frame[metric].to_numpy(float), seed=about["seed"]) for metric in task.metrics}

@@ -21,7 +21,7 @@ import httpx
 from recr1_lite.common import RecR1Error, whole
 from recr1_lite.policy.rewriters import Rewriter
 from recr1_lite.search.remote import address_of, first_line, is_loopback, message_of, same_server
-from recr1_lite.tasks.prompts import Outcome, Parsed, Prompt, Rewrite, compose, split_thoughts
+from recr1_lite.tasks.prompts import Outcome, Parsed, Prompt, Rewrite, split_thoughts
 
 _TAG = re.compile(r"<(?=[|/\w])")  # how a chat template's special tokens open
 _OVERLOAD = re.compile(r"overload|rate.?limit|too many|time.?out|timed out|temporar|unavailable|capacity|busy|upstream")
@@ -179,7 +179,7 @@ class EndpointRewriter(Rewriter):
         answer, parsed = self.answer(request)
         if answer.tokens is None:
             self.tell(f"{self.url} does not say how many tokens it made; they count as 0")
-        query = compose(request, parsed.query, self.prompt.mode, self.prompt.weight)
+        query = self.prompt.sent(request, parsed.query)
         return Rewrite(query, answer.text, str(parsed.outcome), answer.tokens or 0)
 
     def _answer(self, reply) -> Answer:

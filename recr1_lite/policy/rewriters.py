@@ -9,7 +9,7 @@ from recr1_lite.common import RecR1Error, whole
 from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rollouts import MergedCopy, generate_grouped, until_end
 from recr1_lite.profiles import Profile
-from recr1_lite.tasks.prompts import Prompt, Rewrite, compose
+from recr1_lite.tasks.prompts import Prompt, Rewrite
 
 
 class Rewriter:
@@ -79,7 +79,7 @@ class ModelRewriter(Rewriter):
             said, ended = until_end(row, self.policy.end_ids)
             text = tokenizer.decode(said, skip_special_tokens=True)
             parsed = prompt.read(text, truncated=not ended)
-            query = compose(request, parsed.query, prompt.mode, prompt.weight)
+            query = prompt.sent(request, parsed.query)
             answers.append(Rewrite(query, text, str(parsed.outcome), len(said)))
         return answers
 

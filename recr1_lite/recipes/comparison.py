@@ -33,7 +33,7 @@ from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.clothing import name_garments
-from recr1_lite.tasks.prompts import Prompt, Rewrite, compose
+from recr1_lite.tasks.prompts import Prompt, Rewrite
 from recr1_lite.train import grpo, sft
 from recr1_lite.train.loop import Run, Training
 from recr1_lite.train.rewards import Scorer
@@ -59,8 +59,8 @@ class TeacherRewriter(Rewriter):
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
         pairs = [(request, self.teach(request)[0]) for request in requests]
-        how = self.prompt.mode, self.prompt.weight
-        return [Rewrite(compose(r, a, *how), a, "ok", 0) if a else Rewrite(r, "", "empty", 0) for r, a in pairs]
+        sent = self.prompt.sent
+        return [Rewrite(sent(r, a), a, "ok", 0) if a else Rewrite(r, "", "empty", 0) for r, a in pairs]
 
 
 def taught(examples: pd.DataFrame, teach: Teacher) -> pd.DataFrame:
@@ -148,7 +148,7 @@ def compare_methods(
         raise RecR1Error(f"methods={list(methods)}; {advice}")
     out, methods = Path(out), [method for method in METHODS if method in methods]
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
-    engine = BM25Retriever.build(task.items)
+    engine = BM25Retriever.build(task.items, **task.bm25)
     check_engine(engine, task.items)
     policy = load_policy(profile, seed)
     made = {"retriever": described(engine), "teacher": getattr(teach, "__qualname__", type(teach).__name__)}
@@ -287,7 +287,7 @@ class Bench:
 
     def __init__(self, tasks: list[Task], profile: Profile, untrained: Policy, ledger: Ledger, seed: int = 0):
         self.tasks, self.profile, self.seed, self.ledger = tasks, profile, seed, ledger
-        self.retrievers = [BM25Retriever.build(task.items) for task in tasks]
+        self.retrievers = [BM25Retriever.build(task.items, **task.bm25) for task in tasks]
         self.base = self._check(untrained, "untrained")
 
     def _check(self, policy: Policy, name: str) -> tuple[list[EvalResult], capability.CapabilityResult]:

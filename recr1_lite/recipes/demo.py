@@ -45,14 +45,13 @@ class Loop:
     profile: Profile
     ledger: Ledger
     seed: int
-    few_shot: Prompt | None = None
     rivals: list[Recommender] = field(default_factory=list)
 
     def score(self, split: str, policy: Policy) -> list[EvalResult]:
         """The methods that need no training, on a split: raw request first."""
         rewriters: list = [RawRewriter(), as_rewriter(policy, self.task.prompt, self.profile, "zero-shot")]
-        if self.few_shot is not None:
-            rewriters.append(as_rewriter(policy, self.few_shot, self.profile, "few-shot", rewriters[1].merged))
+        if (few_shot := self.task.few_shot) is not None:
+            rewriters.append(as_rewriter(policy, few_shot, self.profile, "few-shot", rewriters[1].merged))
         rewriters += [last_title] if self.rivals else []
         options: dict = dict(split=split, ledger=self.ledger, seed=self.seed)
         results = [evaluate(rewriter, self.task, self.retriever, **options) for rewriter in rewriters]
@@ -84,7 +83,6 @@ def demo(
     resume: bool = False,
     ledger: Ledger | None = None,
     task: Task | None = None,
-    few_shot: Prompt | None = None,
     retriever: str | Retriever = "bm25",
 ) -> list[EvalResult]:
     """Run the loop of `profile` on a task (default: clothing) and write everything into the folder `out`.
@@ -96,15 +94,15 @@ def demo(
     say("data")
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
     print(task.describe())
-    engine = build_retriever(retriever, task.items) if isinstance(retriever, str) else retriever
+    engine = build_retriever(retriever, task.items, task.bm25) if isinstance(retriever, str) else retriever
     check_engine(engine, task.items)
     policy = load_policy(profile, seed=seed)
-    prompts = [task.prompt, few_shot] if few_shot else [task.prompt]
-    made = {"few_shot": few_shot and asdict(few_shot), "retriever": described(engine)}
+    prompts = [prompt for prompt in (task.prompt, task.few_shot) if prompt]
+    made = {"few_shot": task.few_shot and asdict(task.few_shot), "retriever": described(engine)}
     book = start("demo", Run(out, None, seed, resume, task=task, made=made), policy, profile, prompts, ledger, 1)
 
     say(f"baselines on {len(task.val)} validation requests")
-    loop = Loop(task, engine, profile, book, seed, few_shot, baselines(task) if "history" in task.train else [])
+    loop = Loop(task, engine, profile, book, seed, baselines(task) if "history" in task.train else [])
     print(methods_table(loop.score("val", policy), ["raw request"]).to_string(index=False))
 
     say(f"headroom: {ROLLOUTS} rollouts for each of {profile.n_headroom} training requests")

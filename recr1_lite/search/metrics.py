@@ -15,11 +15,13 @@ import numpy as np
 from scipy.stats import bootstrap, t
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.tasks.splits import most_relevant
 
 GAINS = ("linear", "exponential")
 RESAMPLES = 2000
 Relevant = Mapping[str, float] | Sequence[str]
-_NAME = re.compile(r"(ndcg|recall)@([1-9]\d*)|(mrr)(?:@([1-9]\d*))?")
+EXACT = "exact-"
+_NAME = re.compile(rf"(?:{EXACT})?(?:(ndcg|recall)@([1-9]\d*)|(mrr)(?:@([1-9]\d*))?)")
 
 
 def _gains(relevant: Relevant) -> dict[str, float]:
@@ -106,11 +108,12 @@ def reciprocal_rank(ranking: Sequence[str], relevant: Relevant, k: int | None = 
 
 
 def compute(name: str, ranking: Sequence[str], relevant: Relevant) -> float:
-    """A metric by its name: `ndcg@100`, `recall@10`, `mrr` or `mrr@10`. nDCG takes linear gains.
-
-    Raises RecR1Error for another name.
+    """A metric by its name: `ndcg@100`, `recall@10`, `mrr` or `mrr@10`. nDCG takes linear gains. With `exact-` before
+    it, of graded items those of the highest gain alone are relevant, with gain 1. Raises RecR1Error for another name.
     """
     kind, k = parse_name(name)
+    if name.startswith(EXACT):
+        relevant = dict.fromkeys(most_relevant(_gains(relevant)), 1.0)
     if k is None or kind == "mrr":
         return reciprocal_rank(ranking, relevant, k)
     return ndcg(ranking, relevant, k) if kind == "ndcg" else recall(ranking, relevant, k)

@@ -7,7 +7,7 @@ import itertools
 import json
 import random
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from typing import NoReturn, Self
 
@@ -18,8 +18,9 @@ from pandas.api.types import is_object_dtype
 from recr1_lite.common import RecR1Error, is_indexed, whole, words
 from recr1_lite.ledger import Ledger
 from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.tasks.splits import METRICS, is_count, validate
+from recr1_lite.tasks.splits import METRICS, is_count, most_relevant, validate
 
+SHOWN = 5  # relevant items of the data card's sample
 SAMPLE = 10_000  # items and requests that a data card looks at, so that it takes seconds at any size
 
 TRAINERS: list[object] = []  # one mark per trainer that runs in this process, in whatever thread; see `sealed`
@@ -69,7 +70,9 @@ class Task(_Seal):
     (str) and `relevant` (dict of item_id -> gain > 0); `test`, given once and then sealed, likewise. A split may have
     lists of item ids: `exclude`, which an example's ranking leaves out, and `history`, oldest first. `k_train`,
     `k_eval`: cut-offs of the ranking. `about`: source, licence, notes; validation adds `splits`, its counts, and the
-    number of texts without a word to index. Raises RecR1Error for data that `validate` refuses, a cut-off below 1.
+    number of texts without a word to index. `few_shot`: a prompt with examples, a baseline. `rule`: what somebody who knows the shop could write down without a model,
+    from a request to a rewrite ("": nothing to say) and the thought behind it. `bm25`: what the shop's own engine is
+    set to (k1, b), found on train with the plain requests. Raises RecR1Error for data that `validate` refuses, a cut-off below 1.
     """
 
     name: str
@@ -82,6 +85,9 @@ class Task(_Seal):
     k_eval: int = 100
     metrics: tuple[str, ...] = METRICS
     about: dict = field(default_factory=dict)
+    few_shot: Prompt | None = None
+    rule: Callable[[str], tuple[str, str]] | None = None
+    bm25: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self, test: pd.DataFrame) -> None:
         for cutoff in ("k_train", "k_eval"):
@@ -193,10 +199,14 @@ class Task(_Seal):
             cold = "" if split == "train" else ", {cold_items} of them cold (no train example about them)"
             line = f"{split}: {{examples}} examples about {{items}} different items{cold}"
             lines.append(f"{line}; {{unreachable}} of {{targets}} targets are not in the catalogue".format(**counts))
+        relevant = self.train["relevant"].iloc[0]
+        wanted = {item: relevant[item] for item in most_relevant(relevant)[:SHOWN]}
+        more = len(relevant) - len(wanted)
+        told = "{example_id} asks {request!r}".format(**self.train.iloc[0])
         lines += [
             f"cut-offs: k_train {self.k_train}, k_eval {self.k_eval}; metrics: {', '.join(self.metrics)}",
             *(f"{key}: {value}" for key, value in self.about.items() if key != "splits"),
-            "sample: {example_id} asks {request!r}, relevant {relevant}".format(**self.train.iloc[0]),
+            f"sample: {told}, relevant {wanted}{f' and {more} more' * (more > 0)}",
         ]
         wrap = textwrap.TextWrapper(96, subsequent_indent="  ", break_on_hyphens=False)
         return "\n".join(map(wrap.fill, lines))
@@ -246,13 +256,13 @@ def _spread(texts: pd.Series) -> str:
 
 def _shared_words(examples: pd.DataFrame, items: pd.DataFrame) -> tuple[float, float]:
     """Mean share of a request's different words in the text of its relevant items, and of a random one."""
-    wanted = items[items["item_id"].isin({item for relevant in examples["relevant"] for item in relevant})]
+    wanted = items[items["item_id"].isin({item for relevant in examples["relevant"] for item in most_relevant(relevant)})]
     texts = dict(zip(wanted["item_id"], wanted["text"]))
     of_text = functools.lru_cache(1000)(lambda text: {*words(text)})
     rng, shared, chance = random.Random(0), 0.0, 0.0
     for request, relevant in zip(examples["request"], examples["relevant"], strict=True):
         asked = {*words(request)} or {""}
-        there = set().union(*(of_text(texts[item]) for item in relevant if item in texts))
+        there = set().union(*(of_text(texts[item]) for item in most_relevant(relevant) if item in texts))
         shared += len(asked & there) / len(asked)
         chance += len(asked & of_text(rng.choice(items["text"].array))) / len(asked)
     return shared / len(examples), chance / len(examples)

@@ -1,8 +1,8 @@
-"""Product search on real data: a shopper's message is the request, the garment it is about is what to find.
+"""Product search on real data: a product review stands for a shopper's message, its garment is what to find.
 
-Women's E-Commerce Clothing Reviews (CC0). Part of each garment's reviews are held out as messages; the
-item's text is its class, its department and what OTHER shoppers wrote, so that no message is in the index
-itself.
+Women's E-Commerce Clothing Reviews (CC0). Part of each garment's reviews are held out as messages; the item's text is
+its class, its department and what OTHER shoppers wrote, so that no message is in the index itself. Relevance is graded
+in the manner of ESCI (arXiv 2206.06588): the garment is the exact match, the garments of its class are substitutes.
 """
 
 import html
@@ -14,18 +14,20 @@ import pandas as pd
 from recr1_lite.assets import ASSETS, fetch
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import Task
-from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.tasks.splits import ITEM_COLUMNS, alike
+from recr1_lite.tasks.prompts import Prompt, chosen
+from recr1_lite.tasks.splits import ITEM_COLUMNS, METRICS, alike
 
-# Chosen on training requests: of thirteen wordings this one had the best greedy rewrites. The query is repeated four
-# times: once, one right word moves the ranking too little for a hundred rollouts to notice (benchmarks/README.md).
+# Chosen on training requests: of thirteen wordings this one had the best greedy rewrites (benchmarks/README.md). As in
+# the paper the rewrite alone is sent.
 PROMPT = Prompt(
     style="compact",
     instruction="{request}\n\nIn one word, what did the customer buy?",
     prefix="The customer bought a",
-    mode="expand",
-    weight=4,
+    distinct=True,
 )
+# With one garment as the only relevant one the request is kept, and the query repeated four times after it: once, one
+# right word moves the ranking too little for a hundred rollouts to notice.
+EXACT_PROMPT = replace(PROMPT, mode="expand", weight=4, distinct=False)
 FEW_SHOT = replace(
     PROMPT,
     instruction="What did this customer buy? {request}",
@@ -36,11 +38,19 @@ FEW_SHOT = replace(
         ("They fit well in the waist, too long for me.", "pants, trousers, waist, long"),
     ),
 )
+EXACT_FEW_SHOT = replace(FEW_SHOT, mode="expand", weight=4, distinct=False)
+SUBSTITUTE = 0.1  # the gain of a garment of the same class, as in the KDD Cup 2022 on ESCI
+BM25 = {"k1": 50.0, "b": 0.75}  # the best for the plain requests of train: see `ceiling`
 # What somebody who knows the shop could write down: the words of a message that name a garment. A teacher for SFT.
 GARMENTS = frozenset(
     "dress dresses blouse shirt top tee sweater cardigan pants jeans skirt shorts jacket coat vest leggings jumpsuit "
     "romper tunic tank swimsuit bra robe pajamas".split()
 )
+RELEVANCE = {
+    "graded": f"the garment that the review is about 1, the other garments of its class {SUBSTITUTE}",
+    "exact": "the garment that the review is about",
+}
+GRADED_METRICS = ("ndcg@100", "exact-ndcg@100", "exact-recall@10", "exact-mrr")
 WHEEL = ASSETS["clothing-reviews"].wheel
 MIN_REVIEWS = 8  # a garment with fewer says too little about itself
 MIN_WORDS = 10  # a shorter review is no message
@@ -49,11 +59,14 @@ HELD_OUT, CAP = 0.25, 16  # share of a garment's reviews that become messages, a
 N_TEST, N_VAL = 600, 400
 
 
-def load(words: int = 40, seed: int = 0) -> Task:
+def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
     """The clothing task: messages are cut to their first `words` words, `seed` draws messages and splits.
 
-    Raises RecR1Error: `words` below 10, or the data cannot be fetched.
+    relevance: `graded` (the garment 1, the others of its class SUBSTITUTE; the rewrite alone is sent to an engine that
+    was tuned for plain requests) or `exact` (the garment alone; the request is sent with the rewrite behind it, to the
+    engine's usual settings). Raises RecR1Error: `words` below 10, another relevance, or the data cannot be fetched.
     """
+    chosen(RELEVANCE, relevance=relevance)
     if words < MIN_WORDS:
         raise RecR1Error(f"words={words} is too short for a message; use {MIN_WORDS} or more")
     reviews = read_reviews()
@@ -62,7 +75,13 @@ def load(words: int = 40, seed: int = 0) -> Task:
     items = _items(reviews[~reviews["row"].isin(messages["row"])])
     examples = pd.DataFrame({"example_id": "review-" + messages["row"].astype(str)})
     examples["request"] = messages["text"].str.split().str[:words].str.join(" ")
-    examples["relevant"] = [{garment: 1.0} for garment in messages["garment"]]
+    kinds = items.set_index("item_id")["title"].str.partition(" #")[0]
+    alike_items = kinds.groupby(kinds).groups if relevance == "graded" else {}
+    examples["relevant"] = [
+        dict.fromkeys(alike_items.get(kinds[garment], ()), SUBSTITUTE) | {garment: 1.0}
+        for garment in messages["garment"]
+    ]
+    examples["cluster"] = messages["garment"].to_numpy()
     examples = examples[~alike(examples["request"]).duplicated()]
     return Task(
         name="clothing",
@@ -70,11 +89,16 @@ def load(words: int = 40, seed: int = 0) -> Task:
         train=examples[N_TEST + N_VAL :],
         val=examples[N_TEST : N_TEST + N_VAL],
         test=examples[:N_TEST],
-        prompt=PROMPT,
+        prompt=PROMPT if relevance == "graded" else EXACT_PROMPT,
+        metrics=GRADED_METRICS if relevance == "graded" else METRICS,
+        few_shot=FEW_SHOT if relevance == "graded" else EXACT_FEW_SHOT,
+        rule=name_garments,
+        bm25=BM25 if relevance == "graded" else {},
         about={
             "source": f"Women's E-Commerce Clothing Reviews (Kaggle, nicapotato), in the PyPI wheel {WHEEL}",
             "licence": "CC0 1.0",
-            "request": f"a held-out review, cut to its first {words} words",
+            "request": f"a held-out product review, cut to its first {words} words",
+            "relevant": RELEVANCE[relevance],
             "item text": "class, department and the other shoppers' reviews of the garment",
             "seed": seed,
         },

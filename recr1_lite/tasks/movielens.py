@@ -7,6 +7,7 @@ never stands in the ranking (`exclude`): nobody is shown again what they have se
 """
 
 import csv
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,12 +49,13 @@ def name_genres(items: pd.DataFrame, count: int = 2) -> Callable[[str], tuple[st
     """A teacher for SFT that knows the catalogue: the commonest genres of a request's films, and the thought."""
     genres = {title: text.rpartition(") ")[2].split() for title, text in zip(items["title"], items["text"])}
 
-    def teach(request: str) -> tuple[str, str]:
-        seen = Counter(genre for title in request.split(BETWEEN) for genre in genres.get(title, ()))
-        commonest = sorted(seen, key=lambda genre: (-seen[genre], genre))[:count]
-        return " ".join(commonest), f"Most of them are {' and '.join(commonest)}." if commonest else ""
+    return functools.partial(_commonest, genres, count)  # not a closure: a task can be pickled
 
-    return teach
+
+def _commonest(genres: dict[str, list[str]], count: int, request: str) -> tuple[str, str]:
+    seen = Counter(genre for title in request.split(BETWEEN) for genre in genres.get(title, ()))
+    commonest = sorted(seen, key=lambda genre: (-seen[genre], genre))[:count]
+    return " ".join(commonest), f"Most of them are {' and '.join(commonest)}." if commonest else ""
 
 
 def read(ratings: Path, films: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -100,6 +102,7 @@ def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES) -> T
         items=items,
         **splits,
         prompt=PROMPT,
+        rule=name_genres(items),
         about={
             "source": f"MovieLens-100k (GroupLens; Harper & Konstan 2015), in the PyPI wheel {WHEEL}",
             "licence": "GroupLens terms: research use, cite it, never redistribute it; you fetch it yourself",

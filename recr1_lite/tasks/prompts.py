@@ -12,10 +12,13 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from recr1_lite.common import RecR1Error, whole
+import Stemmer
+
+from recr1_lite.common import RecR1Error, whole, words
 
 STYLES = ("compact", "json", "think", "paper")
 MODES = ("rewrite", "expand")
+STEM = Stemmer.Stemmer("english").stemWord
 BRACES = 32  # opening braces at which a JSON object is looked for: a completion made of braces stays quick
 WRAPPINGS = 8  # labels, bullets and quotes around one another, for the same reason
 
@@ -201,7 +204,8 @@ class Prompt:
     `instruction` is the user's turn and holds "{request}". `examples` are few-shot pairs (request, answer), the answer
     written in full as the model should write it (see `format_answer`). `prefix` opens the assistant's turn; the model
     goes on from there, and `read` parses what it writes. `mode`: `rewrite` sends the model's query to the retriever,
-    `expand` the request followed by it, `weight` times. `thinking`: whether a chat template that has a switch for it
+    `expand` the request followed by it, `weight` times. `distinct`: of the query each word counts once, its other
+    forms included, however often the model repeats it. `thinking`: whether a chat template that has a switch for it
     (Qwen3) lets the model think first; off, because the kit's limits are a few tokens. Raises RecR1Error for an unknown
     style or mode, an instruction without {request}, an example whose answer does not parse.
     """
@@ -213,6 +217,7 @@ class Prompt:
     prefix: str = ""
     mode: str = "rewrite"
     weight: int = 1
+    distinct: bool = field(default=False, repr=False)
     thinking: bool = field(default=False, repr=False)  # repr is in the settings of targets files that are older
 
     def __post_init__(self) -> None:
@@ -245,6 +250,10 @@ class Prompt:
         """
         chat = self.messages(break_special_tokens(tokenizer, request))
         return chat_text(tokenizer, chat, self.thinking) + self.prefix
+
+    def sent(self, request: str, query: str) -> str:
+        """What goes to the retriever for a parsed query: `compose` with this prompt's mode, weight and distinct."""
+        return compose(request, query, self.mode, self.weight, self.distinct)
 
     def read(self, completion: str, truncated: bool = False) -> Parsed:
         """Parse what the model generated after this prompt, in training and in evaluation alike.
@@ -356,11 +365,16 @@ class Rewrite:
     tokens: int
 
 
-def compose(request: str, parsed_query: str, mode: str, weight: int = 1) -> str:
+def compose(request: str, parsed_query: str, mode: str, weight: int = 1, distinct: bool = False) -> str:
     """What is sent to the retriever: `rewrite` the query alone, `expand` the request and the query `weight` times.
 
     For a bag of words, repeating a word weighs it (query2doc, arXiv 2303.07678, repeats the request). With no query
-    ("", a completion that failed to parse) nothing is sent in `rewrite`, the request in `expand`.
+    ("", a completion that failed to parse) nothing is sent in `rewrite`, the request in `expand`. distinct: each word
+    of the query once, in any of its forms ("dress dresses"), so that no policy is paid for repeating one.
     """
     chosen(MODES, mode=mode)
+    if distinct:
+        said = words(parsed_query)
+        forms = {STEM(word): word for word in reversed(said)}
+        parsed_query = parsed_query if len(forms) == len(said) else " ".join(reversed(forms.values()))
     return parsed_query if mode == "rewrite" else " ".join([whole(request), *[parsed_query] * weight]).strip()

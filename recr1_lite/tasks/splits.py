@@ -22,7 +22,8 @@ BETWEEN = "; "  # stands between them
 def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str) -> dict[str, dict[str, int]]:
     """Counts per split of a sound task: examples, items, targets, unreachable, cold_items.
 
-    A target that the catalogue lacks is unreachable; a cold item is a target in the catalogue that is none in train.
+    A target that the catalogue lacks is unreachable. Items are counted where they are the most relevant of an example; a
+    cold one is so in no example of train.
     Raises RecR1Error that names the first offending row (from 1): a column missing, no row, an id twice, what should be
     text and is not, a request in two splits, a gain that is not a positive finite number, no relevant item, ids to
     exclude that are not in the catalogue or relevant, a split whose targets are all unreachable.
@@ -36,7 +37,7 @@ def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str)
             _check_example(row, catalogue, f"{where}, example {row['example_id']!r}")
     _check_apart(splits, task)
 
-    seen, counts = {item for relevant in splits["train"]["relevant"] for item in relevant}, {}
+    seen, counts = {item for relevant in splits["train"]["relevant"] for item in most_relevant(relevant)}, {}
     for split, frame in splits.items():
         targets = [item for relevant in frame["relevant"] for item in relevant]
         lost = sum(target not in catalogue for target in targets)
@@ -44,7 +45,7 @@ def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str)
             example, item = frame["example_id"].iloc[0], items["item_id"].iloc[0]
             wants = f"example {example!r} wants {targets[0]!r}, the ids there look like {item!r}"
             raise RecR1Error(f"task {task!r}, {split} split: no relevant item is in the catalogue ({wants})")
-        different = set(targets)
+        different = {item for relevant in frame["relevant"] for item in most_relevant(relevant)}
         counts[split] = dict(examples=len(frame), items=len(different), targets=len(targets), unreachable=lost)
         counts[split]["cold_items"] = len(different & catalogue - seen)
     return counts
@@ -128,6 +129,12 @@ def apart(splits: dict[str, pd.DataFrame], notes: Counter[str]) -> dict[str, pd.
 def no_column(name: str, there: Iterable, where: str) -> str:
     """The sentence for a column that is not there."""
     return f"{where} has no column {name!r} (it has {', '.join(map(str, there)) or 'none'}); rename or add it"
+
+
+def most_relevant(relevant: Mapping[str, float]) -> list[str]:
+    """The items of the highest gain; of graded relevance in the manner of ESCI the exact ones."""
+    best = max(relevant.values(), default=0.0)
+    return [item for item, gain in relevant.items() if gain == best]
 
 
 def is_empty(value: object) -> bool:

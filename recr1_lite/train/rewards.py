@@ -17,7 +17,7 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import described, search_all
 from recr1_lite.search.metrics import ndcg, without
 from recr1_lite.tasks.base import ids_of
-from recr1_lite.tasks.prompts import Outcome, Prompt, compose
+from recr1_lite.tasks.prompts import Outcome, Prompt
 
 BAD_FORMAT, HIT_BONUS = -2.0, 0.1
 FREE_WORDS, WORD_LIMIT, LENGTH_COST = 16, 64, 0.1
@@ -114,7 +114,8 @@ class Scorer:
     @property
     def about(self) -> dict:
         """What tells one scorer from another in a file of targets: the engine, the mode and the cut-off."""
-        return {"retriever": described(self.retriever), "k": self.k, "gain": self.gain}
+        told = {"retriever": described(self.retriever), "k": self.k, "gain": self.gain}
+        return told | ({"distinct": True} if self.prompt.distinct else {})
 
     def score(
         self, example_ids: Sequence[str], completions: Sequence[str], truncated: Sequence[bool] | None = None
@@ -135,7 +136,7 @@ class Scorer:
                 raise RecR1Error(f"example {example!r} is unknown to the scorer; give it that example's row")
         prompt = self.prompt
         parsed = [prompt.read(text, cut) for text, cut in zip(completions, truncated)]
-        sent = [compose(self.requests[e], p.query, prompt.mode, prompt.weight) for e, p in zip(example_ids, parsed)]
+        sent = [prompt.sent(self.requests[e], p.query) for e, p in zip(example_ids, parsed)]
         new = [example for example in dict.fromkeys(example_ids) if example not in self._raw]
         rankings = self.rank([*example_ids, *new], [*sent, *[None] * len(new)])
         for example, ids in zip(new, rankings[len(sent) :]):

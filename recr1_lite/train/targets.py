@@ -25,7 +25,7 @@ from recr1_lite.common import RecR1Error, bar
 from recr1_lite.ledger import append_line
 from recr1_lite.policy.endpoint import EndpointRewriter
 from recr1_lite.policy.rewriters import ModelRewriter, Rewriter
-from recr1_lite.tasks.prompts import Rewrite, compose, split_thoughts
+from recr1_lite.tasks.prompts import Rewrite, split_thoughts
 from recr1_lite.tasks.readers import read_rows
 from recr1_lite.train.rewards import Scorer
 
@@ -239,7 +239,7 @@ class VoteRewriter(Rewriter):
         for place, request in enumerate(requests):
             group = answers[place * self.n : (place + 1) * self.n]
             best = group[vote([prompt.read(answer.completion).query for answer in group])]
-            query = compose(request, prompt.read(best.completion).query, prompt.mode, prompt.weight)
+            query = prompt.sent(request, prompt.read(best.completion).query)
             chosen.append(replace(best, query=query, tokens=sum(answer.tokens for answer in group)))
         return chosen
 
