@@ -17,7 +17,8 @@ Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA i
 Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages divided by the group's standard deviation,
 each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p 0.95. `modern`: no KL and a higher
 upper clip (DAPO, arXiv 2503.14476), no length bias in the loss (Dr. GRPO, arXiv 2503.20783), advantages divided by the
-batch's standard deviation (arXiv 2508.08221), temperature 1.
+batch's standard deviation (arXiv 2508.08221), temperature 1. `words`: `modern` with a credit for each word of a
+rollout (`credit`); for the style `compact`, where a beginning of the answer is an answer.
 """
 
 from dataclasses import asdict
@@ -39,6 +40,7 @@ from recr1_lite.profiles import Profile
 from recr1_lite.search.base import Retriever, check_engine
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import Task, digest
+from recr1_lite.train.credit import Credit, word_credit
 from recr1_lite.train.loop import KitTrainer, Monitor, Run, Training, draw_order, run_trainer, settings
 from recr1_lite.train.rewards import Scorer, reward_functions
 
@@ -46,6 +48,7 @@ PRESETS = {
     "paper": dict(loss_type="grpo", scale_rewards="group", beta=1e-3, temperature=0.6, top_p=0.95),
     "modern": dict(loss_type="dr_grpo", scale_rewards="batch", beta=0.0, epsilon_high=0.28, temperature=1.0, top_p=1.0),
 }
+PRESETS["words"] = PRESETS["modern"]
 KL_EVERY = 5  # steps between two measurements of the KL to the untrained model, where the loss has no KL term
 
 # Settings of stock TRL that the grouped rollouts and scores do not have: with one of them nothing would fail.
@@ -57,11 +60,12 @@ UNSUPPORTED = dict.fromkeys(OFF, False) | NEUTRAL
 class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
     """GRPOTrainer, or what unsloth made of it, with this kit's prompts, counts by group, and resume.
 
-    rollout_batch: rollouts written together, whole groups; None: the whole step."""
+    rollout_batch: rollouts written together, whole groups; None: the whole step. credit: gives each token its own
+    advantage; None: all tokens of a rollout have one."""
 
-    def __init__(self, *args, rollout_batch: int | None = None, **others):
+    def __init__(self, *args, rollout_batch: int | None = None, credit: Credit | None = None, **others):
         super().__init__(*args, **others)
-        self.rollout_batch = rollout_batch
+        self.rollout_batch, self.credit = rollout_batch, credit
         self.ends = end_ids(self.accelerator.unwrap_model(self.model), self.processing_class)
         if not self.use_vllm:  # TRL's own generation knows the tokenizer's alone
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.ends
@@ -87,6 +91,13 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
     def _write_rollouts(self, prompt_ids, *others):
         """Completions (lists of ids) of some prompts, and their log-probabilities or None."""
         return super()._generate_single_turn(prompt_ids, *others)
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.credit is not None:
+            rows = [row["example_id"] for row in inputs], output["completion_ids"], output["completion_mask"]
+            output["advantages"] = self.credit(*rows)
+        return output
 
     def _calculate_rewards(self, *inputs):
         parts = super()._calculate_rewards(*inputs)
@@ -172,6 +183,9 @@ def train(
         raise RecR1Error("there are no examples to train on; pass task.train")
     set_seed(run.seed)
     config = configure(profile, run, policy.backend, **overrides)
+    if profile.preset == "words" and (policy.backend == "unsloth" or config.scale_rewards != "batch"):
+        advice = "take the preset modern"
+        raise RecR1Error(f"the preset words is for transformers and scale_rewards='batch' alone; {advice}")
     rows = examples.iloc[draw_order(len(examples), config.max_steps * profile.prompts_per_step, run.seed)]
     texts = {request: prompt.render(tokenizer, request) for request in rows["request"].unique()}
     encode(tokenizer, list(texts.values()), profile.max_prompt_tokens)
@@ -182,6 +196,8 @@ def train(
     parts: dict = dict(train_dataset=dataset, processing_class=tokenizer, reward_funcs=pay)
     if issubclass(kind, PlainGRPOTrainer):  # not TRL's own, which a benchmark or a test may ask for
         parts["rollout_batch"] = profile.rollout_batch
+        if profile.preset == "words":
+            parts["credit"] = word_credit(scorer, profile.recipe, tokenizer, profile.group_size)
     known = {"examples": digest(examples), "scorer": scorer.about, "options": overrides}
     checkpoint = run.begin("GRPO", policy, profile, prompt, config, **known)
     trainer = kind(model=policy.model, args=config, **parts)

@@ -46,6 +46,7 @@ FREE += ["gradient_checkpointing"]
 # and of what the trainer or the recipe makes no use, by the names' beginnings
 UNUSED = {"GRPO": ("sft_", "n_", "best_of"), "demo": ("sft_", "best_of"), "compare": ("n_headroom", "n_capability")}
 UNUSED |= {"SFT": ("preset", "recipe", "prompts_", "group_", "rollout_", "learning_rate", "fast_", "n_", "best_of")}
+ENTROPY = 0.1, 1.5  # nats per token below which a policy has collapsed, times its start above which it dissolves
 Watch = Callable[[list[dict], list[dict]], object]  # gets the rows of the steps and of the validations so far
 Validate = Callable[[MergedCopy | None], Interval]  # gets the merged copy of the policy
 
@@ -354,7 +355,10 @@ def step_row(log: dict) -> dict:
 
 
 def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str]:
-    """Sentences on what looks wrong in the last `window` steps: no signal, length at the limit, no diversity."""
+    """Sentences on what looks wrong in the last `window` steps: no signal, length at the limit, no diversity, collapse.
+
+    Small models collapse when they run long (rasbt's GRPO of chapter 6 between steps 50 and 100); the adapter that was
+    best on val is kept, so that a run may be stopped there."""
     recent = curve[-window:]
     if len(recent) < window:
         return []
@@ -362,6 +366,12 @@ def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str
     def mean(key: str) -> float:
         return sum(row.get(key, math.nan) for row in recent) / window
 
+    def best(key: str) -> float:
+        """Of the windows so far, but for the last."""
+        sums = [sum(row.get(key, math.nan) for row in curve[at : at + window]) for at in range(len(curve) - window)]
+        return max(sums, default=math.nan) / window
+
+    kept = "the adapter that was best on val is kept"
     limit = f"completions now run to the limit of {profile.max_completion_tokens} tokens"
     cut = mean("truncated_share") > 0.9 and curve[0].get("truncated_share", 1.0) < 0.5
     signs = {
@@ -370,5 +380,11 @@ def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str
         f"{limit}; look at some of them, and raise the limit or use the length_penalised recipe": cut,
         "rollouts of one group are mostly the same text; the policy has stopped exploring: lower the learning rate or "
         "raise the temperature": mean("distinct") < 0.3,
+        f"the entropy is all but gone, so nothing new is tried; stop here ({kept})": mean("entropy") < ENTROPY[0],
+        f"the entropy is far above its start, so the text dissolves; lower the learning rate ({kept})": mean("entropy")
+        > ENTROPY[1] * curve[0].get("entropy", math.inf),
+        f"the nDCG of the rollouts is under half of what it was; lower the learning rate ({kept})": mean("ndcg")
+        < best("ndcg") / 2,
+        f"answers have shrunk to nothing; look at the reward for silence ({kept})": mean("completion_length") < 1.5,
     }
     return [sentence for sentence, seen in signs.items() if seen]
