@@ -58,7 +58,7 @@ def command(*options: tuple) -> Callable:
     """Make a function a command of its name, with its docstring for help; what it returns is the exit status."""
 
     def register(run: Callable) -> Callable:
-        COMMANDS[run.__name__] = Command(run, options)
+        COMMANDS[run.__name__.rstrip("_")] = Command(run, options)
         return run
 
     return register
@@ -97,6 +97,20 @@ def prepare(arguments) -> None:
         print(f"{name}: {assets.fetch(name)}")
     for name in assets.MODELS:
         print(f"{name}: {assets.model_folder(name)}")
+
+
+@command(
+    ("request", "what a shopper would write, in quotes"),
+    *TASK,
+    ("--adapter", "folder of a trained adapter (default: the one that comes with the kit)"),
+    ("--k", "results of each (default: 5)", 5),
+)
+def try_(arguments) -> None:
+    """One request: the message, the untrained model's rewrite and a trained one's, each with what the engine finds."""
+    from recr1_lite.recipes.first_look import as_text, first_look
+
+    profile, task = _profile(arguments), _task(arguments)
+    print(as_text(first_look(arguments.request, task, _engine(arguments, task), profile, arguments.adapter, arguments.k)))
 
 
 @command(*TASK, *TRAIN)
