@@ -13,13 +13,14 @@ from tiny import PROMPT, requests, tiny_profile
 from transformers import TrainerCallback
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.ledger import read_json
 from recr1_lite.policy.models import load_policy, token_logps
 from recr1_lite.policy.rewriters import as_rewriter
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import base
 from recr1_lite.tasks.prompts import Prompt, restyled
 from recr1_lite.train import sft
-from recr1_lite.train.loop import Run
+from recr1_lite.train.loop import Run, last_checkpoint
 
 FIXED = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -182,6 +183,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_folder, tmp_path):
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
     drop = [{key: value for key, value in row.items() if key != "seconds"} for row in whole.curve]
     assert drop == [{key: value for key, value in row.items() if key != "seconds"} for row in parts.curve]
+    logs = [read_json(last_checkpoint(done.folder) / "trainer_state.json")["log_history"] for done in (whole, parts)]
+    assert len(logs[0]) == 24 and [row["num_tokens"] for row in logs[0]] == [row["num_tokens"] for row in logs[1]]
 
 
 def test_val_picks_the_adapter_and_ends_the_run(tiny_folder, tmp_path):
