@@ -3,7 +3,8 @@
     python benchmarks/tasks.py --data FOLDER                 all tasks
     python benchmarks/tasks.py --tasks movielens             one; a task that is in the ledger is not run again
 
-clothing and movielens are the kit's own. All_Beauty and MSRD come from FOLDER, which is not part of the kit:
+clothing (its exact form) and movielens (the next film) are the kit's own. All_Beauty and MSRD come from FOLDER, which
+is not part of the kit:
     all_beauty/items.jsonl (id, title), train.jsonl and test.jsonl (setting, history, target)
     msrd/items.jsonl.gz (id, title, overview), queries.jsonl.gz (qid, query, split, qrels {id: 0 or 1})
 Without FOLDER they are passed over. Rows go to the ledger, from which the table is printed.
@@ -24,7 +25,6 @@ from recr1_lite.profiles import get_profile
 from recr1_lite.recipes import demo
 from recr1_lite.report.rows import tasks_table
 from recr1_lite.tasks import Task, load_task
-from recr1_lite.tasks.clothing import FEW_SHOT
 from recr1_lite.tasks.prompts import Prompt
 
 # of five and four wordings, the best zero-shot on 80 and 48 training requests
@@ -71,8 +71,8 @@ def msrd(folder: Path) -> Task:
 
 
 TASKS = {
-    "clothing": lambda data: load_task("clothing"),
-    "movielens": lambda data: load_task("movielens"),
+    "clothing": lambda data: load_task("clothing", relevance="exact"),
+    "movielens": lambda data: load_task("movielens", ahead=1),
     "all_beauty": lambda data: all_beauty(data / "all_beauty"),
     "msrd": lambda data: msrd(data / "msrd"),
 }
@@ -100,9 +100,8 @@ def main() -> None:
             print(f"{name} needs --data; passed over")
         else:
             command = shlex.join(["python", "benchmarks/tasks.py", *sys.argv[1:]])
-            few_shot = FEW_SHOT if name == "clothing" else None
             book = ledger.bind(command=command)
-            how = dict(resume=True, ledger=book, few_shot=few_shot, retriever=options.retriever)
+            how = dict(resume=True, ledger=book, retriever=options.retriever)
             demo.demo(profile, options.out / run, options.seed, task=TASKS[name](options.data), **how)
     table = tasks_table(ledger)
     for row in [list(table.columns), ["---"] * table.shape[1], *table.astype(str).values.tolist()]:

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/transfer.jsonl"))
     options = parser.parse_args()
     profile, ledger = get_profile(options.profile), Ledger(options.out)
-    task = load_task("clothing").subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
+    task = load_task("clothing", relevance="exact").subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
     methods: list[Rewriter] = [RawRewriter()]
     for entry in ["untrained=", *options.adapter]:
         name, sign, folder = entry.partition("=")

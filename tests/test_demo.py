@@ -16,7 +16,7 @@ from recr1_lite.policy.rewriters import as_rewriter
 from recr1_lite.profiles import PROFILES
 from recr1_lite.recipes.demo import demo
 from recr1_lite.tasks import load_task
-from recr1_lite.tasks.clothing import FEW_SHOT
+from recr1_lite.tasks.clothing import FEW_SHOT, GRADED_METRICS
 
 SMOKE = PROFILES["smoke"]
 
@@ -25,13 +25,14 @@ SMOKE = PROFILES["smoke"]
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "smoke"
     ledger = Ledger(out.parent / "ledger.jsonl")
-    return out, ledger, demo(SMOKE, out, 3, ledger=ledger.bind(command="the test"), few_shot=FEW_SHOT)
+    return out, ledger, demo(SMOKE, out, 3, ledger=ledger.bind(command="the test"))
 
 
 def test_methods_are_scored_on_the_sealed_test(run):
     _, ledger, results = run
     assert [result.name for result in results] == ["raw request", "zero-shot", "few-shot", "GRPO"]
     assert all(len(result.rows) == SMOKE.n_test and result.split == "test" for result in results)
+    assert {tuple(result.summary) for result in results} == {GRADED_METRICS}
     assert len({tuple(result.rows["example_id"]) for result in results}) == 1
     assert len(ledger.rows("unseal")) == 1, "opened once for all methods"
     kinds = [row["kind"] for row in ledger.rows()]
@@ -83,7 +84,7 @@ def test_few_shot_and_zero_shot_differ_in_the_prompt_alone(run):
     policy, request = load_policy(SMOKE, trainable=False), "I wore this dress to a wedding and it was lovely."
     prompts = replace(FEW_SHOT, examples=()), FEW_SHOT
     zero, few = (as_rewriter(policy, prompt, SMOKE, "one").complete([request])[0] for prompt in prompts)
-    assert zero.query.startswith(request) and zero.completion != few.completion
+    assert zero.query and request not in zero.query and zero.completion != few.completion
 
 
 def test_a_sequential_task_brings_its_baselines(tiny_folder, tmp_path):
@@ -109,12 +110,10 @@ def test_a_prompt_too_long_is_said_before_the_work(tiny_folder, tmp_path, where)
     def lengthen(split, rows):
         return rows.assign(request=[*rows["request"][:-1], "w7 " * 90]) if split == where else rows
 
-    ledger, task = Ledger(tmp_path / "l.jsonl"), toy_task().map_splits(lengthen)
     few_shot = replace(PROMPT, examples=(("w1 " * 90, "w2"),)) if where == "few-shot" else None
+    ledger, task = Ledger(tmp_path / "l.jsonl"), toy_task().map_splits(lengthen, few_shot=few_shot)
     with pytest.raises(RecR1Error, match="a prompt has .* tokens and the limit is 64") as told:
-        demo(
-            tiny_profile(tiny_folder, n_val=8, n_test=8), tmp_path / "run", ledger=ledger, task=task, few_shot=few_shot
-        )
+        demo(tiny_profile(tiny_folder, n_val=8, n_test=8), tmp_path / "run", ledger=ledger, task=task)
     assert "w7" not in str(told.value) and not ledger.rows() and not (tmp_path / "run").exists()
     assert where == "few-shot" or f"the longest of the {where} split" in str(told.value)
 
@@ -153,7 +152,7 @@ def test_resume_goes_on_with_the_same_task_data_and_engine(tiny_folder, tmp_path
         (dict(task=toy_task().map_splits(lambda _, rows: rows, k_eval=5)), "data.k_eval"),
         (dict(task=toy_task().map_splits(lambda _, rows: rows, name="second")), "task"),
         (dict(retriever=toy_retriever()), "retriever.class"),
-        (dict(few_shot=PROMPT), "few_shot"),
+        (dict(task=toy_task().map_splits(lambda _, rows: rows, few_shot=PROMPT)), "few_shot"),
         (dict(seed=1), "seed"),
         (dict(profile=replace(profile, n_headroom=3)), "profile.n_headroom"),
     ):

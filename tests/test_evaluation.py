@@ -87,7 +87,7 @@ def raw(task):
 def test_values_ranks_and_summary_are_those_worked_out_by_hand(raw):
     rows = raw.rows.set_index("example_id")
     assert list(rows.index) == ["v1", "v2", "v3", "v4"]
-    assert rows["ranks"].tolist() == [{"s1": 1}, {"d2": 2}, {"j1": None}, {"p1": 1, "d1": None}]
+    assert rows["ranks"].tolist() == [{"s1": 1}, {"d2": 2}, {"j1": None}, {"p1": 1}]  # of the most relevant
     by_hand = [1, 1 / math.log2(3), 0, 2 / (2 + 1 / math.log2(3))]
     assert rows["ndcg@3"].tolist() == pytest.approx(by_hand) and rows["mrr"].tolist() == [1, 0.5, 0, 1]
     assert rows.loc["v2", "top"] == ["d1", "d2"]

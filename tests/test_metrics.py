@@ -66,6 +66,23 @@ def test_names():
             compute(name, ["a"], ["a"])
 
 
+def test_exact_metrics_count_the_most_relevant_alone():
+    graded, ranking = {"a": 1.0, "b": 0.1, "c": 0.1}, ["b", "x", "a", "c"]
+    values = {"exact-ndcg@100": 0.5, "exact-recall@2": 0.0, "exact-recall@3": 1.0, "exact-mrr": 1 / 3, "mrr": 1.0}
+    assert {name: compute(name, ranking, graded) for name in values} == pytest.approx(values)
+    assert parse_name("exact-ndcg@100") == ("ndcg", 100)
+    with pytest.raises(RecR1Error, match="ndcg@100"):
+        compute("exact-map@10", ranking, graded)
+
+
+@given(
+    st.permutations("abcdefgh"), st.dictionaries(st.sampled_from("bcdefgh"), st.floats(0.01, 0.9)), st.integers(1, 9)
+)
+def test_exact_is_the_metric_of_the_best_item(ranking, others, k):
+    for name in (f"ndcg@{k}", f"recall@{k}", f"mrr@{k}"):
+        assert compute(f"exact-{name}", ranking, others | {"a": 1.0}) == compute(name, ranking, {"a": 1.0})
+
+
 @pytest.mark.parametrize("metric", [ndcg, recall, dcg])
 def test_a_bad_cutoff(metric):
     for k in (0, -1, 2.5, "10", None, True):

@@ -1,6 +1,7 @@
 """The MovieLens task on a hand-made mini ml-100k in the same format, and on the real one; and `exclude`."""
 
 import math
+import pickle
 from types import SimpleNamespace
 
 import pandas as pd
@@ -42,7 +43,7 @@ def written(folder, ratings=RATINGS, films=FILMS):
 @pytest.fixture
 def mini(tmp_path, monkeypatch) -> Task:
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
-    return build(*read(*written(tmp_path)), last=4)
+    return build(*read(*written(tmp_path)), last=4, ahead=1)
 
 
 def row(frame: pd.DataFrame, user: str) -> dict:
@@ -60,6 +61,20 @@ def test_leave_one_out_in_order_of_time(mini):
     assert row(mini.train, "a")["relevant"] == {"4": 1.0}
     ten = test.loc["user-ten-test"]
     assert ten["request"] == "Five; Four (Vier, Die); Trê; The Two" and len(ten["exclude"]) == 7
+
+
+def test_several_films_ahead_in_order_of_time(tmp_path, monkeypatch):
+    """Of the films 8 to 1, two each for test, val and train; the others saw six and fewer, and give no example."""
+    monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
+    task = build(*read(*written(tmp_path)), last=2, ahead=2)
+    rows = [frame.drop(columns="exclude").values.tolist() for frame in (task.train, task.val, task.unseal_test("here"))]
+    assert rows == [
+        [["user-ten-train", 'Eight; "7', {"6": 1.0, "5": 1.0}, ["8", "7"]]],
+        [["user-ten-val", "Six; Five", {"4": 1.0, "3": 1.0}, ["8", "7", "6", "5"]]],
+        [["user-ten-test", "Four (Vier, Die); Trê", {"2": 1.0, "1": 1.0}, ["8", "7", "6", "5", "4", "3"]]],
+    ]
+    assert task.val["exclude"].tolist() == task.val["history"].tolist()
+    assert "users: 1 of 5; the others rated fewer than 7 films" in task.describe()
 
 
 def test_ties_keep_the_order_of_the_file(mini):
@@ -94,8 +109,14 @@ def test_broken_files(tmp_path, ratings, films, words):
 
 
 def test_options(tmp_path):
-    with pytest.raises(RecR1Error, match="last=0 shows no item"):
-        build(*read(*written(tmp_path)), last=0)
+    files = read(*written(tmp_path))
+    for options, words in (
+        (dict(last=0, ahead=1), "last=0 shows no item"),
+        (dict(ahead=0), "ahead=0 leaves no film to find"),
+        (dict(ahead=3), "ahead=3 needs users with 10 films, and nobody has so many; take fewer"),
+    ):
+        with pytest.raises(RecR1Error, match=words):
+            build(*files, **options)
 
 
 # exclude, in evaluate, Scorer, inspector and validate; the ranking is always a, b, c, d, e
@@ -133,7 +154,7 @@ def test_evaluate_and_scorer_rank_what_is_left():
     assert result.rows["ndcg@2"].tolist() == pytest.approx(BY_HAND)
     assert result.rows["mrr"].tolist() == [0.0, 0.5, 1.0, 1.0]
     assert result.rows["top"].tolist() == [["a", "b"], ["b", "c"], ["c", "d"], ["d", "e"]]
-    assert result.rows["ranks"].tolist() == [{"c": None}, {"c": 2}, {"c": 1}, {"e": 2, "d": 1}]
+    assert result.rows["ranks"].tolist() == [{"c": None}, {"c": 2}, {"c": 1}, {"e": 2}]  # of the best
     scored = Scorer(ORDER, own.val, PROMPT, 2).score(list(own.val["example_id"]), ["words"] * 4)
     assert [one.ndcg for one in scored] == [one.raw_ndcg for one in scored] == pytest.approx(BY_HAND)
 
@@ -186,14 +207,30 @@ def movielens() -> Task:
     return load_task("movielens")
 
 
-def test_counts_of_the_real_data(movielens, tmp_path):
+@pytest.mark.parametrize("ahead, users", [(10, 730), (1, 943)])
+def test_counts_of_the_real_data(movielens, tmp_path, ahead, users):
+    task = movielens if ahead == 10 else load_task("movielens", ahead=1)
     seen, items = read(assets.fetch("movielens-ratings"), assets.fetch("movielens-films"))
     assert (len(seen), seen["user"].nunique(), len(items)) == (100_000, 943, 1682)
-    test = movielens.unseal_test("test", Ledger(tmp_path / "ledger.jsonl"))
-    assert len(movielens.train) == len(movielens.val) == len(test) == 943
-    films = seen.groupby("user")["item"].apply(set)
-    for own in test.to_dict("records"):  # nothing is lost: history and target are all that the user saw
-        assert {*own["exclude"], *own["relevant"]} == films[own["example_id"].split("-")[1]]
+    test = task.unseal_test("test", Ledger(tmp_path / "ledger.jsonl"))
+    assert len(task.train) == len(task.val) == len(test) == users
+    films = seen.groupby("user")["item"].apply(list)
+    for train, val, own in zip(*(frame.to_dict("records") for frame in (task.train, task.val, test)), strict=True):
+        assert [*own["history"], *own["relevant"]] == films[own["example_id"].split("-")[1]]  # nothing is lost
+        assert [*val["history"], *val["relevant"]] == own["history"]
+        assert [*train["history"], *train["relevant"]] == val["history"]  # what recommenders learn: no target after it
+        assert {len(row["relevant"]) for row in (train, val, own)} == {ahead}
+
+
+def test_leave_one_out_stays_the_same():
+    """Items and splits as they were when results were first measured on them."""
+    parts = load_task("movielens", ahead=1).fingerprint
+    digests = ["c55a8b2f21664dc5", "b93792790ebbd55e", "6ac78c526502af8e", "068e0392c9a39161"]
+    assert [parts[name] for name in ("items", "train", "val", "test")] == digests
+
+
+def test_the_rule_is_pickled_with_its_task(mini):
+    assert pickle.loads(pickle.dumps(mini)).rule("One; Trê") == mini.rule("One; Trê") != ("", "")
 
 
 def test_no_film_seen_is_found_again(movielens):

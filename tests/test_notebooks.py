@@ -310,7 +310,7 @@ def turned_round(process):
 # (notebook, what is replaced, by what, words of the cell that must notice)
 SABOTAGE = [
     # the rewrite is sent once, not four times
-    ("00", "policy.rewriters.compose", lambda _: lambda request, query, *_: f"{request} {query}", "query.count(words)"),
+    ("00", "tasks.prompts.compose", lambda _: lambda request, query, *_: f"{request} {query}", "query.count(words)"),
     # nDCG of the request for every query
     ("00", "search.bm25.BM25Retriever.search", lambda f: lambda s, q, k: f(s, [q[0]] * len(q), k), "min(advantages)"),
     # messages stay in the index

@@ -10,8 +10,19 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.prompts import MODES, PROMPTS, STYLES, Outcome, Parsed, Prompt, compose, format_answer, parse
+from recr1_lite.common import RecR1Error, words
+from recr1_lite.tasks.prompts import (
+    MODES,
+    PROMPTS,
+    STEM,
+    STYLES,
+    Outcome,
+    Parsed,
+    Prompt,
+    compose,
+    format_answer,
+    parse,
+)
 
 CHATML = (
     "{% for message in messages %}"
@@ -255,6 +266,42 @@ def test_compose():
     assert compose("a red one", "", "expand") == "a red one"
     with pytest.raises(RecR1Error, match="rewrite, expand"):
         compose("a red one", "dress", "replace")
+
+
+@pytest.mark.parametrize(
+    "query, sent",
+    [
+        ("dress dresses dress", "dress"),
+        ("Dress, red dresses and a red top", "dress red and a top"),
+        ("Red  Dress, lace!", "Red  Dress, lace!"),  # nothing repeats: as it was
+        ("...", "..."),
+        ("", ""),
+    ],
+)
+def test_distinct_sends_each_word_once_in_whatever_form(query, sent):
+    assert compose("a red one", query, "rewrite", distinct=True) == sent
+    assert compose("a red one", query, "expand", 2, distinct=True) == f"a red one {sent} {sent}".strip()
+    assert compose("a red one", query, "rewrite") == query
+
+
+forms = st.sampled_from(
+    ["dress", "Dresses", "dressed", "knit", "knits", "red", "reds", "ＲＥＤ", "a", ",", "毛衣", "毛衣裙"]
+)
+
+
+@given(st.lists(st.one_of(forms, st.text(max_size=5))).map(" ".join))
+def test_distinct_words_stand_where_they_came_first(query):
+    sent, stems = compose("", query, "rewrite", distinct=True), list(map(STEM, words(query)))
+    assert list(map(STEM, words(sent))) == list(dict.fromkeys(stems))
+    assert sent == query or len(set(stems)) < len(stems)
+
+
+def test_a_prompt_says_what_is_sent():
+    prompt, asked = Prompt("compact", "{request}", mode="expand", weight=2), ("a red one", "dress dresses")
+    assert prompt.sent(*asked) == "a red one dress dresses dress dresses"
+    assert replace(prompt, distinct=True).sent(*asked) == "a red one dress dress"
+    assert replace(prompt, mode="rewrite", distinct=True).sent(*asked) == "dress"
+    assert (prompt.sent("a red one", ""), replace(prompt, mode="rewrite").sent("a red one", "")) == ("a red one", "")
 
 
 def test_messages():

@@ -59,6 +59,15 @@ def test_a_row_of_the_table():
     assert same.about["splits"]["test"]["examples"] == 2
 
 
+def test_several_targets_are_all_learned_in_order():
+    frame, repeats = history_examples([("x", list("ab"), list("dc")), ("again", list("ab"), list("bf"))], TITLES)
+    assert repeats == 1 and frame["relevant"].tolist() == [{"d": 1.0, "c": 1.0}, {"f": 1.0}]
+    assert train_sequences(frame) == [list("abdc"), list("abf")]
+    assert Popularity(frame, ITEMS).popularity.tolist() == [2, 2, 1, 1, 0, 1]
+    model = SASRec(frame, ITEMS, frame, epochs=1, length=2, n_embd=8, progress=False)
+    assert model._ahead() == [([2, 4, 3], 1), ([1, 2, 6], 2)]  # what the loss on val counts: d and c; f
+
+
 @given(
     st.lists(st.tuples(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=9), st.sampled_from("abcdef"))),
     st.integers(1, 12),

@@ -16,8 +16,11 @@ from hub_files import write_jsonl
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import evaluate
 from recr1_lite.ledger import Ledger
+from recr1_lite.search import build_retriever
 from recr1_lite.tasks import Task, load_task, sealed
+from recr1_lite.tasks.clothing import BM25, SUBSTITUTE
 from recr1_lite.tasks.prompts import Prompt, compose
 from recr1_lite.tasks.readers import plain, read_rows
 
@@ -52,7 +55,8 @@ def ledger(tmp_path, monkeypatch) -> Ledger:
 
 def test_counts_and_data_card():
     splits = toy().about["splits"]
-    assert splits["train"] == {"examples": 2, "items": 2, "targets": 3, "unreachable": 1, "cold_items": 0}
+    # items: the most relevant ones, so not "9" beside a "1" of gain 2
+    assert splits["train"] == {"examples": 2, "items": 1, "targets": 3, "unreachable": 1, "cold_items": 0}
     assert splits["val"] == {"examples": 1, "items": 1, "targets": 1, "unreachable": 0, "cold_items": 1}
     card = toy().describe()
     for words in ("2 items", "1 of 3 targets are not in the catalogue", "licence: none", "1 of them cold"):
@@ -173,7 +177,7 @@ def test_unsound_parts(changed, words):
     assert "\n" not in str(error.value) and str(error.value).startswith("task 'toy'")
 
 
-# clothing reviews: items, train, val and test as they were when results were first measured on them
+# clothing reviews: items, train, val and test of the exact form as they were when results were first measured on them
 
 DIGESTS = ["8005baa1596c", "76a6d8820ed1", "9c1f899fe93f", "adc0f1ef4afe"]
 
@@ -189,18 +193,58 @@ def clothing() -> Task:
     return load_task("clothing")
 
 
-def test_clothing_stays_the_same(clothing, ledger):
-    frames = (clothing.items, clothing.train, clothing.val, clothing.unseal_test())
+@pytest.fixture(scope="module")
+def exact(clothing) -> Task:
+    return load_task("clothing", relevance="exact")
+
+
+def test_clothing_stays_the_same(exact, ledger):
+    splits = (exact.train, exact.val, exact.unseal_test())
+    frames = [exact.items, *(rows[["example_id", "request", "relevant"]] for rows in splits)]
     assert [len(rows) for rows in frames] == [271, 1355, 400, 600]
     texts = [json.dumps(rows.to_dict("records"), sort_keys=True) for rows in frames]
     assert [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts] == DIGESTS
-    cold = {split: counts["cold_items"] for split, counts in clothing.about["splits"].items()}
+    cold = {split: counts["cold_items"] for split, counts in exact.about["splits"].items()}
     assert cold == {"train": 0, "val": 6, "test": 9}
+    assert (exact.prompt.mode, exact.prompt.weight, exact.prompt.distinct, exact.bm25) == ("expand", 4, False, {})
+
+
+def test_clothing_is_graded(clothing, exact, ledger):
+    """The exact garment 1, its class SUBSTITUTE, nothing else; all but the relevance is that of the exact form."""
+    kinds = dict(zip(clothing.items["item_id"], clothing.items["title"].str.partition(" #")[0]))
+    splits = [(one.train, one.val, one.unseal_test()) for one in (clothing, exact)]
+    for graded, one in zip(*splits, strict=True):
+        assert graded.drop(columns="relevant").equals(one.drop(columns="relevant"))
+        for relevant, (garment,) in zip(graded["relevant"], one["relevant"], strict=True):
+            substitutes = {item for item, kind in kinds.items() if kind == kinds[garment]} - {garment}
+            assert relevant == dict.fromkeys(substitutes, SUBSTITUTE) | {garment: 1.0}
+    for key in ("items", "cold_items"):  # those of the exact garments
+        assert [row[key] for row in clothing.about["splits"].values()] == [
+            row[key] for row in exact.about["splits"].values()
+        ]
+    assert (clothing.prompt.mode, clothing.prompt.weight, clothing.prompt.distinct) == ("rewrite", 1, True)
+
+
+def test_exact_metrics_of_the_graded_form_are_the_metrics_of_the_exact_one(clothing, exact):
+    engine = build_retriever("bm25", clothing.items, clothing.bm25)
+    assert (engine.index.k1, engine.index.b) == (BM25["k1"], BM25["b"]) != (1.2, 0.75)
+    plain = build_retriever("bm25", exact.items, exact.bm25)
+    assert (plain.index.k1, plain.index.b) == (1.2, 0.75)
+    graded, one = (evaluate(list, task, engine, progress=False).rows for task in (clothing, exact))
+    assert graded["exact-ndcg@100"].tolist() == one["ndcg@100"].tolist()
+    assert graded["exact-mrr"].tolist() == one["mrr"].tolist() and graded["ranks"].tolist() == one["ranks"].tolist()
+    assert (graded["ndcg@100"] != one["ndcg@100"]).any()
+
+
+def test_a_rule_is_pickled_with_its_task(clothing):
+    again = pickle.loads(pickle.dumps(clothing))
+    assert again.rule("A dress, and a red Dress.") == ("dress", "The message names: dress.")
+    assert (again.few_shot, again.bm25) == (clothing.few_shot, clothing.bm25) != (None, {})
 
 
 def test_clothing_with_another_seed(clothing, ledger):
     """No review stands in two places; garments with many reviews do not fill one split."""
-    short = load_task("clothing", words=20, seed=1)
+    short = load_task("clothing", words=20, seed=1, relevance="exact")
     examples = pd.concat([short.train, short.val, short.unseal_test()])
     assert set(short.val["example_id"]) != set(clothing.val["example_id"])
     assert not examples["request"].str.lower().duplicated().any()
@@ -376,8 +420,9 @@ def test_bad_files(tmp_path, name, content, words):
     "task, options, words",
     [
         ("clothes", {}, "choose one of clothing, movielens, esci, amazon_c4, amazon_reviews, custom"),
-        ("clothing", {"word": 3}, "task 'clothing' has no option 'word'; its options are words, seed"),
+        ("clothing", {"word": 3}, "task 'clothing' has no option 'word'; its options are words, seed, relevance"),
         ("clothing", {"words": 5}, "words=5 is too short"),
+        ("clothing", {"relevance": "some"}, "no relevance='some'; choose one of graded, exact"),
         ("custom", {"items": "i.csv"}, "task 'custom' needs requests=; its options are items, requests, val"),
         ("custom", {"items": 5, "requests": "r.csv"}, "items is a int; give a path or a DataFrame"),
         ("ours", {"val": 0.6, "test": 0.5}, "val=0.6 and test=0.5 are no shares"),

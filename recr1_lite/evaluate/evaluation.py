@@ -27,9 +27,9 @@ class EvalResult:
     """What one rewriter scored on one split.
 
     rows: one per example, with example_id, request, query (as sent to the retriever), completion, outcome, tokens, one
-    column per metric (0 to 1), ranks {item_id: rank from 1, or None} of the most relevant items, top (10 item ids). summary: metric
-    -> mean with its 95% interval. seconds: of rewriting and searching all examples. retriever: its class, "" where none
-    was asked. depth: places of the ranking that were scored. seed: of the bootstrap.
+    column per metric (0 to 1), ranks {item_id: rank from 1, or None} of the most relevant items, top (10 item ids).
+    summary: metric -> mean with its 95% interval. seconds: of rewriting and searching all examples. retriever: its
+    class, "" where none was asked. depth: places of the ranking that were scored. seed: of the bootstrap.
     """
 
     name: str

@@ -167,9 +167,7 @@ class SASRec(Recommender):
         self.model = GPT2LMHeadModel(GPT2Config(use_cache=False, **vocabulary, **self.sizes))
         self.model.loss_type = "ForCausalLM"  # GPT-2 names none, and transformers warns before it takes this one
         pieces = [piece for had in sequences for piece in _pieces(self._tokens(had), self.length)]
-        ahead = [self._tokens(had)[-self.length - 1 :] for had in train_sequences(self.val)]
-        data: dict = {"train_dataset": [(piece, 1) for piece in pieces]}
-        data["eval_dataset"] = [(had, len(had) - 1) for had in ahead]  # the loss of the last item alone
+        data: dict = {"train_dataset": [(piece, 1) for piece in pieces], "eval_dataset": self._ahead()}
         shown = bar(total=self.epochs, desc="SASRec", unit="epoch", progress=self.progress)
         best = _Best(self.model, shown)
         with tempfile.TemporaryDirectory() as folder, shown:  # Trainer makes its folder though nothing is saved
@@ -184,6 +182,12 @@ class SASRec(Recommender):
         self.model.load_state_dict(best.weights)
         self.model.eval()
         self.losses = best.losses  # on val, one per epoch
+
+    def _ahead(self) -> list[tuple[list[int], int]]:
+        """Of each val example its last tokens, and the place of the first target: their loss alone counts."""
+        rows = zip(train_sequences(self.val), self.val["relevant"], strict=True)
+        known = [(self._tokens(had)[-self.length - 1 :], len(self._tokens(list(wanted)))) for had, wanted in rows]
+        return [(tokens, max(1, len(tokens) - max(1, n))) for tokens, n in known]
 
     def _tokens(self, items: list[str]) -> list[int]:
         return [self.rows[item] + 1 for item in items if item in self.rows]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import lazy_loader
 import pandas as pd
 
@@ -32,7 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 RETRIEVERS = ("bm25", "dense", "hybrid")
 
 
-def build_retriever(name: str, items: pd.DataFrame, bm25: Mapping[str, float] | None = None) -> Retriever:
+def build_retriever(name: str, items: pd.DataFrame, bm25: dict | None = None) -> Retriever:
     """One of RETRIEVERS over a catalogue, or a JSONRetriever of an http address, which has its own index. bm25: k1 and
     b, such as a task's `bm25`; None: the usual ones.
 

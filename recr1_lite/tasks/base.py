@@ -7,7 +7,7 @@ import itertools
 import json
 import random
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import InitVar, dataclass, field, replace
 from typing import NoReturn, Self
 
@@ -70,9 +70,10 @@ class Task(_Seal):
     (str) and `relevant` (dict of item_id -> gain > 0); `test`, given once and then sealed, likewise. A split may have
     lists of item ids: `exclude`, which an example's ranking leaves out, and `history`, oldest first. `k_train`,
     `k_eval`: cut-offs of the ranking. `about`: source, licence, notes; validation adds `splits`, its counts, and the
-    number of texts without a word to index. `few_shot`: a prompt with examples, a baseline. `rule`: what somebody who knows the shop could write down without a model,
-    from a request to a rewrite ("": nothing to say) and the thought behind it. `bm25`: what the shop's own engine is
-    set to (k1, b), found on train with the plain requests. Raises RecR1Error for data that `validate` refuses, a cut-off below 1.
+    number of texts without a word to index. `few_shot`: a prompt with examples, a baseline. `rule`: what somebody who
+    knows the shop could write down without a model, from a request to a rewrite ("": nothing to say) and the thought
+    behind it. `bm25`: what the shop's own engine is set to (k1, b), found on train with the plain requests. Raises
+    RecR1Error for data that `validate` refuses, a cut-off below 1.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Task(_Seal):
     about: dict = field(default_factory=dict)
     few_shot: Prompt | None = None
     rule: Callable[[str], tuple[str, str]] | None = None
-    bm25: Mapping[str, float] = field(default_factory=dict)
+    bm25: dict = field(default_factory=dict)
 
     def __post_init__(self, test: pd.DataFrame) -> None:
         for cutoff in ("k_train", "k_eval"):
@@ -256,7 +257,8 @@ def _spread(texts: pd.Series) -> str:
 
 def _shared_words(examples: pd.DataFrame, items: pd.DataFrame) -> tuple[float, float]:
     """Mean share of a request's different words in the text of its relevant items, and of a random one."""
-    wanted = items[items["item_id"].isin({item for relevant in examples["relevant"] for item in most_relevant(relevant)})]
+    best = {item for relevant in examples["relevant"] for item in most_relevant(relevant)}
+    wanted = items[items["item_id"].isin(best)]
     texts = dict(zip(wanted["item_id"], wanted["text"]))
     of_text = functools.lru_cache(1000)(lambda text: {*words(text)})
     rng, shared, chance = random.Random(0), 0.0, 0.0

@@ -1,9 +1,9 @@
-"""Sequential recommendation on real data: the films a user saw last are the request, the next is to find.
+"""Sequential recommendation on real data: the films a user saw last are the request, the next ones are to find.
 
-MovieLens-100k, leave-one-out in order of time: of each user the last film is the target in test, the one
-before it in val, the one before that in train. So every user is in every split, as in the paper's
-transductive setting, each time with another request and another target. What a user saw before the target
-never stands in the ranking (`exclude`): nobody is shown again what they have seen.
+MovieLens-100k, cut in order of time: of each user the last films are the targets in test, those before them in val,
+those before these in train; with `ahead=1` this is leave-one-out. So every user is in every split, as in the paper's
+transductive setting, each time with another request and other targets. What a user saw before the targets never stands
+in the ranking (`exclude`): nobody is shown again what they have seen.
 """
 
 import csv
@@ -19,7 +19,7 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.tasks.readers import csv_rows
-from recr1_lite.tasks.splits import BETWEEN, LAST_TITLES, history_examples
+from recr1_lite.tasks.splits import BETWEEN, LAST_TITLES, history_examples, is_count
 
 # Of three wordings the only one that was answered with genres (60 training requests; benchmarks/README.md).
 # An item's text is a few words, so genres find films; repeated, they outweigh the titles of films excluded.
@@ -30,19 +30,22 @@ PROMPT = Prompt(
     mode="expand",
     weight=4,
 )
-PLACES = {"test": 1, "val": 2, "train": 3}  # the target's place from the end of what a user saw
+AHEAD = 10  # films to find: which of them came first is mostly chance, since they share their second (see `read`)
+PLACES = {"test": 1, "val": 2, "train": 3}  # the place of the targets from the end of what a user saw
 WHEEL = ASSETS["movielens-ratings"].wheel
 RATING_COLUMNS = ("user_id:token", "item_id:token", "timestamp:float")
 FILM_COLUMNS = ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")
 ARTICLE = r"^(.+?), (The|An?|L[ae]s?|Il|Das|De[rt]|Die)(?= \(|$)"
 
 
-def load(last: int = LAST_TITLES) -> Task:
-    """The MovieLens task: a request holds the titles of the last `last` films, the latest last.
+def load(last: int = LAST_TITLES, ahead: int = AHEAD) -> Task:
+    """The MovieLens task: a request holds the titles of the last `last` films, the latest last; the next `ahead` films
+    are relevant, 1 each.
 
-    Raises RecR1Error: `last` not a whole number from 1 on, or the data cannot be fetched.
+    Raises RecR1Error: `last` or `ahead` not a whole number from 1 on, no user with enough films, or the data cannot be
+    fetched.
     """
-    return build(*read(fetch("movielens-ratings"), fetch("movielens-films")), last)
+    return build(*read(fetch("movielens-ratings"), fetch("movielens-films")), last, ahead)
 
 
 def name_genres(items: pd.DataFrame, count: int = 2) -> Callable[[str], tuple[str, str]]:
@@ -89,13 +92,19 @@ def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(cells, [row.place for row in rows], columns)
 
 
-def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES) -> Task:
-    """Task from what `read` gives. A user who saw fewer than four films gives no example."""
-    titles = dict(zip(items["item_id"], items["title"]))
-    past = {user: films.tolist() for user, films in seen.groupby("user", sort=False)["item"] if len(films) > 3}
+def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES, ahead: int = AHEAD) -> Task:
+    """Task from what `read` gives. A user without a film before three times `ahead` targets gives no example."""
+    if not is_count(ahead):
+        raise RecR1Error(f"ahead={ahead!r} leaves no film to find; use a whole number from 1 on")
+    titles, least = dict(zip(items["item_id"], items["title"])), 3 * ahead + 1
+    users = seen.groupby("user", sort=False)["item"]
+    past = {user: films.tolist() for user, films in users if len(films) >= least}
+    if not past:
+        raise RecR1Error(f"ahead={ahead} needs users with {least} films, and nobody has so many; take fewer")
     splits = {}
     for split, place in PLACES.items():
-        rows = [(f"user-{user}-{split}", films[:-place], films[-place]) for user, films in past.items()]
+        at = -place * ahead
+        rows = [(f"user-{user}-{split}", films[:at], films[at:][:ahead]) for user, films in past.items()]
         splits[split], _ = history_examples(rows, titles, last)
     return Task(
         name="movielens",
@@ -107,8 +116,10 @@ def build(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES) -> T
             "source": f"MovieLens-100k (GroupLens; Harper & Konstan 2015), in the PyPI wheel {WHEEL}",
             "licence": "GroupLens terms: research use, cite it, never redistribute it; you fetch it yourself",
             "request": f"titles of the last {last} films that a user rated, the latest last",
+            "relevant": f"the next {ahead} films that the user rated",
             "item text": "title, year and genres",
-            "exclude": "every film that the user rated before the target stays out of the ranking",
-            "splits made": "each user's last film is the target in test, the one before in val, then train",
+            "exclude": "every film that the user rated before those to find stays out of the ranking",
+            "splits made": f"of each user the last {ahead} films are to find in test, those before in val, then train",
+            "users": f"{len(past)} of {users.ngroups}; the others rated fewer than {least} films",
         },
     )

@@ -375,6 +375,8 @@ def compose(request: str, parsed_query: str, mode: str, weight: int = 1, distinc
     chosen(MODES, mode=mode)
     if distinct:
         said = words(parsed_query)
-        forms = {STEM(word): word for word in reversed(said)}
-        parsed_query = parsed_query if len(forms) == len(said) else " ".join(reversed(forms.values()))
+        forms: dict[str, str] = {}
+        for word in said:
+            forms.setdefault(STEM(word), word)
+        parsed_query = parsed_query if len(forms) == len(said) else " ".join(forms.values())
     return parsed_query if mode == "rewrite" else " ".join([whole(request), *[parsed_query] * weight]).strip()

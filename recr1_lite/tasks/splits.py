@@ -22,8 +22,8 @@ BETWEEN = "; "  # stands between them
 def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str) -> dict[str, dict[str, int]]:
     """Counts per split of a sound task: examples, items, targets, unreachable, cold_items.
 
-    A target that the catalogue lacks is unreachable. Items are counted where they are the most relevant of an example; a
-    cold one is so in no example of train.
+    A target that the catalogue lacks is unreachable. Items are counted where they are the most relevant of an example;
+    a cold one is so in no example of train.
     Raises RecR1Error that names the first offending row (from 1): a column missing, no row, an id twice, what should be
     text and is not, a request in two splits, a gain that is not a positive finite number, no relevant item, ids to
     exclude that are not in the catalogue or relevant, a split whose targets are all unreachable.
@@ -180,19 +180,20 @@ def past(history: Sequence[str], titles: Mapping[str, str], last: int, place: st
 
 
 def history_examples(
-    rows: Iterable[tuple[str, Sequence[str], str]], titles: Mapping[str, str], last: int = LAST_TITLES
+    rows: Iterable[tuple[str, Sequence[str], str | Sequence[str]]], titles: Mapping[str, str], last: int = LAST_TITLES
 ) -> tuple[pd.DataFrame, int]:
     """A split of a sequential task, in HISTORY_COLUMNS, and how many repeats were left out.
 
-    rows: (example_id, history, target) with the ids of the items that the user had, oldest first; titles: item_id ->
-    title. A target that the history holds is a repeat: excluded, it could not be found. Raises RecR1Error: a history
-    without items, an item without title, `last` no whole number from 1 on.
+    rows: (example_id, history, target or list of them) with the ids of the items that the user had, oldest first;
+    titles: item_id -> title. A target that the history holds is a repeat: excluded, it could not be found. Raises
+    RecR1Error: a history without items, an item without title, `last` no whole number from 1 on.
     """
     examples, repeats = [], 0
     for example, history, target in rows:
         asked = past(history, titles, last, f"example {example!r}")
-        if target in asked["exclude"]:
-            repeats += 1
-        else:
-            examples.append({"example_id": example, "relevant": {target: 1.0}, **asked})
+        targets = dict.fromkeys([target] if isinstance(target, str) else target, 1.0)
+        relevant = {item: gain for item, gain in targets.items() if item not in asked["exclude"]}
+        repeats += len(targets) - len(relevant)
+        if relevant:
+            examples.append({"example_id": example, "relevant": relevant, **asked})
     return pd.DataFrame(examples, columns=HISTORY_COLUMNS), repeats
