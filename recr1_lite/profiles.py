@@ -20,23 +20,23 @@ class Profile:
     # GRPO: a step is prompts_per_step groups of group_size rollouts
     preset: str = "modern"
     recipe: str = "ndcg"
-    steps: int = 50
-    prompts_per_step: int = 12
-    group_size: int = 10
+    steps: int = 30
+    prompts_per_step: int = 8
+    group_size: int = 16
     micro_batch: int | None = None  # rollouts in one backward pass; None: the whole step
     rollout_batch: int | None = None  # rollouts written together; None: the whole step
     gradient_checkpointing: bool = False  # keep one activation per layer, compute the others again
     fast_inference: bool = False  # rollouts from vLLM, where it and unsloth are there
     max_prompt_tokens: int = 512
-    max_completion_tokens: int = 5
-    learning_rate: float = 4e-4
+    max_completion_tokens: int = 6
+    learning_rate: float = 5e-4
     # SFT, and the sampling of its targets
     sft_learning_rate: float = 4e-4
     sft_batch: int = 8
     sft_epochs: float = 1.0
     best_of: int = 8  # rollouts per example that a target is chosen from
     # evaluation
-    validate_every: int = 25
+    validate_every: int = 10
     n_val: int = 100  # of the validation requests, scored before and while training
     n_test: int = 400
     n_headroom: int = 48
@@ -56,13 +56,13 @@ _GPU24 = _GPU | dict(model="Qwen/Qwen2.5-3B-Instruct", dtype="bfloat16", micro_b
 _PAPER = _GPU24 | dict(preset="paper", recipe="paper", prompts_per_step=32, group_size=12, micro_batch=12)
 _PAPER |= dict(rollout_batch=96, steps=1000, max_completion_tokens=512, learning_rate=1e-5)
 _SMOKE: dict[str, Any] = dict(steps=2, prompts_per_step=2, group_size=4, validate_every=1, n_val=8, n_test=8)
-_SMOKE |= dict(n_headroom=4, n_capability=4, batch_size=8, sft_batch=4, best_of=2)
+_SMOKE |= dict(preset="words", n_headroom=4, n_capability=4, batch_size=8, sft_batch=4, best_of=2)
 
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile("smoke", "proves in a minute or two that everything runs; learns nothing", **_SMOKE),
-        Profile("cpu", "the real loop on a plain CPU, with a 135M model"),
+        Profile("cpu", "the real loop on a plain CPU, with a 135M model", preset="words"),
         Profile("t4", "15 GB card without bfloat16 (not yet measured)", dtype="float16", **_GPU),
         Profile("gpu24", "24 GB card (not yet measured)", **_GPU24),
         Profile("paper", "the paper's settings on one 24 GB card (not yet measured)", **_PAPER),

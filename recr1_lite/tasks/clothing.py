@@ -40,7 +40,6 @@ FEW_SHOT = replace(
 )
 EXACT_FEW_SHOT = replace(FEW_SHOT, mode="expand", weight=4, distinct=False)
 SUBSTITUTE = 0.1  # the gain of a garment of the same class, as in the KDD Cup 2022 on ESCI
-BM25 = {"k1": 50.0, "b": 0.75}  # the best for the plain requests of train: see `ceiling`
 # What somebody who knows the shop could write down: the words of a message that name a garment. A teacher for SFT.
 GARMENTS = frozenset(
     "dress dresses blouse shirt top tee sweater cardigan pants jeans skirt shorts jacket coat vest leggings jumpsuit "
@@ -62,9 +61,8 @@ N_TEST, N_VAL = 600, 400
 def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
     """The clothing task: messages are cut to their first `words` words, `seed` draws messages and splits.
 
-    relevance: `graded` (the garment 1, the others of its class SUBSTITUTE; the rewrite alone is sent to an engine that
-    was tuned for plain requests) or `exact` (the garment alone; the request is sent with the rewrite behind it, to the
-    engine's usual settings). Raises RecR1Error: `words` below 10, another relevance, or the data cannot be fetched.
+    relevance: `graded` (the garment 1, the others of its class SUBSTITUTE; the rewrite alone is sent) or `exact` (the
+    garment alone; the request is sent with the rewrite behind it). Raises RecR1Error: `words` below 10, another relevance, or the data cannot be fetched.
     """
     chosen(RELEVANCE, relevance=relevance)
     if words < MIN_WORDS:
@@ -93,7 +91,6 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
         metrics=GRADED_METRICS if relevance == "graded" else METRICS,
         few_shot=FEW_SHOT if relevance == "graded" else EXACT_FEW_SHOT,
         rule=name_garments,
-        bm25=BM25 if relevance == "graded" else {},
         about={
             "source": f"Women's E-Commerce Clothing Reviews (Kaggle, nicapotato), in the PyPI wheel {WHEEL}",
             "licence": "CC0 1.0",
