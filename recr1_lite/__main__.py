@@ -110,7 +110,9 @@ def try_(arguments) -> None:
     from recr1_lite.recipes.first_look import as_text, first_look
 
     profile, task = _profile(arguments), _task(arguments)
-    print(as_text(first_look(arguments.request, task, _engine(arguments, task), profile, arguments.adapter, arguments.k)))
+    print(
+        as_text(first_look(arguments.request, task, _engine(arguments, task), profile, arguments.adapter, arguments.k))
+    )
 
 
 @command(*TASK, *TRAIN)
