@@ -10,25 +10,21 @@ takes as much less of every part. Exit status: 0 no fault, 1 at least one: the f
 
 import argparse
 import importlib
-import json
 import os
-import shlex
 import shutil
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 # one thread: the same sums in every process, and a process with no other threads may be forked
 SETTINGS = {"OMP_NUM_THREADS": "1", "RECR1_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= SETTINGS if __name__ == "__main__" else {}
 
-from faults_child import Child, Skipped, Tally  # noqa: E402
+from bench import Book, Child, Skipped, Tally, made  # noqa: E402
 
-from recr1_lite import ledger  # noqa: E402
-from recr1_lite.common import atomic_write  # noqa: E402
+from recr1_lite.common import run_script  # noqa: E402
 from recr1_lite.report.page import markdown_table  # noqa: E402
 
 ALL = 20  # --runs of the whole campaign, for which these are the counts
@@ -36,8 +32,8 @@ KILL = ("faults_files.kill", ALL, "kill -9 at random moments")
 PARTS = {
     **{f"kill {name}": KILL for name in ("GRPO", "SFT", "best of n", "demo", "export")},
     "parser": ("faults_input.parser", 1_000_000, "mutated completions, each read in all styles"),
-    "environment": ("faults_input.environment", 10_000, "random queries to BM25 on the clothing catalogue"),
-    "disk": ("faults_files.disk", 55, "writes of eleven kinds to a disk that gets full"),
+    "environment": ("faults_input.environment", 10_000, "rules of a bag of words on the clothing catalogue"),
+    "disk": ("faults_files.disk", 55, "writes of nine kinds to a disk that gets full"),
     "together": ("faults_files.together", 40, "rounds of 2 or 4 processes on one file or folder"),
     "serve": ("faults_serve.serve", 1_000, "HTTP requests, 50 at once, and Ctrl-C twice"),
 }
@@ -55,55 +51,43 @@ def main(argv: list[str] | None = None) -> int:
     options = top.parse_args(argv)
     if options.runs < 1:
         top.error(f"--runs {options.runs} tries nothing; give 1 or more")
-    known = json.loads(options.out.read_text()) if options.out.exists() else {"parts": {}}
-    if options.table:
-        print(table(known))
-        return 0
-    work = Path(tempfile.mkdtemp(prefix="recr1-faults-"))
-    try:
-        for name in options.only:
-            count = max(1, PARTS[name][1] * options.runs // ALL)
-            row = known["parts"].get(name, {})
-            if not options.fresh and (row.get("asked"), row.get("seed")) == (count, options.seed):
-                print(f"{name}: done before, {row['faults']} faults", flush=True)
-                continue
-            known["parts"][name] = row = one(name, count, options.seed, work)
-            place = {"device": ledger.device(), "versions": ledger.versions(), "commit": ledger.commit()}
-            known |= place | {"command": shlex.join(["python", "benchmarks/faults.py", *sys.argv[1:]])}
-            text = json.dumps(known, indent=1, ensure_ascii=False)
-            for path, short in ((work, "WORK"), (ROOT, "."), (Path.home(), "~")):  # no path of this machine
-                text = text.replace(str(path), short)
-            atomic_write(options.out, text.encode("utf-8", "backslashreplace") + b"\n")
-            known = json.loads(options.out.read_text())
-            told = f"skipped: {row['skipped']}" if row["skipped"] else f"{row['tried']:,} tried, {row['faults']} faults"
-            print(f"{name}: {told}, {row['seconds']} s", flush=True)
-    except KeyboardInterrupt:
-        print("\nstopped; the parts that ended are kept: call again to go on", file=sys.stderr)
-        return 130
-    finally:
-        Child.end_all()
-        shutil.rmtree(work, ignore_errors=True)
-    print("", table(known), sep="\n")
-    return int(any(known["parts"][name]["faults"] for name in options.only))
+    book = Book(options.out, "parts")
+    if not options.table:
+        run(options, book)
+    print("", table(book.content), sep="\n")
+    return int(not options.table and any(book.rows[name]["faults"] for name in options.only))
+
+
+def run(options: argparse.Namespace, book: Book) -> None:
+    """The parts that are asked for into the book, but for those that are there."""
+    for name in options.only:
+        asked = {"asked": max(1, PARTS[name][1] * options.runs // ALL), "seed": options.seed}
+        if not options.fresh and asked.items() <= book.rows.get(name, {}).items():
+            print(f"{name}: done before, {book.rows[name]['faults']} faults", flush=True)
+            continue
+        work = Path(tempfile.mkdtemp(prefix="recr1-faults-"))
+        try:
+            row = asked | one(name, asked["asked"], options.seed, work)
+        finally:
+            Child.end_all()
+            shutil.rmtree(work, ignore_errors=True)
+        book.put(name, row, (work, "WORK"))
+        told = f"skipped: {row['skipped']}" if row["skipped"] else f"{row['tried']:,} tried, {row['faults']} faults"
+        print(f"{name}: {told}, {row['seconds']} s", flush=True)
 
 
 def one(name: str, count: int, seed: int, work: Path) -> dict:
-    """The row of a part; what breaks the part itself is a fault too."""
+    """What came of a part; what breaks the part itself is a fault too."""
     start, tally, skipped = time.perf_counter(), Tally(), ""
-    folder = work / name.replace(" ", "-")
-    folder.mkdir()
     try:
         module, _, function = PARTS[name][0].partition(".")
         part = getattr(importlib.import_module(module), function)  # loaded on demand: training takes seconds to load
-        part(tally, count, seed, folder, *[name.removeprefix("kill ")] * (function == "kill"))
+        part(tally, count, seed, work, *[name.removeprefix("kill ")] * (function == "kill"))
     except Skipped as reason:
         skipped = str(reason)
     except Exception as error:
         tally.add(name, f"the part ended with {type(error).__name__}: {error}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    row = {"asked": count, "seed": seed, "tried": tally.tried, "faults": tally.faults, "first": tally.first}
-    return row | {"note": tally.note, "skipped": skipped, "seconds": round(time.perf_counter() - start)}
+    return asdict(tally) | {"skipped": skipped, "seconds": round(time.perf_counter() - start)}
 
 
 def table(known: dict) -> str:
@@ -114,10 +98,8 @@ def table(known: dict) -> str:
         told = f"skipped: {row['skipped']}" if row["skipped"] else first or "none"
         what = ", ".join(filter(None, [PARTS[name][2], row["note"]]))
         body.append([name, what, f"{row['tried']:,}", str(row["faults"]), told, str(row["seconds"])])
-    versions = ", ".join(f"{package} {version}" for package, version in known.get("versions", {}).items())
-    made = f"`{known.get('command')}` on {known.get('device')}; {versions}; commit {known.get('commit')}"
-    return "\n".join([*markdown_table(HEAD, body), "", made])
+    return "\n".join([*markdown_table(HEAD, body), "", made(known)])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

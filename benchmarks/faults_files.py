@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import time
 import zipfile
@@ -16,25 +15,19 @@ from pathlib import Path
 
 import gpu_models
 import pandas as pd
-from faults_child import Child, Tally
+import safetensors
+from bench import Child, Skipped, Tally
 
 from recr1_lite.common import RecR1Error, atomic_write, place_folder
 from recr1_lite.deploy.export import export
-from recr1_lite.evaluate.evaluation import evaluate
 from recr1_lite.ledger import Ledger
-from recr1_lite.policy.models import Policy, load_policy, save_adapter
-from recr1_lite.policy.rewriters import RawRewriter, as_rewriter
+from recr1_lite.policy import Policy, as_rewriter, load_policy, save_adapter
 from recr1_lite.profiles import PROFILES, Profile
 from recr1_lite.recipes.demo import demo
-from recr1_lite.report.page import write_report
-from recr1_lite.report.rows import select
-from recr1_lite.search.bm25 import BM25Retriever
-from recr1_lite.tasks import load_task
-from recr1_lite.tasks.base import Task
-from recr1_lite.train import sft
-from recr1_lite.train.grpo import train_task
-from recr1_lite.train.loop import Run
-from recr1_lite.train.targets import TargetFile, best_of_n
+from recr1_lite.report import select
+from recr1_lite.search import BM25Retriever
+from recr1_lite.tasks import Task, load_task
+from recr1_lite.train import Run, TargetFile, best_of_n, sft, train_task
 
 fetch = importlib.import_module("recr1_lite.assets.fetch")  # the package has a function of this name
 SIZES = dict(lora_rank=4, steps=8, prompts_per_step=2, group_size=4, validate_every=2, max_completion_tokens=6)
@@ -44,17 +37,18 @@ TIMES = re.compile("seconds|time|id|run_id|versions|commit|total_flos|train_.*|s
 
 def world(work: Path, **changes) -> tuple[Profile, Task]:
     """A profile of a tiny random model, which is made in `work` once, and a task that it can learn on."""
-    if not Path(model := gpu_models.model_source(gpu_models.TINY, "float32", work)).is_dir():
-        Child(gpu_models.make, gpu_models.TINY, "float32", work).value()
-    rng, words = random.Random(0), gpu_models.WORDS
-    texts = [rng.sample(words, 12) for _ in range(24)]
-    rows = [(f"i{at}", " ".join(text[:2]), " ".join(text)) for at, text in enumerate(texts)]
-    items = pd.DataFrame(rows, columns=["item_id", "title", "text"])
-    asked = [(" ".join([*text[2:4], f"w{at}"]), f"i{at}") for at, text in enumerate(texts)]
-    requests = pd.DataFrame(asked, columns=["request", "relevant"])
-    requests["split"] = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
+    model = work / "models" / f"{gpu_models.TINY}-float32"
+    if not model.is_dir():
+        Child(gpu_models.model_source, gpu_models.TINY, "float32", work).value()
+    rng = random.Random(0)
+    texts = [rng.sample(gpu_models.WORDS, 12) for _ in range(24)]
+    items = pd.DataFrame({"item_id": [f"i{at}" for at in range(24)], "text": [" ".join(text) for text in texts]})
+    items["title"] = items["text"].str[:5]
+    asked = [f"{text[2]} {text[3]} w{at}" for at, text in enumerate(texts)]
+    splits = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
+    requests = pd.DataFrame({"request": asked, "relevant": items["item_id"], "split": splits})
     made = dict(items=items, requests=requests, prompt=gpu_models.PROMPT, metrics=("ndcg@10", "mrr"))
-    return replace(PROFILES["smoke"], model=model, **(SIZES | changes)), load_task("custom", **made)
+    return replace(PROFILES["smoke"], model=str(model), **(SIZES | changes)), load_task("custom", **made)
 
 
 # what is killed: each goes on in `folder` where it was stopped
@@ -62,11 +56,9 @@ def world(work: Path, **changes) -> tuple[Profile, Task]:
 
 def run_grpo(folder: Path, work: Path, watch=None, **changes) -> None:
     profile, task = world(work, **changes)
+    policy, engine, run = load_policy(profile, 1), BM25Retriever.build(task.items), folder / "run"
     book = Ledger(folder / "ledger.jsonl").bind(run="run")
-    options = dict(resume=True, progress=False, watch=watch)
-    train_task(
-        load_policy(profile, 1), task, BM25Retriever.build(task.items), profile, folder / "run", 1, book, **options
-    )
+    train_task(policy, task, engine, profile, run, 1, book, resume=True, progress=False, watch=watch)
 
 
 def run_sft(folder: Path, work: Path) -> None:
@@ -93,8 +85,8 @@ def run_export(folder: Path, work: Path, version: int = 1) -> None:
     adapter = work / f"adapter-{version}"
     if not adapter.is_dir():
         save_adapter(policy_of(profile, version), adapter)
-    asked = (task.prompt, list(task.val["request"]), ("adapter", "merged"), "float32")
-    export(profile, adapter, folder / "export", *asked)
+    requests, forms = list(task.val["request"]), ("adapter", "merged")
+    export(profile, adapter, folder / "export", task.prompt, requests, forms, "float32")
 
 
 def policy_of(profile: Profile, version: int) -> Policy:
@@ -105,13 +97,7 @@ def policy_of(profile: Profile, version: int) -> Policy:
     return policy
 
 
-ACTIONS: dict[str, Callable] = {
-    "GRPO": run_grpo,
-    "SFT": run_sft,
-    "best of n": run_targets,
-    "demo": run_demo,
-    "export": run_export,
-}
+RUNS = {"GRPO": run_grpo, "SFT": run_sft, "best of n": run_targets, "demo": run_demo, "export": run_export}
 
 
 def kill(tally: Tally, count: int, seed: int, work: Path, name: str) -> None:
@@ -127,18 +113,17 @@ def kill(tally: Tally, count: int, seed: int, work: Path, name: str) -> None:
     rng, base, kills, ended = random.Random(f"{name}/{seed}"), start(0), 0, 0
     world(work)
     begin = time.perf_counter()
-    Child(ACTIONS[name], base, work).value()
+    Child(RUNS[name], base, work).value()
     seconds = time.perf_counter() - begin
     cut, since = start(1), 0
     while kills < count or since:
-        child, moment = Child(ACTIONS[name], cut, work), rng.uniform(0, seconds)
+        child, moment = Child(RUNS[name], cut, work), rng.uniform(0, seconds)
         if kills < count and child.kill_after(moment):
             kills, since = kills + 1, since + 1
             tally.add(f"after a kill {moment / seconds:.0%} into the run", half_written(cut))
             continue
-        error = child.result()[1] or differences(base, cut, since)
         ended += 1
-        tally.add(f"a run that was killed {since} times", error)
+        tally.add(f"a run that was killed {since} times", child.result()[1] or differences(base, cut, since))
         shutil.rmtree(cut)
         cut, since = start(1 + ended), 0
         if ended > 10 * count:  # it ends before it can be killed
@@ -150,40 +135,32 @@ def kill(tally: Tally, count: int, seed: int, work: Path, name: str) -> None:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """The files that a reader sees: no lock, nothing hidden."""
-    found = {
-        re.sub(r"index-\w+", "index", path.relative_to(folder).as_posix()): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    return {name: path for name, path in found.items() if not re.search(r"(^|/)\.|\.lock$", name)}
+    """The files that a reader sees, no lock and nothing hidden; an index has a random name."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    names = [re.sub(r"index-\w+", "index", path.relative_to(folder).as_posix()) for path in paths]
+    return {name: path for name, path in zip(names, paths) if not re.search(r"(^|/)\.", name)}
 
 
-def half_written(folder: Path) -> str:
-    """The first file that is neither absent nor whole; a checkpoint is judged by going on from it."""
-    for name, path in files_of(folder).items():
-        if "checkpoint-" in name:
-            continue
-        data = path.read_bytes()
+def content(path: Path, torn: bool = False):
+    """What is in a file, but for what differs from run to run; None where that is not looked at.
+
+    torn: a last line may be half-written. Raises ValueError where more is.
+    """
+    data = path.read_bytes()
+    if path.name == "ledger.jsonl" and not torn:
+        return plain(select(Ledger(path))[1])
+    if path.suffix in (".json", ".jsonl"):
+        lines = data.splitlines(keepends=True) if path.suffix == ".jsonl" else [data]
+        whole = [line for line in lines if line.endswith(b"\n") or path.suffix == ".json" or not torn]
+        return [plain(json.loads(re.sub(rb"index-\w+", b"index", line))) for line in whole]
+    if path.suffix == ".safetensors":
         try:
-            if name.endswith(".json"):
-                json.loads(data)
-            elif name.endswith(".jsonl"):
-                [json.loads(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
-            elif name.endswith(".safetensors"):
-                length = int.from_bytes(data[:8], "little")
-                parts = json.loads(data[8 : 8 + length]).values()
-                assert len(data) == 8 + length + max(part["data_offsets"][1] for part in parts if "dtype" in part)
-            elif name.endswith(".html"):
-                assert data.rstrip().endswith(b"</html>")
-        except (ValueError, AssertionError):
-            return f"{name} is half-written"
-    told = folder / "export" / "export.json"
-    if (folder / "export").exists() or (folder / ".export.old").exists():
-        for name, file in json.loads(told.read_text())["files"].items() if told.exists() else [("export.json", {})]:
-            if not file or fetch.sha256_of(told.parent / name) != file["sha256"]:
-                return f"export/{name} is not what export.json says, or is missing"
-    return ""
+            safetensors.deserialize(data)
+        except safetensors.SafetensorError as error:
+            raise ValueError(str(error)) from None
+    elif path.suffix == ".html" and not data.rstrip().endswith(b"</html>"):
+        raise ValueError("no end")
+    return data if path.suffix in (".safetensors", ".txt") else None
 
 
 def plain(value):
@@ -193,32 +170,34 @@ def plain(value):
     return [plain(inner) for inner in value] if isinstance(value, list) else value
 
 
+def half_written(folder: Path) -> str:
+    """The first file that is neither absent nor whole; a checkpoint is judged by going on from it."""
+    for name, path in files_of(folder).items():
+        try:
+            content(path, torn=True) if "checkpoint-" not in name else None
+        except ValueError:
+            return f"{name} is half-written"
+    told = folder / "export" / "export.json"
+    if (folder / "export").exists() or (folder / ".export.old").exists():
+        for name, file in json.loads(told.read_text())["files"].items() if told.exists() else [("export.json", {})]:
+            if not file or fetch.sha256_of(told.parent / name) != file["sha256"]:
+                return f"export/{name} is not what export.json says, or is missing"
+    return ""
+
+
 def differences(base: Path, cut: Path, kills: int = 0) -> str:
     """What the folder of a killed run has that an uninterrupted one has not, and the other way round."""
     here, there = files_of(base), files_of(cut)
     if here.keys() != there.keys():
         return f"missing: {sorted(here.keys() - there.keys())[:3]}, too many: {sorted(there.keys() - here.keys())[:3]}"
     for name, path in here.items():
-        other = there[name]
-        if name.endswith("ledger.jsonl"):
-            rows = [plain(select(Ledger(book))[1]) for book in (path, other)]
-            if len(rows[0]) != len(rows[1]):
-                return f"{name}: {len(rows[1])} results and {len(rows[0])} without a kill"
-            same = rows[0] == rows[1]
-        elif name.endswith((".json", ".jsonl")):
-            texts = [re.sub(r"index-\w+", "index", file.read_text()) for file in (path, other)]
-            lines = [text.splitlines() if name.endswith("l") else [text] for text in texts]
-            try:
-                same = [plain(json.loads(line)) for line in lines[0]] == [plain(json.loads(line)) for line in lines[1]]
-            except ValueError:
-                return f"{name} holds a damaged line"
-        else:
-            same = not name.endswith((".safetensors", ".txt")) or path.read_bytes() == other.read_bytes()
-        if not same:
-            return f"{name} differs from that of an uninterrupted run"
-    hidden = [
-        path for path in cut.rglob(".*") if path.suffix != ".lock" and not (base / path.relative_to(cut)).exists()
-    ]
+        try:
+            if content(path) != content(there[name]):
+                return f"{name} differs from that of an uninterrupted run"
+        except ValueError:
+            return f"{name} holds a damaged line"
+    hidden = [path for path in cut.rglob(".*") if path.suffix != ".lock"]
+    hidden = [path for path in hidden if not (base / path.relative_to(cut)).exists()]
     left = [path.name for path in hidden if path.is_dir()] or [path.name for path in hidden][kills:]
     return half_written(cut) or (f"left behind: {left[:3]} and {len(left)} in all" if left else "")
 
@@ -231,17 +210,10 @@ def write_ledger(folder: Path, work: Path, version: int) -> None:
         Ledger(folder / "ledger.jsonl").append({"kind": "eval", "at": [version, at], "text": "x" * 9000})
 
 
-def write_targets(folder: Path, work: Path, version: int, close: bool = True) -> None:
-    """Six rows; left open, the same run goes on when the disk has room again."""
-    file = OPEN.setdefault(folder, TargetFile(folder / "targets.jsonl", {"by": "faults"}))
-    if not file._lock.is_locked:
-        file.__enter__()
-    try:
+def write_targets(folder: Path, work: Path, version: int) -> None:
+    with TargetFile(folder / "targets.jsonl", {"by": "faults"}) as file:
         for at in range(6 * version + 6):
             file.keep({"example_id": f"e{at}", "text": "y" * 3000})
-    finally:
-        if close:
-            OPEN.pop(folder).__exit__()
 
 
 def write_wheel(folder: Path, work: Path, version: int) -> None:
@@ -266,84 +238,78 @@ def write_wheel(folder: Path, work: Path, version: int) -> None:
             fetch.unpack(wanted, target)
 
 
-def write_report_page(folder: Path, work: Path, version: int) -> None:
-    _, task = world(work)
-    book = Ledger(work / f"report-{version}.jsonl").bind(run=f"run {version}")
-    evaluate(RawRewriter(), task, BM25Retriever.build(task.items), "val", book, progress=False)
-    write_report(book, folder / "report.html")
+def write_folder(folder: Path, work: Path, version: int) -> None:
+    def two_files(made: Path) -> None:
+        for name in "ab":
+            (made / name).write_bytes(bytes([version]) * 30_000)
+
+    place_folder(folder / "two", two_files)
 
 
-def two_files(folder: Path, version: int) -> None:
-    for name in "ab":
-        (folder / name).write_bytes(bytes([version]) * 30_000)
+def write_index(folder: Path, work: Path, version: int) -> None:
+    BM25Retriever.build(world(work)[1].items[version:]).save(folder / "bm25")
 
 
-OPEN: dict[Path, TargetFile] = {}
 WRITES: dict[str, Callable[[Path, Path, int], object]] = {  # (folder, work, version 0 or 1)
     "ledger": write_ledger,
     "target file": write_targets,
-    "target file, left open": lambda folder, work, version: write_targets(folder, work, version, close=False),
     "one file": lambda folder, work, version: atomic_write(folder / "file.txt", str(version) * 50_000),
-    "one folder": lambda folder, work, version: place_folder(folder / "two", lambda made: two_files(made, version)),
+    "one folder": write_folder,
     "adapter": lambda folder, work, version: save_adapter(policy_of(world(work)[0], version), folder / "adapter"),
-    "BM25 index": lambda folder, work, version: BM25Retriever.build(world(work)[1].items[version:]).save(
-        folder / "bm25"
-    ),
+    "BM25 index": write_index,
     "checkpoint": lambda folder, work, version: run_grpo(folder, work, steps=4 + 4 * version),
-    "report": write_report_page,
-    "export": lambda folder, work, version: run_export(folder, work, version),
+    "export": run_export,
     "cache": write_wheel,
 }
-RAW = ("one file", "one folder")  # documented to raise OSError
 
 
 def disk(tally: Tally, count: int, seed: int, work: Path) -> None:
     rng, kinds = random.Random(f"disk/{seed}"), list(WRITES)
-    used = kinds[:count] + rng.choices(kinds, k=max(0, count - len(kinds)))
-    ways: set[str] = set()
-    for number, kind in enumerate(used):
+    if error := Child(small_disk, work).result()[1]:
+        raise Skipped(error)
+    for number, kind in enumerate(kinds[:count] + rng.choices(kinds, k=max(0, count - len(kinds)))):
         told, error, _ = Child(disk_trial, kind, rng.random(), work, work / f"disk-{number}").result()
-        tally.add(kind, error or told[0])
-        ways |= set() if error else {told[1]}
-    tally.note = " and ".join(sorted(ways))
+        tally.add(kind, error or told)
 
 
-def disk_trial(kind: str, share: float, work: Path, folder: Path) -> tuple[str, str]:
+def disk_trial(kind: str, share: float, work: Path, folder: Path) -> str:
     """Write, fill the disk but for a share of what that took, write again, make room, write again."""
     write, base = WRITES[kind], folder.with_name(f"{folder.name}-base")
     for place in (base, folder):
         place.mkdir()
     for version in (0, 1):
         write(base, work, version)
-    way, small = small_disk(folder)
+    small_disk(folder)
     write(folder, work, 0)
-    old = {name: path.read_bytes() for name, path in files_of(folder).items()}
-    free = fill(folder, small, int(share * max(map(len, old.values()))))
-    error = None
+    old, error, filler = bytes_of(folder), None, folder / ".filler"
+    room = int(share * max(map(len, old.values())))
+    filler.write_bytes(bytes(max(0, shutil.disk_usage(folder).free - room)))
     try:
         write(folder, work, 1)
     except Exception as problem:
         error = problem
-    kept = {name: path.read_bytes() for name, path in files_of(folder).items()}
-    free()
+    kept, torn = bytes_of(folder), half_written(folder)
+    filler.unlink()
     if error is None and share < 0.01:
-        return "no error on a full disk", way
+        return "no error on a full disk"
     if error is not None:
-        if not (kind in RAW and isinstance(error, OSError) or isinstance(error, RecR1Error) and "\n" not in str(error)):
-            return f"no sentence but {type(error).__name__}: {error}", way
-        if kind.startswith(
-            ("target", "ledger")
-        ):  # rows before the full one stay, and the next start cuts a torn one off
+        if not isinstance(error, RecR1Error) or "\n" in str(error):
+            return f"no sentence but {type(error).__name__}: {error}"
+        if kind.startswith(("target", "ledger")):  # rows before the full one stay; the next start cuts a torn one off
             kept = {name: data[: len(old[name])] for name, data in kept.items()}
         changed = [name for name in {**old, **kept} if old.get(name) != kept.get(name)]
-        if kind != "checkpoint" and changed or half_written(folder):
-            return f"after the error these are not as they were: {changed[:3]} {half_written(folder)}", way
+        if kind != "checkpoint" and changed or torn:
+            return f"after the error these are not as they were: {changed[:3]} {torn}"
     write(folder, work, 1)
-    return differences(base, folder), way
+    return differences(base, folder)
 
 
-def small_disk(folder: Path) -> tuple[str, bool]:
-    """Mount a file system of 24 MB there, seen by this process alone and gone with it; else a limit on files."""
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in files_of(folder).items()}
+
+
+def small_disk(folder: Path) -> None:
+    """Mount a file system of 24 MB there, seen by this process alone and gone with it. Raises OSError."""
     libc, ids = ctypes.CDLL(None, use_errno=True), (os.getuid(), os.getgid())
     mounts, user, private = 0x00020000, 0x10000000, (1 << 18) | (1 << 14)
     if libc.unshare(mounts | (user if ids[0] else 0)) == 0:
@@ -353,19 +319,8 @@ def small_disk(folder: Path) -> tuple[str, bool]:
                 Path(f"/proc/self/{name}").write_text(f"0 {own} 1")
         libc.mount(b"none", b"/", None, private, None)
         if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=24m") == 0:
-            return "a full tmpfs", True
-    return "a limit on the size of files", False
-
-
-def fill(folder: Path, small: bool, room: int) -> Callable[[], object]:
-    """Leave `room` bytes of the disk, or of each file; returns what makes room again."""
-    if not small:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    filler = folder / ".filler"
-    filler.write_bytes(bytes(max(0, shutil.disk_usage(folder).free - room)))
-    return filler.unlink
+            return
+    raise OSError(ctypes.get_errno(), "no file system can be mounted here")
 
 
 # several at once
@@ -380,67 +335,64 @@ def together(tally: Tally, count: int, seed: int, work: Path) -> None:
         tally.add(f"{name}, {many} processes", crowds[name](folder, work, many))
 
 
-def crowd(act: Callable, folder: Path, work: Path, many: int) -> list[tuple]:
-    return [child.result() for child in [Child(act, folder, work, number) for number in range(many)]]
-
-
-def wrong(answers: list[tuple], told: str = "") -> str:
-    """The first answer that is an error and not one sentence with `told` in it."""
+def crowd(act: Callable[[int], object], many: int, told: str = "") -> str:
+    """What the first of so many processes raised that is not one sentence with `told` in it, "" for nothing."""
+    answers = [child.result() for child in [Child(act, number) for number in range(many)]]
     bad = [error for _, error, sentence in answers if error and not (told and sentence and told in error)]
     return bad[0] if bad else ""
 
 
-def crowd_ledger(folder: Path, work: Path, many: int) -> str:
-    def write(folder: Path, work: Path, number: int) -> None:
-        for at in range(40):
-            Ledger(folder / "ledger.jsonl").append({"kind": "eval", "at": [number, at], "text": "x" * 5000})
+def crowd_lines(file: Path, keep: Callable[[dict], object], many: int) -> str:
+    """Twenty rows of each process into one file; who is told that another one writes tries again."""
 
-    answers = crowd(write, folder, work, many)
-    found = sorted(row["at"] for row in Ledger(folder / "ledger.jsonl").rows())
-    lost = found != [[number, at] for number in range(many) for at in range(40)]
-    return wrong(answers) or (f"{len(found)} rows of {40 * many}" if lost else "")
+    def write(number: int) -> None:
+        left = 20
+        while left:
+            try:
+                keep({"kind": "eval", "example_id": f"{number}-{left}", "text": "x" * 5000})
+                left -= 1
+            except RecR1Error as error:
+                if "another run" not in str(error):
+                    raise
+                time.sleep(0.002 * (1 + number))
+
+    wrong = crowd(write, many)
+    found = sorted(row["example_id"] for row in map(json.loads, file.open()) if "example_id" in row)
+    whole = found == sorted(f"{number}-{1 + at}" for number in range(many) for at in range(20))
+    return wrong or ("" if whole else f"{len(found)} rows of {20 * many}")
+
+
+def crowd_ledger(folder: Path, work: Path, many: int) -> str:
+    return crowd_lines(folder / "ledger.jsonl", lambda row: Ledger(folder / "ledger.jsonl").append(row), many)
 
 
 def crowd_targets(folder: Path, work: Path, many: int) -> str:
-    def write(folder: Path, work: Path, number: int) -> None:
-        for at in range(20):
-            while True:
-                try:
-                    with TargetFile(folder / "targets.jsonl", {"by": "faults"}) as file:
-                        file.keep({"example_id": f"{number}-{at}", "text": "x" * 5000})
-                    break
-                except RecR1Error as error:
-                    if "another run" not in str(error):
-                        raise
-                    time.sleep(0.002 * (1 + number))
+    def keep(row: dict) -> None:
+        with TargetFile(folder / "targets.jsonl", {"by": "faults"}) as file:
+            file.keep(row)
 
-    answers = crowd(write, folder, work, many)
-    lines = [json.loads(line) for line in (folder / "targets.jsonl").read_text().splitlines()]
-    found = sorted(line.get("example_id", "") for line in lines)
-    whole = found == sorted(["", *(f"{number}-{at}" for number in range(many) for at in range(20))])
-    return wrong(answers) or ("" if whole else f"{len(found) - 1} rows of {20 * many}")
+    return crowd_lines(folder / "targets.jsonl", keep, many)
 
 
 def crowd_cache(folder: Path, work: Path, many: int) -> str:
     (work / "downloads").write_text("")
-    answers = crowd(lambda folder, work, number: write_wheel(folder, work, 0), folder, work, many)
-    loads = len((work / "downloads").read_text())
-    whole = fetch.is_whole(folder / "model-0")
-    return wrong(answers) or ("" if whole and loads == 1 else f"{loads} downloads, whole: {whole}")
+    wrong = crowd(lambda number: write_wheel(folder, work, 0), many)
+    loads, whole = len((work / "downloads").read_text()), fetch.is_whole(folder / "model-0")
+    return wrong or ("" if whole and loads == 1 else f"{loads} downloads, whole: {whole}")
 
 
 def crowd_run(folder: Path, work: Path, many: int) -> str:
     """On one run folder only one trains at a time: the others are told, or wait."""
 
-    def train(folder: Path, work: Path, number: int) -> None:
+    def train(number: int) -> None:
         def watch(curve, val):
             with (folder / "steps").open("a") as log:
                 log.write(str(number))
 
         run_grpo(folder, work, watch=watch)
 
-    answers = crowd(train, folder, work, many)
+    wrong = crowd(train, many, told=str(folder))
     steps = (folder / "steps").read_text()
     turns = len(re.findall(r"(.)\1*", steps))
     mixed = f"{turns} turns of {many} processes in the steps of one run ({steps[:40]})" if turns > many else ""
-    return wrong(answers, str(folder)) or mixed
+    return wrong or mixed

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import select
 import signal
 import socket
 import subprocess
@@ -14,34 +13,40 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
-from faults_child import Child, Skipped, Tally
+from bench import ROOT, Child, Skipped, Tally
 from faults_files import world
 
-ROOT = Path(__file__).resolve().parents[1]
 AT_ONCE, WAIT, STOP = 50, 90.0, 2.0  # requests; seconds for an answer, and from Ctrl-C to the end
 SEARCH, CHAT = "/search", "/v1/chat/completions"
 METHODS = ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "HEAD", "get", "FOO", "GET")
-HEADERS = (
-    """Content-Length: abc|Content-Length: -1|Content-Length: 1e3|Content-Length: 3%Content-Length: 4
+PLACES = (SEARCH, CHAT, "/", "/health", "/../x", "/%00", "/v1/models")
+PAGES = ("/?q=ba+be", "/health", "/?q=%ff%00", "/?q=" + "a" * 9000, "/" + "a" * 70_000)
+BROKEN = (b"zz\r\n\r\n", b"-5\r\nabc\r\n", b"f" * 40 + b"\r\n", b"\x00")  # chunks
+HEADERS = """Content-Length: abc|Content-Length: -1|Content-Length: 1e3|Content-Length: 3%Content-Length: 4
 Content-Length: 99999999999999999999999|Transfer-Encoding: gzip|Transfer-Encoding: chunked%Content-Length: 5
 Content-Type: text/plain; charset=no-such|Content-Encoding: gzip|X Bad: 1|X-Bad: \x00\x01|No colon|Expect: 100-continue
-Upgrade: websocket%Connection: Upgrade|X-Long: """
-    + "a" * 100_000
-)
-BODIES = (
-    """|[]|null|"text"|NaN|{|{"request": 5}|{"request": ["w", null]}|{"request": "\\ud800"}|{"request": "ba", "k": NaN}
-{"request": "ba", "k": 1e999}|{"messages": [{"role": ["x"], "content": "ba"}]}|{"messages": [{"role": "user"}]}
-{"messages": [{"role": "user", "content": "ba"}], "max_tokens": -1}|{"request": "ba", "k": """
-    + "9" * 5000
-    + "}"
-)
-BODIES += '|{"messages": [{"role": "user", "content": "ba"}], "temperature": "hot"}|' + "[" * 50_000
+Upgrade: websocket%Connection: Upgrade|X-Long: LONG"""
+BODIES = """|[]|null|"text"|NaN|{|{"request": 5}|{"request": ["w", null]}|{"request": "\\ud800"}
+{"request": "ba", "k": NaN}|{"request": "ba", "k": 1e999}|{"messages": [{"role": ["x"], "content": "ba"}]}
+{"messages": [{"role": "user"}]}|{"request": "ba", "k": 9NINES}|[DEEP
+{"messages": [{"role": "user", "content": "ba"}], "max_tokens": -1}
+{"messages": [{"role": "user", "content": "ba"}], "temperature": "hot"}"""
+LONG = {"LONG": "a" * 100_000, "NINES": "9" * 5000, "DEEP": "[" * 50_000}
 
 
-def listed(text: str) -> list[bytes]:
-    return [part.replace("%", "\r\n").encode() for line in text.split("\n") for part in line.split("|")]
+def one_of(rng: random.Random, listed: str) -> bytes:
+    """One of a list between bars and line ends; % is the end of a line of HTTP, a word in capitals something long."""
+    chosen = rng.choice(listed.replace("\n", "|").split("|")).replace("%", "\r\n")
+    for name, text in LONG.items():
+        chosen = chosen.replace(name, text)
+    return chosen.encode()
+
+
+def get(line: str) -> bytes:
+    return f"{line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
 
 
 def post(path: str, body: bytes, header: bytes = b"", length: bool = True) -> bytes:
@@ -49,12 +54,12 @@ def post(path: str, body: bytes, header: bytes = b"", length: bool = True) -> by
     return b"\r\n".join([*said, *([b"Content-Length: %d" % len(body)] if length else []), b"", body])
 
 
-def chunked(body: bytes, rng: random.Random, size: int, broken: bytes = b"") -> bytes:
+def chunked(path: str, body: bytes, size: int, rng: random.Random, broken: bytes = b"") -> bytes:
     parts = [body[at : at + size] for at in range(0, len(body), size)]
     framed = [b"%x\r\n%s\r\n" % (len(part), part) for part in parts]
     if broken:
         framed[rng.randrange(len(framed))] = broken
-    return b"".join([*framed, b"0\r\n\r\n"])
+    return post(path, b"".join([*framed, b"0\r\n\r\n"]), b"Transfer-Encoding: chunked", length=False)
 
 
 def draw(rng: random.Random) -> tuple[str, bytes, bool]:
@@ -65,50 +70,41 @@ def draw(rng: random.Random) -> tuple[str, bytes, bool]:
     if kind == 0:
         return "random bytes", rng.randbytes(rng.randint(1, 3000)) + b"\r\n\r\n", False
     if kind == 1:
-        line = f"{rng.choice(METHODS)} {rng.choice((SEARCH, CHAT, '/', '/health', '/../x', '/%00', '/v1/models'))}"
-        return "wrong method", f"{line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode(), True
+        return "wrong method", get(f"{rng.choice(METHODS)} {rng.choice(PLACES)}"), True
     if kind == 2:
         return "huge body", post(path, b"x" * rng.choice((2**20 + 1, 2**22))), True
     if kind == 3:
         return "cut short", post(path, fine, b"Content-Length: 1000000", length=False), False
     if kind == 4:
         body = rng.choice((fine, rng.randbytes(2**18) * 6))
-        framed = chunked(body, rng, rng.choice((1 + len(body) // 50, 70_000)))
-        return "chunked", post(path, framed, b"Transfer-Encoding: chunked", length=False), True
+        return "chunked", chunked(path, body, rng.choice((1 + len(body) // 50, 70_000)), rng), True
     if kind == 5:
-        framed = chunked(fine, rng, 20, rng.choice((b"zz\r\n\r\n", b"-5\r\nabc\r\n", b"f" * 40 + b"\r\n", b"\x00")))
-        return "broken chunks", post(path, framed, b"Transfer-Encoding: chunked", length=False), False
+        return "broken chunks", chunked(path, fine, 20, rng, rng.choice(BROKEN)), False
     if kind == 6:
-        header = rng.choice(listed(HEADERS))
+        header = one_of(rng, HEADERS)
         return "bad header", post(path, fine, header, length=b"Length" not in header), b"chunked" not in header
     if kind == 7:
-        return "bad JSON", post(path, rng.choice(listed(BODIES))), True
+        return "bad JSON", post(path, one_of(rng, BODIES)), True
     if kind == 8:
-        line = rng.choice(("/?q=ba+be", "/health", "/?q=%ff%00", "/?q=" + "a" * 9000, "/" + "a" * 70_000))
-        return "a page", f"GET {line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode(), True
+        return "a page", get(f"GET {rng.choice(PAGES)}"), True
     return "as it should be", post(path, fine), True
 
 
 def ask(port: int, data: bytes, due: bool = True) -> bytes:
-    """Send, reading as soon as there is an answer, as a client does that notices a refusal; what came back. due: False
-    closes one direction at the end, which says that no more is to come."""
-    came, stop_at = b"", time.monotonic() + WAIT
-    with (
-        socket.create_connection(("127.0.0.1", port), timeout=WAIT) as line,
-        suppress(ConnectionError, BrokenPipeError),
-    ):
-        line.setblocking(False)
-        while time.monotonic() < stop_at:
-            readable, writable, _ = select.select([line], [line] if data else [], [], 1)
-            if readable:
-                if not (part := line.recv(2**16)):
-                    return came
-                came, data = came + part, b""
-            elif writable:
-                data = data[line.send(data[: 2**16]) :]
-                if not data and not due:
-                    line.shutdown(socket.SHUT_WR)
-        return came or b"TIMEOUT"
+    """Send and read to the end. due: False closes one direction first, which says that no more is to come."""
+    came = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as line:
+        with suppress(ConnectionError):  # a refusal may come before all is sent; it is there to be read
+            line.sendall(data)
+            if not due:
+                line.shutdown(socket.SHUT_WR)
+        try:
+            while part := line.recv(2**16):
+                came += part
+        except TimeoutError:
+            return came or b"TIMEOUT"
+        except ConnectionError:
+            pass
     return came
 
 
@@ -125,13 +121,11 @@ def judge(kind: str, data: bytes, due: bool, came: bytes, secrets: list[bytes]) 
     head, _, body = came.partition(b"\r\n\r\n")
     if not re.match(rb"HTTP/1\.[01] [2-5]\d\d", head):
         return f"no HTTP answer: {came[:80]!r}"
-    if data.startswith(b"HEAD") or b"text/html" in head and data.startswith(b"GET /?q"):
+    if data.startswith(b"HEAD") or data.startswith((b"GET / ", b"GET /?")) and b"text/html" in head:
         return ""
     try:
         said = json.loads(body)
     except ValueError:
-        if data.startswith((b"GET / ", b"GET /?")) and b"</html>" in body:
-            return ""
         return f"no JSON but {head.splitlines()[0].decode()} {body[:60]!r} to {data[:60]!r}"
     good = isinstance(said, (dict, list)) and (b" 200 " in head.splitlines()[0] or "error" in said)
     return "" if good else f"neither result nor error: {body[:80]!r}"
@@ -155,20 +149,16 @@ def stopped(process: subprocess.Popen) -> str:
     """Ctrl-C; what was wrong with the end, "" for nothing."""
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(30)
-    except subprocess.TimeoutExpired:
-        return "it did not stop in 30 s"
     took = time.monotonic() - begin
     return "" if took <= STOP and process.returncode in (0, 130) else f"status {process.returncode} after {took:.1f} s"
 
 
 def serve(tally: Tally, count: int, seed: int, work: Path) -> None:
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as missing:
-        raise Skipped(f"{missing.name} is not installed") from None
+    for package in ("starlette", "uvicorn"):
+        if not find_spec(package):
+            raise Skipped(f"{package} is not installed")
     profile, task = world(work)
     task.items.to_csv(work / "items.csv", index=False)
     rows = [row | {"relevant": json.dumps(row["relevant"])} for row in task.train.to_dict("records")]
@@ -186,7 +176,7 @@ def campaign(command: list[str], count: int, seed: int, work: Path) -> Tally:
         drawn = [draw(rng) for _ in range(count)]
         for (kind, data, due), came in zip(drawn, pool.map(lambda one: ask(port, *one[1:]), drawn)):
             tally.add(kind, judge(kind, data, due, came, secrets))
-        health = ask(port, b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        health = ask(port, get("GET /health"))
         tally.add("after all that", "" if b'"ok"' in health else f"/health says {health[:80]!r}")
         tally.add("Ctrl-C", stopped(process))
     with server(command) as (process, port):

@@ -1,16 +1,15 @@
 """Models of published shapes with random weights, their tokenizer, and prompts of an exact length: no download."""
 
-import shutil
-import tempfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from gpu_cells import Cell
 
 from recr1_lite import assets
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, place_folder
+from recr1_lite.profiles import PROFILES, Profile
 from recr1_lite.search.base import CallableRetriever
 from recr1_lite.tasks.prompts import Prompt
 
@@ -32,53 +31,40 @@ TEMPLATE = (
 )
 
 
+def profile_of(base: str, settings: dict, work: Path) -> Profile:
+    """The profile `base` with a cell's model, dtype and sizes."""
+    model = model_source(settings["model"], settings["dtype"], work)
+    return replace(PROFILES[base], name="benchmark", model=model, dtype=settings["dtype"], **settings["sizes"])
+
+
 def model_source(name: str, dtype: str, work: Path) -> str:
-    """What `profile.model` is for a model of the benchmark: the real one's name, or the folder of a made one."""
-    return name if name == REAL else str(work / "models" / f"{name}-{dtype}")
+    """What `profile.model` is for a model of the benchmark: the real one's name, or the folder of one made here.
 
-
-def weights_cell(part: str, model: str, dtype: str, seconds: float = 60.0) -> Cell:
-    """Making a model with random weights."""
-    settings = dict(kind="weights", shape=model, dtype=dtype)
-    return Cell(f"{part}/weights/{model}-{dtype}", settings, seconds, artifact=f"models/{model}-{dtype}")
-
-
-def cached() -> str:
-    """Why the real model and the clothing data cannot be had; "" where they are in the cache, now if not before."""
-    try:
+    Raises RecR1Error where the real one, or the clothing data, are not in the cache and cannot be fetched.
+    """
+    if name == REAL:
         assets.fetch("clothing-reviews")
         assets.model_folder(REAL)
-    except RecR1Error as error:
-        return f"the 135M model or the clothing data are not in the cache and cannot be fetched ({error})"
-    return ""
+        return name
+    folder = work / "models" / f"{name}-{dtype}"
+    if not folder.is_dir():
+        place_folder(folder, lambda made: write_model(name, dtype, made))
+    return str(folder)
 
 
-def make(name: str, dtype: str, work: Path) -> dict:
-    """Write a model of this shape with random weights (seed 0), and a tokenizer, to its folder: whole or not at all.
-
-    The weights are drawn on the GPU where there is one. Returns their bytes and number.
-    """
+def write_model(name: str, dtype: str, folder: Path) -> None:
+    """A model of this shape with random weights (seed 0), and a tokenizer. On the CPU: no GPU's peak counts it."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    target, sizes = Path(model_source(name, dtype, work)), dict(zip(SIZES, SHAPES[name], strict=True))
+    sizes = dict(zip(SIZES, SHAPES[name], strict=True))
     tokenizer = tokenizer_for(sizes["vocab_size"])
     ends = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
     config = Qwen2Config(**sizes, **ends, tie_word_embeddings=True, max_position_embeddings=32_768)
-    target.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        model.save_pretrained(part, max_shard_size="1GB")
-        tokenizer.save_pretrained(part)
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-    return {"bytes": size, "parameters": sum(weight.numel() for weight in model.parameters()), "sizes": sizes}
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(folder, max_shard_size="1GB")
+    tokenizer.save_pretrained(folder)
 
 
 def tokenizer_for(vocab: int):
@@ -91,8 +77,6 @@ def tokenizer_for(vocab: int):
 
     merges = [tuple(word) for word in WORDS] + [("Ġ", word) for word in WORDS]
     names = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
-    if len(names) > vocab:
-        raise RecR1Error(f"a vocabulary of {vocab} tokens is too small for the benchmark; take {len(names)} or more")
     names += [f"Ġx{number}" for number in range(vocab - len(names))]
     plain = Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=merges))
     split = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), behavior="isolated")
@@ -104,9 +88,9 @@ def tokenizer_for(vocab: int):
     return PreTrainedTokenizerFast(tokenizer_object=plain, chat_template=TEMPLATE, **special)
 
 
-def requests(tokenizer, n: int, tokens: int, seed: int = 0) -> list[str]:
-    """n random requests whose rendered prompts (PROMPT, the tokenizer's chat template) have `tokens` tokens each."""
-    generator = np.random.default_rng(seed)
+def examples(tokenizer, n: int, tokens: int) -> pd.DataFrame:
+    """n examples as a task has them, random words (seed 0) whose rendered prompts have `tokens` tokens each."""
+    generator = np.random.default_rng(0)
 
     def length(count: int) -> int:
         text = PROMPT.render(tokenizer, " ".join(WORDS[:1] * count))
@@ -115,22 +99,9 @@ def requests(tokenizer, n: int, tokens: int, seed: int = 0) -> list[str]:
     count = tokens - (length(1) - 1)
     if count < 1 or length(count) != tokens:
         raise RecR1Error(f"a prompt of {tokens} tokens cannot be made with this tokenizer; take {length(1)} or more")
-    return [" ".join(generator.choice(WORDS, count)) for _ in range(n)]
-
-
-def examples(tokenizer, n: int, tokens: int) -> pd.DataFrame:
-    """Examples as a task has them, of prompts with `tokens` tokens."""
+    requests = [" ".join(generator.choice(WORDS, count)) for _ in range(n)]
     names = [f"e{row}" for row in range(n)]
-    return pd.DataFrame(
-        {"example_id": names, "request": requests(tokenizer, n, tokens), "relevant": [{"gold": 1.0}] * n}
-    )
-
-
-def targets(tokenizer, profile) -> pd.DataFrame:
-    """Answers of max_completion_tokens tokens, the end token counted, to prompts of max_prompt_tokens tokens."""
-    data = examples(tokenizer, profile.sft_batch * profile.steps, profile.max_prompt_tokens)
-    text = " ".join(WORDS[at % len(WORDS)] for at in range(profile.max_completion_tokens - 1))
-    return data[["example_id", "request"]].assign(rewrite=text, thought="")
+    return pd.DataFrame({"example_id": names, "request": requests, "relevant": [{"gold": 1.0}] * n})
 
 
 def retriever() -> CallableRetriever:

@@ -12,8 +12,6 @@ it slower).
 import argparse
 import json
 import resource
-import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import Child, command
+
+from recr1_lite.common import RecR1Error, atomic_write, run_script
 
 SIDES = ("ours", "stock")
 SIZES = {
@@ -31,6 +31,7 @@ SIZES = {
     "tokens": (16, "tokens of a rollout at most"),
     "rounds": (2, "runs of each of the two"),
 }
+PARTS = ("rollout", "update", "total")
 SAME = 1e-4  # largest relative difference of the gradients that counts as none
 
 
@@ -39,31 +40,26 @@ def main() -> int:
     for name, (default, words) in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=words)
     parser.add_argument("--json", type=Path, help="file for the figures, the device, versions and the command")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # a child's part of the work
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side:
-        child(options)
-        return 0
-    rows = []
+    sizes, rows = {name: getattr(options, name) for name in SIZES}, []
     with tempfile.TemporaryDirectory() as work:
-        for number in range(options.rounds):
-            for side in SIDES:
-                print(f"round {number + 1}, {side}: one step to warm up, {options.steps} more", flush=True)
-                sizes = [f"--{name}={getattr(options, name)}" for name in SIZES]
-                subprocess.run([sys.executable, __file__, *sizes, "--side", side, "--work", work], check=True)
-                rows.append(json.loads((Path(work) / "row.json").read_text()))
-                print(f"  {line(rows[-1])}", flush=True)
+        for side in SIDES * options.rounds:
+            print(f"{side}: one step to warm up, {options.steps} more", flush=True)
+            row, error, _ = Child(measure, side, sizes, Path(work), method="spawn").result(86_400)
+            if error:
+                raise RecR1Error(f"the run of {side} ended with {error}; mend that, or take less")
+            rows.append(row)
+            print("  " + ", ".join(f"{part} {median(row[part]):.2f} s" for part in PARTS), flush=True)
         difference = compare(Path(work))
-    result = summary(options, rows, difference)
+    result = summary(sizes, rows, difference)
     print(report(result))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        atomic_write(options.json, json.dumps(result, indent=1) + "\n")
     return 0 if difference <= SAME else 1
 
 
-def child(options: argparse.Namespace) -> None:
-    """One run of one side: its times and memory into row.json, its first gradient into <side>.safetensors."""
+def measure(side: str, sizes: dict, work: Path) -> dict:
+    """One run of one side: its times and memory; its first gradient goes into <side>.safetensors."""
     import torch
 
     from recr1_lite import ledger
@@ -72,35 +68,28 @@ def child(options: argparse.Namespace) -> None:
     from recr1_lite.search.bm25 import BM25Retriever
     from recr1_lite.tasks import load_task
 
-    rollouts = options.work / "rollouts.json"
+    rollouts = work / "rollouts.json"
     given = json.loads(rollouts.read_text()) if rollouts.exists() else None
-    task, steps = load_task("clothing"), options.steps + 1
-    sizes = dict(prompts_per_step=options.prompts, group_size=options.group, max_completion_tokens=options.tokens)
-    profile = replace(PROFILES["cpu"], steps=steps, validate_every=steps, **sizes)
+    task, steps = load_task("clothing"), sizes["steps"] + 1
+    shape = dict(prompts_per_step=sizes["prompts"], group_size=sizes["group"], max_completion_tokens=sizes["tokens"])
+    profile = replace(PROFILES["cpu"], steps=steps, validate_every=steps, **shape)
     world = task.train, task.prompt, BM25Retriever.build(task.items), task.k_train
-    gradient = options.work / f"{options.side}.safetensors"
     done, made, seconds = one_run(
-        options.side == "stock", shaken(load_policy(profile)), profile, world, given, gradient
+        side, shaken(load_policy(profile)), profile, world, given, work / f"{side}.safetensors"
     )
-    if not given:
-        rollouts.write_text(json.dumps(made))
+    rollouts.write_text(json.dumps(given or made))
     totals = [row["seconds"] for row in done.curve][1:]
-    cuda = torch.cuda.is_available()
-    row = {
-        "side": options.side,
+    return {
+        "side": side,
         "total": totals,
         "rollout": seconds[1:],
         "update": [total - part for total, part in zip(totals, seconds[1:], strict=True)],
-        "longest": [max(map(len, batch)) for batch in made][1:],
-        "reward": [row["reward"] for row in done.curve][1:],
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "peak_cuda_mb": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
-        "device": ledger.device(),
         "threads": torch.get_num_threads(),
+        "device": ledger.device(),
         "versions": ledger.versions(),
         "commit": ledger.commit(),
     }
-    (options.work / "row.json").write_text(json.dumps(row))
 
 
 def shaken(policy):
@@ -114,7 +103,7 @@ def shaken(policy):
     return policy
 
 
-def one_run(stock: bool, policy, profile, world: tuple, given: list | None, gradient: Path) -> tuple:
+def one_run(side: str, policy, profile, world: tuple, given: list | None, gradient: Path) -> tuple:
     """A training by stock TRL or by this kit's trainer: (Training, rollouts and seconds of each generation).
 
     world: (examples, prompt, retriever, k). given: rollouts to learn from in the place of its own. gradient: the file
@@ -138,7 +127,7 @@ def one_run(stock: bool, policy, profile, world: tuple, given: list | None, grad
 
     ours = grpo.PlainGRPOTrainer if policy.backend == "unsloth" else grpo.GroupedGRPOTrainer
 
-    class Timed(GRPOTrainer if stock else ours):  # type: ignore[misc]
+    class Timed(GRPOTrainer if side == "stock" else ours):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self.add_callback(FirstGradient())
@@ -149,7 +138,7 @@ def one_run(stock: bool, policy, profile, world: tuple, given: list | None, grad
             seconds.append(time.perf_counter() - start)
             return given[len(made) - 1] if given else made[-1], None
 
-    if stock:
+    if side == "stock":
         policy.model.get_base_model().set_attn_implementation("sdpa")
     examples, prompt, retriever, k = world
     scorer = Scorer(retriever, examples, prompt, k)
@@ -168,16 +157,15 @@ def compare(work: Path) -> float:
     return (apart / sum((weight.double() ** 2).sum().item() for weight in stock.values())) ** 0.5
 
 
-def summary(options, rows: list[dict], difference: float) -> dict:
+def summary(sizes: dict, rows: list[dict], difference: float) -> dict:
     """All figures, and what they were measured on. Seconds are medians over the counted steps of all runs."""
     runs = {side: [row for row in rows if row["side"] == side] for side in SIDES}
-    parts = ("rollout", "update", "total")
     seconds = {
-        side: {part: median(value for row in runs[side] for value in row[part]) for part in parts} for side in SIDES
+        side: {part: median(value for row in runs[side] for value in row[part]) for part in PARTS} for side in SIDES
     }
     return {
-        "command": shlex.join(["python", "benchmarks/grpo_step.py", *sys.argv[1:]]),
-        "sizes": {name: getattr(options, name) for name in SIZES},
+        "command": command(),
+        "sizes": sizes,
         "seconds": seconds,
         "ratio": seconds["stock"]["total"] / seconds["ours"]["total"],
         "peak_rss_mb": {side: max(row["peak_rss_mb"] for row in runs[side]) for side in SIDES},
@@ -185,11 +173,6 @@ def summary(options, rows: list[dict], difference: float) -> dict:
         "runs": rows,
         **{name: rows[0][name] for name in ("device", "threads", "versions", "commit")},
     }
-
-
-def line(row: dict) -> str:
-    parts = [f"{part} {median(row[part]):.2f} s" for part in ("rollout", "update", "total")]
-    return f"{', '.join(parts)} a step; longest rollout {max(row['longest'])}; peak {row['peak_rss_mb']} MB"
 
 
 def report(result: dict) -> str:
@@ -206,4 +189,7 @@ def report(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(run_script(main))
+    finally:
+        Child.end_all()

@@ -49,7 +49,6 @@ def as_text(numbers) -> str:
 
 def write(folder: Path, items: int, seed: int) -> None:
     """The catalogue into `folder`: tokens.npy, starts.npy, and texts.txt with one text a line."""
-    folder.mkdir(parents=True, exist_ok=True)
     words, starts = tokens(items, seed)
     np.save(folder / "tokens.npy", words)
     np.save(folder / "starts.npy", starts)
@@ -73,9 +72,9 @@ def texts(folder: Path) -> list[str]:
 class Reference:
     """Exhaustive BM25 in plain NumPy and float64: every text is scored, none is skipped.
 
-    A word of the query, each time it is in it, adds idf * tf / (tf + k1 * (1 - b + b * |d| / avgdl)), with
-    idf = ln(1 + (N - df + 0.5) / (df + 0.5)), k1 1.2, b 0.75: "Lucene (accurate)" in Kamphuis et al., "Which
-    BM25 Do You Mean?", ECIR 2020. Only the words of `queries` are kept.
+    A word of the query, each time it is in it, adds idf * tf / (tf + k1 * (1 - b + b * |d| / avgdl)), with idf =
+    ln(1 + (N - df + 0.5) / (df + 0.5)): "Lucene (accurate)" in Kamphuis et al., "Which BM25 Do You Mean?", ECIR 2020.
+    Only the words of `queries` are kept.
     """
 
     def __init__(self, words: np.ndarray, starts: np.ndarray, queries: list[list[int]]):

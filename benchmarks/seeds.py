@@ -23,6 +23,7 @@ from recr1_lite.ledger import Ledger
 from recr1_lite.policy.models import load_policy
 from recr1_lite.policy.rewriters import RawRewriter, as_rewriter
 from recr1_lite.profiles import get_profile
+from recr1_lite.report.page import markdown_table
 from recr1_lite.search import build_retriever
 from recr1_lite.search.metrics import Interval, next_run_interval
 from recr1_lite.tasks import load_task
@@ -113,7 +114,8 @@ def main() -> int | None:
     if given.test:
         test(given.out, profile, given.seeds)
     if not given.train or given.test:
-        print(table(Ledger(given.ledger or given.out / "ledger.jsonl")).to_markdown(index=False))
+        found = table(Ledger(given.ledger or given.out / "ledger.jsonl"))
+        print("\n".join(markdown_table(list(found.columns), found.astype(str).values.tolist())))
     return None
 
 

@@ -11,18 +11,17 @@ Without FOLDER they are passed over. Rows go to the ledger, from which the table
 """
 
 import argparse
-import gzip
-import json
-import shlex
 import sys
 from pathlib import Path
 
 import pandas as pd
+from bench import command
 
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, run_script
 from recr1_lite.ledger import Ledger
 from recr1_lite.profiles import get_profile
 from recr1_lite.recipes import demo
+from recr1_lite.report.page import markdown_table
 from recr1_lite.report.rows import tasks_table
 from recr1_lite.tasks import Task, load_task
 from recr1_lite.tasks.prompts import Prompt
@@ -35,15 +34,14 @@ TITLES = 3
 VAL = 100  # All_Beauty comes without a val split: so many training examples, drawn with seed 0
 
 
-def lines(path: Path) -> list[dict]:
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [json.loads(line) for line in data.decode("utf-8").splitlines() if line.strip()]
+def lines(path: Path) -> pd.DataFrame:
+    return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
 
 
 def all_beauty(folder: Path) -> Task:
-    items = pd.DataFrame(lines(folder / "items.jsonl")).rename(columns={"id": "item_id"})
+    items = lines(folder / "items.jsonl").rename(columns={"id": "item_id"})
     items["text"] = items["title"]
-    train, test = (pd.DataFrame(lines(folder / f"{split}.jsonl")) for split in ("train", "test"))
+    train, test = (lines(folder / f"{split}.jsonl") for split in ("train", "test"))
     held_out = train.sample(VAL, random_state=0).index
     train["split"] = ["val" if row in held_out else "train" for row in train.index]
     test["split"] = "test"
@@ -57,12 +55,10 @@ def all_beauty(folder: Path) -> Task:
 
 
 def msrd(folder: Path) -> Task:
-    items = pd.DataFrame(lines(folder / "items.jsonl.gz")).rename(columns={"id": "item_id"})
+    items = lines(folder / "items.jsonl.gz").rename(columns={"id": "item_id"})
     items["text"] = items["title"] + " " + items["overview"].fillna("")
-    rows = lines(folder / "queries.jsonl.gz")
-    wanted = [[item for item, label in row["qrels"].items() if label] for row in rows]
-    asked = [(row["qid"], row["query"], ids, row["split"]) for row, ids in zip(rows, wanted)]
-    requests = pd.DataFrame(asked, columns=["example_id", "request", "relevant", "split"])
+    requests = lines(folder / "queries.jsonl.gz").rename(columns={"qid": "example_id", "query": "request"})
+    requests["relevant"] = [[item for item, label in row.items() if label] for row in requests.pop("qrels")]
     requests = requests[requests["relevant"].map(len) > 0].drop_duplicates("request")
     prompt = Prompt(style="compact", instruction=FILM, prefix="Corrected:", mode="expand")
     told = dict(source="metarank MSRD", licence="CC BY-SA 4.0", metrics=("ndcg@10", "ndcg@100", "recall@10", "mrr"))
@@ -99,17 +95,11 @@ def main() -> None:
         elif name in OUTSIDE and not options.data:
             print(f"{name} needs --data; passed over")
         else:
-            command = shlex.join(["python", "benchmarks/tasks.py", *sys.argv[1:]])
-            book = ledger.bind(command=command)
-            how = dict(resume=True, ledger=book, retriever=options.retriever)
-            demo.demo(profile, options.out / run, options.seed, task=TASKS[name](options.data), **how)
+            how = dict(ledger=ledger.bind(command=command()), retriever=options.retriever)
+            demo.demo(profile, options.out / run, options.seed, resume=True, task=TASKS[name](options.data), **how)
     table = tasks_table(ledger)
-    for row in [list(table.columns), ["---"] * table.shape[1], *table.astype(str).values.tolist()]:
-        print(f"| {' | '.join(row)} |")
+    print("\n".join(markdown_table(list(table.columns), table.astype(str).values.tolist())))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RecR1Error as error:
-        sys.exit(f"tasks: {error}")
+    sys.exit(run_script(main))

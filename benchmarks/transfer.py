@@ -11,7 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from recr1_lite.common import RecR1Error
+import bench  # noqa: F401  # this checkout's package
+
+from recr1_lite.common import RecR1Error, run_script
 from recr1_lite.evaluate.evaluation import compare, evaluate, show
 from recr1_lite.ledger import Ledger
 from recr1_lite.policy.models import load_policy
@@ -64,7 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RecR1Error as error:
-        sys.exit(f"transfer: {error}")
+    sys.exit(run_script(main))

@@ -1,11 +1,8 @@
 """benchmarks/gpu.py on a machine without a GPU: its dry run, its bookkeeping, its tables."""
 
-import importlib
 import json
-import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import gpu
 import gpu_cells
@@ -15,7 +12,10 @@ import gpu_speed
 import gpu_tables
 import pytest
 import torch
+from bench import Child
 from gpu_cells import GIB, Cell
+
+from recr1_lite.common import RecR1Error
 
 CPU = gpu_cells.Machine(dry=True, cuda=False, name="a CPU")
 CARD = gpu_cells.Machine(dry=False, cuda=True, name="a card", memory=24 * GIB, capability=(8, 9))
@@ -33,7 +33,7 @@ def test_the_dry_run_is_complete(dry_run):
     out, status = dry_run
     content = json.loads(out.read_text())
     assert status == 0 and content["dry_run"] is True and content["versions"]["trl"]
-    planned = [cell for module in gpu.MODULES.values() for cell in importlib.import_module(module).cells(CPU)]
+    planned = [cell for cells in gpu.PARTS.values() for cell in cells(CPU)]
     rows = content["cells"]
     assert list(rows) == [cell.name for cell in planned]
     for cell in planned:
@@ -41,13 +41,13 @@ def test_the_dry_run_is_complete(dry_run):
         assert (rows[cell.name]["state"], rows[cell.name].get("why")) == expected, cell.name
     assert rows["environment/machine"]["backend"]["gpu24"]["name"] == "transformers"
     assert rows["correctness/gradient/tiny/float32/transformers"]["relative"] < 1e-4
-    assert 0 < rows["correctness/4-bit/tiny/float32"]["max_nats"] < 1
+    assert 0 < rows["correctness/4-bit/tiny/float32/transformers"]["max_nats"] < 1
     trained = {row["method"]: row for row in rows["loop/methods"]["rows"] if row["kind"] == "train"}
     tested = {row["method"] for row in rows["loop/methods"]["rows"] if row["kind"] == "eval" and row["split"] == "test"}
     assert set(trained) == set(gpu_loop.METHODS) <= tested and len(trained["GRPO"]["val"]) == 3
     assert {row.get("method", row.get("a")) for row in rows["loop/capability"]["rows"]} == {"untrained", *trained}
     for side in gpu_speed.SIDES:
-        row = rows[f"speed/tiny/grpo/g4/{side}"]
+        row = rows[f"speed/tiny/g4/{side}"]
         assert row["counted_steps"] == 2 and row["tokens"] == 2 * 2 * 4 * row["lengths"]["mean"]
         assert row["lengths"]["longest"] == 8 and row["rollout_seconds"] > 0 < row["update_seconds"]
         assert row["peak_allocated"] is None
@@ -57,7 +57,7 @@ def test_the_dry_run_is_complete(dry_run):
 def test_again_the_dry_run_measures_nothing(dry_run, capsys, monkeypatch):
     out, _ = dry_run
     before = json.loads(out.read_text())["cells"]
-    monkeypatch.setattr(gpu_cells, "run_cell", None)
+    monkeypatch.setattr(gpu, "run_cell", None)
     assert gpu.main(["--dry-run", f"--out={out}"]) == 0
     after, printed = json.loads(out.read_text())["cells"], capsys.readouterr().out
     done = [name for name, row in before.items() if row["state"] == "done"]
@@ -65,14 +65,13 @@ def test_again_the_dry_run_measures_nothing(dry_run, capsys, monkeypatch):
     assert "the transformers backend stands in for `ours`" in printed and "all parts are finished" in printed
     assert gpu.main([f"--tables={out}"]) == 0
     tables = capsys.readouterr().out
-    assert tables.strip() == gpu_tables.report(json.loads(out.read_text())) and tables.strip() in printed
-    words = ["DRY RUN", "| 4-bit/tiny/float32 | NF4", "loop/methods, rejection SFT: ", "tiny/grpo/g4 | stock (trl)"]
-    assert not [one for one in (*words, "needs CUDA", "not yet measured") if one not in tables]
+    assert tables.strip() in printed
+    words = ["DRY RUN", "/tiny/float32/transformers | NF4", "loop/methods, rejection SFT: ", "tiny/g4 | stock (trl)"]
+    assert not [one for one in (*words, "needs CUDA") if one not in tables]
 
 
-def fake(monkeypatch, cells, measure):
-    monkeypatch.setitem(sys.modules, "gpu_fake", SimpleNamespace(cells=lambda here: cells, measure=measure))
-    monkeypatch.setitem(gpu.MODULES, "speed", "gpu_fake")
+def fake(monkeypatch, cells):
+    monkeypatch.setitem(gpu.PARTS, "loop", lambda here: cells)
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on(monkeypatch, tmp_path):
@@ -80,24 +79,24 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on(monkeypatch, tmp_path):
     problems = {1: ValueError("a broken kernel"), 2: RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")}
     problems[3] = ModuleNotFoundError("No module named 'x'", name="x")
 
-    def measure(settings, work, stop_at):
+    def measure(settings, work):
         calls.append(settings["n"])
         if settings["n"] in problems:
             raise problems[settings["n"]]
         return {}
 
-    cells = [Cell(f"speed/{n}", {"n": n}, 1) for n in range(5)]
-    cells.append(Cell("speed/after", {"n": 5}, 1, after="speed/1"))
-    cells.append(Cell("speed/needs", {"n": 6}, 1, needs=("no_such_package",)))
-    fake(monkeypatch, cells, measure)
-    options = ["--dry-run", f"--out={tmp_path / 'a.json'}", "--parts=speed"]
+    cells = [Cell(f"loop/{n}", measure, {"n": n}) for n in range(5)]
+    cells.append(Cell("loop/after", measure, {"n": 5}, after="loop/1"))
+    cells.append(Cell("loop/needs", measure, {"n": 6}, needs=("no_such_package",)))
+    fake(monkeypatch, cells)
+    options = ["--dry-run", f"--out={tmp_path / 'a.json'}", "--parts=loop"]
     assert gpu.main(options) == 1
     rows = json.loads((tmp_path / "a.json").read_text())["cells"]
     states = ["done", "failed", "does not fit", "not run", "done", "not run", "not run"]
     assert [row["state"] for row in rows.values()] == states
-    assert rows["speed/1"]["why"].startswith("ValueError: a broken kernel at test_gpu_benchmark.py:")
-    reasons = [rows[f"speed/{n}"]["why"] for n in (3, "after", "needs")]
-    assert reasons == ["x is not installed", "speed/1 is not done", "no_such_package is not installed"]
+    assert rows["loop/1"]["why"].startswith("ValueError in test_gpu_benchmark.py:")
+    reasons = [rows[f"loop/{n}"]["why"] for n in (3, "after", "needs")]
+    assert reasons == ["x is not installed", "loop/1 is not done", "no_such_package is not installed"]
     calls.clear()
     assert gpu.main(options) == 1 and calls == [3]
     assert gpu.main([*options, "--retry"]) == 1 and calls == [3, 1, 3]
@@ -105,66 +104,74 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on(monkeypatch, tmp_path):
 
 
 def test_the_minutes_end_at_a_cell(monkeypatch, tmp_path, capsys):
-    def measure(settings, work, stop_at):
+    def measure(settings, work):
         time.sleep(0.5)
-        return {"state": "unfinished", "why": "at step 3", "goes_on": True} if settings["n"] == 2 else {}
+        return {}
 
-    cells = [Cell(f"speed/{n}", {"n": n}, 100) for n in range(2)]
-    fake(monkeypatch, cells, measure)
+    fake(monkeypatch, [Cell(f"loop/{n}", measure, {"n": n}) for n in range(2)])
     out = tmp_path / "a.json"
-    options = ["--dry-run", f"--out={out}", "--parts=speed"]
-    assert gpu.main([*options, "--minutes=0.05"]) == 3  # 3 s, and the second wants 100
+    options = ["--dry-run", f"--out={out}", "--parts=loop", "--minutes=0.005"]  # 0.3 s
+    assert gpu.main(options) == 3
     printed = capsys.readouterr().out
-    assert "used up before speed/1" in printed and "call again: python benchmarks/gpu.py --dry-run --out" in printed
-    assert list(json.loads(out.read_text())["cells"]) == ["speed/0"]
-    assert gpu.main([*options, "--minutes=0.05"]) == 0
-    assert "speed/0: measured before" in capsys.readouterr().out
-    fake(monkeypatch, [*cells, Cell("speed/2", {"n": 2}, 1)], measure)
-    assert gpu.main(options) == 3 and json.loads(out.read_text())["cells"]["speed/2"]["state"] == "unfinished"
+    assert "used up before loop/1" in printed and "call again: python benchmarks/gpu.py --dry-run --out" in printed
+    assert list(json.loads(out.read_text())["cells"]) == ["loop/0"]
+    assert gpu.main(options) == 0
+    assert "loop/0: measured before" in capsys.readouterr().out
+
+
+def slow(settings: dict, work: Path) -> dict:
+    try:
+        (work / "begun").touch()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return {"steps": 1}
+    return {}
 
 
 def test_what_takes_too_long_is_ended(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_cells, "GRACE", 0.0)
-    row = gpu_cells.run_cell(tmp_path, Cell("environment/machine", {}), CPU, time.time() + 0.5, "gpu_environment")
-    assert row["state"] == "unfinished" and "stopped at the end" in row["why"]
-    cell = next(cell for cell in gpu_loop.cells(CPU) if cell.name == "loop/methods")
-    gpu_models.make("tiny", "float32", tmp_path)
-    row = gpu_loop.measure(cell.settings, tmp_path, time.time())
-    assert row["state"] == "unfinished" and row["goes_on"] and "before the first checkpoint" in row["why"]
+    row = gpu_cells.run_cell(Cell("environment/slow", slow, {}), CPU, tmp_path, time.time() + 0.1)
+    assert row == {"state": "unfinished", "why": "the minutes were used up"} and not Child.live
 
 
-def test_the_clock_counts_and_stops():
-    clock = gpu_speed.Clock(stop_at=time.time())
-    clock.tick()
-    clock.tick()  # the warm-up is never cut
-    with pytest.raises(gpu_speed.Enough):
-        clock.tick()
+def test_a_process_may_hand_in_what_it_has(tmp_path):
+    child = Child(gpu_cells.attempt, slow, {}, tmp_path, method="spawn", words=tmp_path / "words")
+    while not (tmp_path / "begun").exists() and child.process.is_alive():
+        time.sleep(0.05)
+    child.interrupt()
+    assert child.result() == ({"state": "done", "steps": 1}, "", True)
+
+
+def test_the_clock_counts():
+    clock = gpu_speed.Clock()
     clock.ticks, clock.rollouts, clock.lengths = [0.0, 9.0, 11.0, 15.0], [5.0, 1.0, 2.0], [[9] * 4, [5] * 4, [7] * 4]
-    row = clock.figures({"trainer": "grpo", "steps": 3, "completion_tokens": 9, "micro": 4})
+    row = clock.figures(3)
     assert (row["tokens"], row["tokens_per_second"], row["step_seconds"]) == (48, 8.0, 3.0)
     assert (row["rollout_seconds"], row["update_seconds"], row["warm_up_seconds"]) == (1.5, 1.5, 9.0)
     assert row["lengths"] == {"mean": 6.0, "shortest": 5, "longest": 7}
+    clock.ticks.pop()  # stopped in the third step, whose rollouts were written
+    assert clock.figures(3)["tokens_per_second"] == 10.0
+    with pytest.raises(RecR1Error, match="no step was counted: the first took 9 s; give --minutes more"):
+        clock.ticks.pop()
+        clock.figures(3)
 
 
 def test_the_real_run_asks_the_most_telling_first():
-    cells = gpu_speed.cells(CARD)
-    names = [cell.name for cell in cells]
-    assert len(set(names)) == len(names) == 143 and names[0] == "speed/weights/qwen2.5-3b-bfloat16"
-    assert names[1:4] == [f"speed/qwen2.5-3b/grpo/g8/{side}" for side in ("ours", "stock", "transformers")]
-    assert names[4] == "speed/qwen2.5-3b/grpo/g8/ours/8GB"
-    for cell in cells:
-        if cell.settings["kind"] == "steps" and cell.settings["side"] == "ours":
-            assert cell.backend == "unsloth" and cell.settings["micro"] % cell.settings["group"] == 0
-    for module in gpu.MODULES.values():
+    names = [cell.name for cell in gpu_speed.cells(CARD)]
+    assert len(set(names)) == len(names) == 35
+    assert names[:3] == [f"speed/qwen2.5-3b/g8/{side}" for side in ("ours", "stock", "transformers")]
+    assert names[3] == "speed/qwen2.5-3b/g8/ours/8GB"
+    assert "speed/qwen2.5-3b/g8/ours/24GB" in names
+    assert not [cell for cell in gpu_speed.cells(CARD._replace(memory=15 * 10**9)) if cell.name.endswith("16GB")]
+    for cell in gpu_speed.cells(CARD):
+        if cell.settings["side"] == "ours":
+            assert cell.backend == "unsloth" and cell.settings["sizes"]["micro_batch"] in (8, 12)
+    for here in (CPU, CARD):
         before = set()
-        for cell in importlib.import_module(module).cells(CARD):
+        for cell in [cell for cells in gpu.PARTS.values() for cell in cells(here)]:
             assert not cell.after or cell.after in before, cell.name
+            assert json.loads(json.dumps(cell.settings)) == cell.settings, cell.name
             before.add(cell.name)
-    capped = {cell.settings["cap"]: cell for cell in cells if cell.name.startswith("speed/qwen2.5-3b/grpo/g8/ours/")}
-    rows = {capped[12].name: {"state": "done", "peak_allocated": 7, "peak_reserved": 8}}
-    assert gpu_speed.implied(capped[16], rows, CARD)["peak_reserved"] == 8
-    assert gpu_speed.implied(capped[16], {capped[12].name: {"state": "does not fit"}}, CARD) is None
-    assert gpu_speed.implied(capped[24], {}, CARD._replace(memory=15 * 10**9))["why"] == "the card has 14 GB"
 
 
 def test_a_cap_is_all_that_can_be_seen():
@@ -178,9 +185,9 @@ def test_tables_by_hand():
     def row(tokens, peak, cap=None, state="done"):
         figures = dict(tokens_per_second=tokens, rollout_seconds=2.0, update_seconds=1.0, backend="b")
         peaks = dict(peak_allocated=peak, peak_reserved=peak)
-        return dict(state=state, settings={"kind": "steps", "cap": cap}, **figures, **peaks)
+        return dict(state=state, settings={"cap": cap}, **figures, **peaks)
 
-    cell = gpu_tables.AIM_CELL
+    cell = "speed/qwen2.5-3b/g8"
     rows = {
         f"{cell}/ours": row(300.0, 5e9),
         f"{cell}/ours/12GB": row(1.0, 5e9, 12),
@@ -188,16 +195,15 @@ def test_tables_by_hand():
         f"{cell}/stock/12GB": row(1.0, None, 12, "does not fit"),
         f"{cell}/stock/16GB": row(1.0, 12e9, 16),
     }
-    lines = gpu_tables.speed(rows).splitlines()
-    assert lines[2] == "| qwen2.5-3b/grpo/g8 | ours (b) | 300 | 3.00 | 2.0 + 1.0 | 5.0 (5.0) | 12 |"
-    assert lines[3] == "| qwen2.5-3b/grpo/g8 | stock (b) | 100 | 1.00 | 2.0 + 1.0 | 12.0 (12.0) | 16 |"
-    assert "measured: 3.00 x" in gpu_tables.aims(rows) and "measured peak: 5.0 GB allocated" in gpu_tables.aims(rows)
+    lines = gpu_tables.speed(rows)
+    assert lines[2] == "| qwen2.5-3b/g8 | ours (b) | 300 | 3.00 | 2.0 + 1.0 | 5.0 (5.0) | 12 |"
+    assert lines[3] == "| qwen2.5-3b/g8 | stock (b) | 100 | 1.00 | 2.0 + 1.0 | 12.0 (12.0) | 16 |"
 
 
 def test_prompts_have_their_length():
     tokenizer = gpu_models.tokenizer_for(512)
     assert len(tokenizer) == 512
-    for request in gpu_models.requests(tokenizer, 3, 40):
+    for request in gpu_models.examples(tokenizer, 3, 40)["request"]:
         text = gpu_models.PROMPT.render(tokenizer, request)
         assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 40
     assert tokenizer.decode([511]).strip().startswith("x")  # every token that a random model writes is some text
