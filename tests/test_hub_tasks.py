@@ -27,7 +27,7 @@ def runs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def a_hub(tmp_path, monkeypatch):
-    """hf_hub_download serves the files put under tmp_path/served/<repo>/<file>, as a snapshot of COMMIT."""
+    """Puts a file where hf_hub_download finds it, as a snapshot of COMMIT: a_hub(repo, file, source)."""
     served, asked = tmp_path / "served", []
 
     def download(repo_id, filename, repo_type, revision, cache_dir, local_files_only):
@@ -35,17 +35,14 @@ def a_hub(tmp_path, monkeypatch):
         assert repo_type == "dataset" and cache_dir == tmp_path / "cache" / "hub"
         commit = COMMIT if revision == "main" else revision
         place = cache_dir / f"datasets--{repo_id.replace('/', '--')}" / "snapshots" / commit / filename
-        if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(served / repo_id / filename, place)
-        return str(place)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return str(shutil.copy(served / repo_id / filename, place))
 
     def put(repo, file, source):
         (served / repo / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, served / repo / file)
 
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     put.asked = asked
     return put
 
@@ -110,13 +107,11 @@ def test_esci_counts_what_it_leaves_out(esci, tmp_path):
 
 
 def test_esci_thinned_catalogue(esci):
-    task = esci(max_items=10)
-    assert len(task.items) == 10 and "whole" in task.about["catalogue"]
-    half = esci(category="Video_Games", max_items=9, seed=3)
+    whole, half, again = (esci(category="Video_Games", max_items=most, seed=3) for most in (10, 9, 9))
+    assert len(whole.items) == 10 and "whole" in whole.about["catalogue"]
     found = {item for own in [*half.train["relevant"], *half.val["relevant"]] for item in own} | {"P7", "P9"}
     assert len(half.items) == 9 and found <= set(half.items["item_id"])
-    assert half.about["catalogue"].startswith("thinned to 9 of 10 items")
-    assert half.items.equals(esci(category="Video_Games", max_items=9, seed=3).items)
+    assert half.about["catalogue"].startswith("thinned to 9 of 10 items") and half.items.equals(again.items)
 
 
 def test_esci_queries_in_the_papers_form(esci, tmp_path):
@@ -146,15 +141,12 @@ def test_esci_from_the_hub(esci, tmp_path, a_hub):
             own.iloc[number :: len(shards)].to_parquet(tmp_path / "shard.parquet")
             a_hub(ESCI, name, tmp_path / "shard.parquet")
     a_hub(BLAIR, CATALOGUE, esci.paths["catalogue"])
-    task = load_task("esci", category="Baby_Products", n_val=2)
-    local = esci(category="Baby_Products")
-    both = [set(one.train["request"]) | set(one.val["request"]) for one in (task, local)]
-    assert len(task.train) == 4 and both[0] == both[1]
+    task, local = load_task("esci", category="Baby_Products", n_val=2), esci(category="Baby_Products")
+    train, same = ({*one.train["request"], *one.val["request"]} for one in (task, local))
+    assert len(task.train) == 4 and train == same and task.items.equals(local.items)
     assert relevant(task.unseal_test("here")) == relevant(local.unseal_test("here"))
-    assert task.items.equals(local.items)
     pinned, loose = f"{ESCI} @ {REVISIONS[ESCI]}", f"{BLAIR} @ {COMMIT}"
-    assert task.about["source"].endswith(f"Hugging Face Hub, {pinned}, {loose}")
-    assert len(a_hub.asked) == 16
+    assert task.about["source"].endswith(f"Hugging Face Hub, {pinned}, {loose}") and len(a_hub.asked) == 16
 
 
 @pytest.fixture
@@ -188,13 +180,13 @@ def test_c4_splits_by_seed(c4):
 
 
 def test_c4_gzipped_and_from_the_hub(c4, tmp_path, a_hub):
-    zipped = tmp_path / "items.jsonl.gz"
+    zipped, wanted = tmp_path / "items.jsonl.gz", c4(n_val=3)
     zipped.write_bytes(gzip.compress(c4.paths["items"].read_bytes()))
-    assert c4(items=zipped, n_val=3).items.equals(c4(n_val=3).items)
+    assert c4(items=zipped, n_val=3).items.equals(wanted.items)
     a_hub(AMAZON_C4, "test.csv", c4.paths["requests"])
     a_hub(AMAZON_C4, "sampled_item_metadata_1M.jsonl", c4.paths["items"])
     task = load_task("amazon_c4", n_val=3, revision="v2")
-    assert task.train.equals(c4(n_val=3).train) and task.about["source"].endswith("McAuley-Lab/Amazon-C4 @ v2")
+    assert task.train.equals(wanted.train) and task.about["source"].endswith("McAuley-Lab/Amazon-C4 @ v2")
 
 
 @pytest.fixture
