@@ -1,7 +1,5 @@
 """Which library and which number format a run gets: every case of a machine, without one."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

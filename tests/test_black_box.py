@@ -1,7 +1,5 @@
 """One path to the black box: wherever the kit searches, no blank query is sent and no answer passes that is none."""
 
-from __future__ import annotations
-
 import math
 import random
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Dense and hybrid retrieval: exact search against NumPy, fusion by hand, the real MiniLM in two tests."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import sys

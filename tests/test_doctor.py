@@ -150,7 +150,7 @@ def test_network_names_settings_but_never_their_values(monkeypatch):
         (True, False, "", "warn", "uninstall"),
         (True, True, "", "ok", ""),
         (True, True, "its import fails (ImportError: triton)", "warn", "ImportError: triton"),
-        (False, True, "", "warn", "requirements-gpu.txt"),
+        (False, True, "it is not installed", "warn", "requirements-gpu.txt"),
     ],
 )
 def test_unsloth_belongs_on_cuda_only(monkeypatch, installed, cuda, missing, ok, told):

@@ -1,7 +1,5 @@
 """The endpoint rewriter against a real HTTP server on this machine, and the kit's own little server."""
 
-from __future__ import annotations
-
 import json
 import re
 import time

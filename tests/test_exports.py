@@ -7,6 +7,7 @@ import types
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import gguf as gguf_package
 import huggingface_hub
@@ -444,49 +445,42 @@ def test_which_training_it_was(tmp_path):
 
 
 @pytest.fixture
-def hub(monkeypatch) -> types.SimpleNamespace:
-    """Stands in for the Hub's client: keeps what it was asked, raises `fails` where that is set."""
+def hub(monkeypatch) -> Mock:
+    """Stands in for the Hub's client."""
     for name in ("HF_HUB_OFFLINE", "RECR1_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    seen = types.SimpleNamespace(asked=[], fails=None)
-
-    def create_repo(repo, **options):
-        seen.asked.append((repo, options))
-        return f"https://huggingface.co/{repo}"
-
-    def upload_folder(repo_id, **options):
-        if seen.fails:
-            raise seen.fails
-        seen.asked.append((repo_id, options))
-
-    api = types.SimpleNamespace(create_repo=create_repo, upload_folder=upload_folder)
+    api = Mock()
+    api.create_repo.side_effect = lambda repo, **_: f"https://huggingface.co/{repo}"
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
-    return seen
+    return api
 
 
-def test_a_push_makes_a_private_repo_and_uploads_the_folder(hub, tmp_path, monkeypatch):
+def test_a_push_makes_a_private_repo_and_uploads_the_folder(hub, tmp_path):
+    (tmp_path / "export.json").write_text("{}")
+    assert exports.push(tmp_path, "me/mine") == "https://huggingface.co/me/mine"
+    hub.create_repo.assert_called_once_with("me/mine", repo_type="model", private=True, exist_ok=True)
+    sent = hub.upload_folder.call_args.kwargs
+    assert (sent["repo_id"], sent["folder_path"]) == ("me/mine", str(tmp_path))
+    exports.push(tmp_path, "me/mine", private=False)
+    assert hub.create_repo.call_args.kwargs["private"] is False
+    problem = RuntimeError("403 Forbidden\nmore")
+    problem.response = types.SimpleNamespace(status_code=403)
+    hub.upload_folder.side_effect = problem
+    with refused("me/mine could not be pushed .403 Forbidden.; log in with"):
+        exports.push(tmp_path, "me/mine")
+
+
+def test_a_push_that_is_refused(hub, tmp_path, monkeypatch):
     with refused("is no whole export"):
         exports.push(tmp_path, "me/mine")
     (tmp_path / "export.json").write_text("{}")
-    assert exports.push(tmp_path, "me/mine") == "https://huggingface.co/me/mine"
-    (create, upload) = hub.asked
-    assert create == ("me/mine", {"repo_type": "model", "private": True, "exist_ok": True})
-    assert upload[0] == "me/mine" and upload[1]["folder_path"] == str(tmp_path)
-    exports.push(tmp_path, "me/mine", private=False)
-    assert hub.asked[2][1]["private"] is False
-    hub.asked.clear()
-    hub.fails = RuntimeError("403 Forbidden\nmore")
-    hub.fails.response = types.SimpleNamespace(status_code=403)
-    with refused("me/mine could not be pushed .403 Forbidden.; log in with"):
-        exports.push(tmp_path, "me/mine")
-    hub.asked.clear()
     for name in ("mine", "me/mine/two", "./../me", "https://huggingface.co/me/mine", ""):
         with refused("is no name of a Hub repo"):
             exports.push(tmp_path, name)
     monkeypatch.setenv("RECR1_OFFLINE", "1")
     with refused("forbids the network"):
         exports.push(tmp_path, "me/mine")
-    assert hub.asked == []
+    assert not hub.method_calls
 
 
 def test_the_command(tiny_folder, tmp_path, capsys, hub, monkeypatch):
@@ -496,7 +490,8 @@ def test_the_command(tiny_folder, tmp_path, capsys, hub, monkeypatch):
     monkeypatch.setattr(__main__, "_task", lambda _: task)
     words = ["--n", "4", "--dtype", "float32", "--formats", "adapter,merged", "--push", "me/mine"]
     assert __main__.main(["export", "--adapter", str(adapter), *words]) == 0
-    assert "same rewrites on 4/4 requests" in capsys.readouterr().out and hub.asked[1][0] == "me/mine"
+    assert "same rewrites on 4/4 requests" in capsys.readouterr().out
+    assert hub.upload_folder.call_args.kwargs["repo_id"] == "me/mine"
     assert "0.300 [0.200, 0.400]" in (adapter.parent / "export" / "README.md").read_text()
 
 

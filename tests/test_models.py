@@ -1,7 +1,5 @@
 """Loading, saving and merging a policy, on a tiny random model."""
 
-from __future__ import annotations
-
 import json
 import sys
 import types

@@ -1,7 +1,5 @@
 """Sequential recommendation: its examples, the baselines on catalogues worked out by hand, and their evaluation."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """The little server: rewrites and results as JSON, a page to try it, OpenAI clients, and what it refuses."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

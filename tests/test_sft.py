@@ -1,7 +1,5 @@
 """SFT: what it is trained on, the loss on the answer, variants, limits, resume; it learns what it is shown."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
