@@ -8,6 +8,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -56,11 +57,7 @@ def pin(wheel: Path, **other) -> Asset:
 @pytest.fixture
 def no_pip(monkeypatch):
     """A process started from here on fails the test: that is how the network would be reached."""
-
-    def forbidden(*arguments, **options):
-        raise AssertionError(f"started {arguments}")
-
-    return lambda: monkeypatch.setattr(subprocess, "run", forbidden)
+    return lambda: monkeypatch.setattr(subprocess, "run", Mock(side_effect=AssertionError("a process was started")))
 
 
 @contextmanager
@@ -159,13 +156,18 @@ def test_no_space(encoder, no_pip, monkeypatch):
 
 
 def test_disk_full_while_writing(cache, monkeypatch):
-    def full(source, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
     with refused("No space left on device"):
         assets.fetch("tiny")
     assert list((cache / "files").iterdir()) == []
+
+
+def test_read_only_cache_that_is_warm(cache, no_pip, monkeypatch):
+    path = assets.fetch("tiny")
+    path.with_name("data.bin.sha256").unlink()
+    monkeypatch.setattr("recr1_lite.common.os.replace", Mock(side_effect=PermissionError(13, "Permission denied")))
+    no_pip()
+    assert assets.fetch("tiny") == path
 
 
 def test_cache_that_cannot_be_made(cache, no_pip, tmp_path, monkeypatch):
@@ -174,18 +176,6 @@ def test_cache_that_cannot_be_made(cache, no_pip, tmp_path, monkeypatch):
     monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "file" / "cache"))
     with refused("cannot be written.*RECR1_CACHE"):
         assets.fetch("tiny")
-
-
-def test_read_only_cache_that_is_warm(cache, no_pip, monkeypatch):
-    path = assets.fetch("tiny")
-    path.with_name("data.bin.sha256").unlink()
-
-    def read_only(*arguments):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("recr1_lite.common.os.replace", read_only)
-    no_pip()
-    assert assets.fetch("tiny") == path
 
 
 def test_leftovers_of_a_killed_process(cache):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from servers import search_server
 
 from recr1_lite.__main__ import COMMANDS, Command, main, parser
@@ -83,7 +85,10 @@ def test_an_engine_by_address_and_options_of_a_task(files, capsys):
     [
         ("items.csv", None, "items.csv"),
         ("items.csv", b"\x00\xff\xfe\x00", "items.csv"),
+        ("items.csv", b"", "empty"),
         ("requests.csv", REQUESTS.replace(",a\n", ",nobody\n", 1).encode(), "nobody"),
+        ("requests.csv", (REQUESTS + '"x y","{""a"": NaN}"\n').encode(), "gain"),
+        ("requests.csv", b"request,relevant,split\nx y,a,dev\n", "dev"),
     ],
 )
 def test_bad_files_are_one_sentence_and_leave_nothing(files, capsys, name, content, word):
@@ -109,6 +114,7 @@ def test_bad_files_are_one_sentence_and_leave_nothing(files, capsys, name, conte
         ("CUSTOM --raw --option k_eval=²", "give a whole number"),
         ("CUSTOM --raw --option val=1e400", "give a number"),
         ("train --steps 0", "--steps 0"),
+        ("train --task chess", "chess"),
         ("capability --limit 0", "--limit 0"),
         ("capability --max-tokens -1", "--max-tokens -1"),
         ("export --adapter x --n 0", "--n 0"),
@@ -165,3 +171,30 @@ def test_options_are_read_as_their_loader_wants_them(files):
     options = ["k_eval=1_0", "val=.2", "seed=007", "name=2024"]
     assert main([*raw(files), *(part for option in options for part in ("--option", option))]) == 0
     assert rows(files)[0]["task"] == "2024"
+
+
+ODD = ["", "0", "-1", "²", "1e400", "nan", "9" * 30, "\udcff", "a=b", "val=²", "seed=-1", "k_eval=0", "metrics="]
+ODD += ["/", ".", "custom", "movielens", "smoke", "paper", "val", "test", "http://127.0.0.1:9", "dense"]
+ODD += ["adapter,gguf", "灯", "\0", "{x}"]
+FLAGS = sorted({flag for command in COMMANDS.values() for flag, *_ in command.options if flag.startswith("-")})
+WORDS = st.sampled_from(ODD) | st.text(max_size=8)
+LINES = st.tuples(st.sampled_from([*COMMANDS, "nothing"]), st.lists(st.sampled_from(FLAGS) | WORDS, max_size=7))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(line=LINES, own=st.booleans())
+def test_whatever_is_typed_ends_with_a_status_and_at_most_a_sentence(files, monkeypatch, capsys, line, own):
+    """No network, an empty cache, runs elsewhere: what would train or download stops at once, for real."""
+    monkeypatch.setenv("RECR1_CACHE", str(files / "cache"))
+    monkeypatch.setenv("RECR1_OFFLINE", "1")
+    monkeypatch.chdir(files)
+    name, words = line
+    if own and name in ("evaluate", "inspect", "export", "demo", "train"):
+        words = [*custom(files)[1:], *words]
+    try:
+        status = main([name, *words])
+    except SystemExit as stop:  # argparse's own
+        status = stop.code
+    said = capsys.readouterr().err
+    assert status in (0, 2) or (name, status) == ("doctor", 1), said
+    assert "Traceback" not in said and "a fault of the kit" not in said

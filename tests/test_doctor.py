@@ -68,8 +68,7 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch):
         ("profile", RecR1Error("there is no profile 'huge'; choose one of smoke, cpu")),
         ("bf16", ModuleNotFoundError("No module named 'jax'", name="jax")),
     ):
-        broken = Mock(side_effect=problem, __name__=name)
-        monkeypatch.setattr(doctor, name, broken)
+        monkeypatch.setattr(doctor, name, Mock(side_effect=problem, __name__=name))
     found = {item.name: item for item in doctor.check()}
     assert found["memory"].ok == "warn" and "PermissionError: no entry" in found["memory"].found
     assert found["profile"].ok == "fail" and "'huge'" in found["profile"].found

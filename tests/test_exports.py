@@ -299,9 +299,6 @@ def test_a_form_that_says_something_else_is_not_kept_nor_what_a_full_disk_cut(ti
         policy.model.get_input_embeddings().weight.data[50:] += 0.05
         return real(policy, folder)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(exports, "save_merged", other)
     asked = [f"w{number} w7" for number in range(12)]
     with refused("exported merged is not the trained model: same prompt tokens for 12.*nothing was written"):
@@ -312,7 +309,7 @@ def test_a_form_that_says_something_else_is_not_kept_nor_what_a_full_disk_cut(ti
         patch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=9_000))
         patch.setattr(exports, "measure", None)
         export(profile, adapter, tmp_path / "out", QUESTION, ASKED, ("gguf",))
-    monkeypatch.setattr(exports, "to_gguf", full)
+    monkeypatch.setattr(exports, "to_gguf", Mock(side_effect=OSError(28, "No space left on device")))
     with refused("out cannot be written .No space left on device.; what was whole"):
         export(profile, adapter, tmp_path / "out", QUESTION, ASKED, ("gguf",))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

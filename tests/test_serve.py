@@ -1,14 +1,11 @@
 """The little server: rewrites and results as JSON, a page to try it, OpenAI clients, and what it refuses."""
 
-import contextlib
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -255,66 +252,46 @@ def test_what_the_command_refuses(tiny_folder, tmp_path, url):
         pass
 
 
-def test_it_serves_until_ctrl_c_and_stops_with_one_line(tmp_path, capsys):
-    model, seen = save_tiny(tmp_path / "my-model"), {}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-
-    def client() -> None:
-        try:
-            for _ in range(600):
-                with contextlib.suppress(httpx.TransportError):
-                    seen["health"] = get(f"{url}/health").text
-                    break
-                time.sleep(0.1)
-            seen["found"] = post(url, {"request": "w3"}).json()
-        finally:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=client, daemon=True)
-    arguments = command(model=str(model), host="0.0.0.0", port=port)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    try:
-        thread.start()
-        serve.run(arguments, tiny_profile("none"), TASK, BM25Retriever.build(ITEMS))
-        thread.join()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    first, warning, *last = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"my-model answers at http://0.0.0.0:{port}: ") and "nobody is asked for a key" in warning
-    assert last == ["", "stopped serving"] and seen["found"]["request"] == "w3" and len(seen["found"]["results"]) <= 5
-    assert "my-model" in seen["health"] and str(tmp_path) not in seen["health"]
-    with pytest.raises(httpx.TransportError):
-        get(f"{url}/health")
-
-
-STUCK = """
+SERVED = """
 import sys, time
 sys.path.insert(0, "tests")
 from test_serve import *
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-ModelRewriter.complete = lambda self, requests: print("at work", flush=True) or time.sleep(60)
-serve.run(command(model=sys.argv[1]), tiny_profile("none"), TASK, BM25Retriever.build(ITEMS))
+answer = ModelRewriter.complete
+def complete(self, asked):
+    if asked == ["stuck"]:
+        print("at work", flush=True)
+        time.sleep(60)
+    return answer(self, asked)
+ModelRewriter.complete = complete
+serve.run(command(model=sys.argv[1], host="0.0.0.0"), tiny_profile("none"), TASK, BM25Retriever.build(ITEMS))
 """
 
 
-def test_ctrl_c_waits_for_no_answer_and_no_open_line(tiny_folder):
-    child = subprocess.Popen([sys.executable, "-c", STUCK, str(tiny_folder)], stdout=-1, stderr=-1, text=True)
+def test_it_serves_until_ctrl_c_which_waits_for_no_answer_and_no_open_line(tmp_path):
+    model = save_tiny(tmp_path / "my-model")
+    child = subprocess.Popen([sys.executable, "-c", SERVED, str(model)], stdout=-1, stderr=-1, text=True)
     try:
-        port = int(re.search(r":(\d+):", child.stdout.readline())[1])
-        lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
+        port = int(re.match(r"my-model answers at http://0.0.0.0:(\d+): ", child.stdout.readline())[1])
+        assert "nobody is asked for a key" in child.stdout.readline()
+        url, place = f"http://127.0.0.1:{port}", ("127.0.0.1", port)
+        found, health = post(url, {"request": "w3"}).json(), get(f"{url}/health").text
+        assert found["request"] == "w3" and len(found["results"]) <= 5
+        assert "my-model" in health and str(tmp_path) not in health
+        lines = [socket.create_connection(place) for _ in range(6)]
         lines[0].sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")  # stays open
         assert b"200 OK" in lines[0].recv(4096)
         lines[1].sendall(b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")  # never ends
         for line in lines[2:]:  # one is being answered for a minute, three wait
-            line.sendall(b'POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 16\r\n\r\n{"request": "w"}')
+            line.sendall(b'POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n{"request": "stuck"}')
         assert child.stdout.readline() == "at work\n"
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=30)
         assert out == "\nstopped serving\n" and not err and child.returncode == 0
     finally:
         child.kill()
+    with pytest.raises(httpx.TransportError):
+        get(f"{url}/health")
 
 
 @pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])
