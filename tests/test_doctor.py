@@ -4,11 +4,16 @@ import os
 import shutil
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
+import psutil
 import pytest
+import torch
+from packaging.requirements import Requirement
 
 from recr1_lite import assets, doctor
 from recr1_lite.common import RecR1Error
+from recr1_lite.policy import backend
 
 
 @pytest.fixture(autouse=True)
@@ -21,16 +26,15 @@ def quiet(monkeypatch, tmp_path):
 
 
 def warm(folder):
-    for name in {**assets.ASSETS, **assets.MODELS}:
-        if name in assets.MODELS:
-            (folder / "models" / name).mkdir(parents=True)
-            (folder / "models" / name / "files.json").write_text("{}")
-        else:
-            asset = assets.ASSETS[name]
-            path = folder / "files" / asset.file_name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                file.truncate(asset.size)
+    """A list in every model's folder, and every other asset in its size."""
+    for name in assets.MODELS:
+        (folder / "models" / name).mkdir(parents=True)
+        (folder / "models" / name / "files.json").write_text("{}")
+    (folder / "files").mkdir()
+    for name in {*assets.ASSETS} - {*assets.MODELS}:
+        path = folder / "files" / assets.ASSETS[name].file_name
+        path.touch()
+        os.truncate(path, assets.ASSETS[name].size)
 
 
 def test_one_line_a_check_and_advice_with_every_trouble():
@@ -55,34 +59,20 @@ def test_only_a_failure_gives_status_1(monkeypatch, ok, status, verdict):
     monkeypatch.setattr(doctor, "check", lambda: [item])
     lines = []
     assert doctor.print_doctor(lines.append) == status
-    assert lines[-1] == verdict
-    assert lines[0].endswith("found" if ok == "ok" else "found; do it")
+    assert lines[-1] == verdict and lines[0].endswith("found" if ok == "ok" else "found; do it")
 
 
 def test_a_check_that_breaks_is_a_finding(monkeypatch):
-    def broken():
-        raise PermissionError("no entry")
-
-    def refused():
-        raise RecR1Error("there is no profile 'huge'; choose one of smoke, cpu")
-
-    def incomplete():
-        import no_such_package_anywhere  # noqa: F401
-
-    monkeypatch.setattr(doctor, "memory", broken)
-    monkeypatch.setattr(doctor, "profile", refused)
-    monkeypatch.setattr(doctor, "bf16", incomplete)
-    broken.__name__, refused.__name__, incomplete.__name__ = "memory", "profile", "bf16"
+    for name, problem in (
+        ("memory", PermissionError("no entry")),
+        ("profile", RecR1Error("there is no profile 'huge'; choose one of smoke, cpu")),
+        ("bf16", ModuleNotFoundError("No module named 'jax'", name="jax")),
+    ):
+        monkeypatch.setattr(doctor, name, Mock(side_effect=problem, __name__=name))
     found = {item.name: item for item in doctor.check()}
     assert found["memory"].ok == "warn" and "PermissionError: no entry" in found["memory"].found
     assert found["profile"].ok == "fail" and "'huge'" in found["profile"].found
-    assert found["bf16"].ok == "fail" and "no_such_package_anywhere" in found["bf16"].found
-
-
-def test_an_old_python_fails(monkeypatch):
-    assert doctor.python().ok == "ok"
-    monkeypatch.setattr(sys, "version_info", (3, 10, 4))
-    assert doctor.python().ok == "fail" and "3.11" in doctor.python().advice
+    assert found["bf16"].ok == "fail" and "jax" in found["bf16"].found
 
 
 def test_pins_that_hold_on_this_machine_are_read(tmp_path):
@@ -94,6 +84,12 @@ def test_pins_that_hold_on_this_machine_are_read(tmp_path):
     assert doctor.requirements(tmp_path / "no checkout") != []  # those of the installed package
 
 
+def test_an_old_python_fails(monkeypatch):
+    assert doctor.python().ok == "ok"
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4))
+    assert doctor.python().ok == "fail" and "3.11" in doctor.python().advice
+
+
 @pytest.mark.parametrize(
     "pins, ok, found",
     [
@@ -103,10 +99,8 @@ def test_pins_that_hold_on_this_machine_are_read(tmp_path):
         ([], "warn", "no list"),
     ],
 )
-def test_packages_are_held_against_the_pins(monkeypatch, tmp_path, pins, ok, found):
-    (tmp_path / "requirements.txt").write_text("\n".join(pins))
-    wanted = doctor.requirements(tmp_path) if pins else []
-    monkeypatch.setattr(doctor, "requirements", lambda: wanted)
+def test_packages_are_held_against_the_pins(monkeypatch, pins, ok, found):
+    monkeypatch.setattr(doctor, "requirements", lambda: [Requirement(pin) for pin in pins])
     item = doctor.packages()
     assert item.ok == ok and found in item.found
     assert ("requirements.txt" in item.advice) == (ok != "ok")
@@ -135,7 +129,6 @@ def test_disk_is_asked_for_more_when_the_cache_is_cold(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("free, ok", [(1e9, "fail"), (3e9, "warn"), (9e9, "ok")])
 def test_memory_has_two_limits(monkeypatch, free, ok):
-    import psutil
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64e9))
     monkeypatch.setattr(doctor, "_container_room", lambda: free)
@@ -150,18 +143,18 @@ def test_network_names_settings_but_never_their_values(monkeypatch):
     assert doctor.network().ok == "fail" and "ensurepip" in doctor.network().advice
 
 
-def test_unsloth_belongs_on_cuda_only(monkeypatch):
-    import torch
-
-    from recr1_lite.policy import backend
-
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert doctor.unsloth().ok == "warn" and "uninstall" in doctor.unsloth().advice
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(backend, "unsloth_missing", lambda: "")
-    assert doctor.unsloth().ok == "ok"
-    monkeypatch.setattr(backend, "unsloth_missing", lambda: "its import fails (ImportError: triton)")
-    assert doctor.unsloth().ok == "warn" and "ImportError: triton" in doctor.unsloth().found
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
-    assert doctor.unsloth().ok == "warn" and "requirements-gpu.txt" in doctor.unsloth().advice
+@pytest.mark.parametrize(
+    "installed, cuda, missing, ok, told",
+    [
+        (True, False, "", "warn", "uninstall"),
+        (True, True, "", "ok", ""),
+        (True, True, "its import fails (ImportError: triton)", "warn", "ImportError: triton"),
+        (False, True, "it is not installed", "warn", "requirements-gpu.txt"),
+    ],
+)
+def test_unsloth_belongs_on_cuda_only(monkeypatch, installed, cuda, missing, ok, told):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(backend, "unsloth_missing", lambda: missing)
+    item = doctor.unsloth()
+    assert item.ok == ok and told in item.found + item.advice

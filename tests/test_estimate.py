@@ -1,7 +1,6 @@
 """What a GRPO step needs: every count against the real thing of a tiny model, and what is printed."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 
@@ -57,15 +56,10 @@ def test_parameters_are_those_of_the_published_model(name, billions):
     assert memory.weights(config_of(name), "bfloat16") == 2 * memory.parameters(config_of(name))
 
 
-def test_a_folder_is_counted(tiny_folder):
-    config, real = config_of(str(tiny_folder)), AutoModelForCausalLM.from_pretrained(tiny_folder)
-    assert memory.parameters(config) == sum(weight.numel() for weight in real.parameters())
-    assert heads(config) == (32, 16)
-
-
 @pytest.mark.parametrize("kind, tied", [(LlamaConfig, True), (Qwen2Config, False)])
-def test_adapter_gradients_and_moments_are_those_of_a_real_step(kind, tied):
-    config = tiny(kind=kind, tie_word_embeddings=tied)
+def test_parameters_gradients_and_moments_are_those_of_a_real_step(kind, tied, tmp_path):
+    tiny(kind=kind, tie_word_embeddings=tied).save_pretrained(tmp_path)
+    config = config_of(str(tmp_path))  # a folder is counted
     model = model_of(config)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(trained)
@@ -75,7 +69,7 @@ def test_adapter_gradients_and_moments_are_those_of_a_real_step(kind, tied):
     counted = update("transformers", config, lora_rank=RANK)
     assert counted["adapter"] == size(trained) and counted["gradients"] == size(weight.grad for weight in trained)
     assert counted["optimiser"] == size(moments)
-    assert counted["weights"] == size(model.parameters()) - size(trained)
+    assert counted["weights"] == size(model.parameters()) - size(trained) and heads(config) == (96, 32)
     assert counted["merged copy"] == size(plain.weight for _, plain in rollouts.MergedCopy(model).pairs)
 
 
@@ -134,10 +128,8 @@ def kept(layers: int, dtype, grouped: bool, rows: int = 4, prompt: int = 10, com
             alive.append(tensor)
         return tensor
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=dtype) if dtype == torch.bfloat16 else nullcontext(),
-    ):
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
         if grouped:
             rollouts.completion_logps(model, ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:])
         else:
@@ -185,21 +177,21 @@ def test_the_peak_is_the_larger_phase_with_all_its_parts():
         assert peak < (1 - memory.MARGIN) * memory.CARDS[name], (name, trainer)
 
 
-# (prompts, group, longest prompt, --tokens) and peak resident GB of benchmarks/grpo_step.py --steps 1 with
-# MALLOC_MMAP_THRESHOLD_=65536, without which glibc keeps more than is used
-MEASURED = [
-    ("transformers", (2, 4, 98, 8), 2.22),
-    ("stock", (2, 4, 98, 8), 2.53),
-    ("transformers", (4, 8, 105, 16), 3.54),
-    ("transformers", (4, 4, 105, 16), 2.92),
-    ("stock", (4, 4, 105, 16), 4.12),
-]
-
-
-@pytest.mark.parametrize("name, settings, measured", MEASURED)
-def test_counts_against_measured_peaks(name, settings, measured):
-    names = ("prompts_per_step", "group_size", "max_prompt_tokens", "max_completion_tokens")
-    parts = update(name, **dict(zip(names, settings)))
+# the peak resident GB of benchmarks/grpo_step.py --steps 1 with MALLOC_MMAP_THRESHOLD_=65536, without which glibc
+# keeps more than is used
+@pytest.mark.parametrize(
+    "name, prompts, group, longest, tokens, measured",
+    [
+        ("transformers", 2, 4, 98, 8, 2.22),
+        ("stock", 2, 4, 98, 8, 2.53),
+        ("transformers", 4, 8, 105, 16, 3.54),
+        ("transformers", 4, 4, 105, 16, 2.92),
+        ("stock", 4, 4, 105, 16, 4.12),
+    ],
+)
+def test_counts_against_measured_peaks(name, prompts, group, longest, tokens, measured):
+    sizes = dict(prompts_per_step=prompts, group_size=group, max_prompt_tokens=longest, max_completion_tokens=tokens)
+    parts = update(name, **sizes)
     assert (sum(parts.values()) - parts["fragmentation"]) / 1e9 == pytest.approx(measured, rel=0.05)
 
 

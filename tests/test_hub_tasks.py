@@ -1,9 +1,12 @@
-"""ESCI, Amazon-C4 and Amazon Reviews from small files of the true form, and from a stand-in of the Hub."""
+"""ESCI, Amazon-C4 and Amazon Reviews from small files of the true form, from a stand-in of the Hub, and from broken
+files: each ends in one sentence that names the place. What the readers say of any file is in test_tasks."""
 
 import gzip
 import json
+import os
 import shutil
 from functools import partial
+from pathlib import Path
 
 import hub_files
 import huggingface_hub
@@ -23,11 +26,13 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
 
 
 @pytest.fixture
 def a_hub(tmp_path, monkeypatch):
-    """hf_hub_download serves the files put under tmp_path/served/<repo>/<file>, as a snapshot of COMMIT."""
+    """Puts a file where hf_hub_download finds it, as a snapshot of COMMIT: a_hub(repo, file, source)."""
     served, asked = tmp_path / "served", []
 
     def download(repo_id, filename, repo_type, revision, cache_dir, local_files_only):
@@ -35,17 +40,14 @@ def a_hub(tmp_path, monkeypatch):
         assert repo_type == "dataset" and cache_dir == tmp_path / "cache" / "hub"
         commit = COMMIT if revision == "main" else revision
         place = cache_dir / f"datasets--{repo_id.replace('/', '--')}" / "snapshots" / commit / filename
-        if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(served / repo_id / filename, place)
-        return str(place)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return str(shutil.copy(served / repo_id / filename, place))
 
     def put(repo, file, source):
         (served / repo / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, served / repo / file)
 
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     put.asked = asked
     return put
 
@@ -110,13 +112,11 @@ def test_esci_counts_what_it_leaves_out(esci, tmp_path):
 
 
 def test_esci_thinned_catalogue(esci):
-    task = esci(max_items=10)
-    assert len(task.items) == 10 and "whole" in task.about["catalogue"]
-    half = esci(category="Video_Games", max_items=9, seed=3)
+    whole, half, again = (esci(category="Video_Games", max_items=most, seed=3) for most in (10, 9, 9))
+    assert len(whole.items) == 10 and "whole" in whole.about["catalogue"]
     found = {item for own in [*half.train["relevant"], *half.val["relevant"]] for item in own} | {"P7", "P9"}
     assert len(half.items) == 9 and found <= set(half.items["item_id"])
-    assert half.about["catalogue"].startswith("thinned to 9 of 10 items")
-    assert half.items.equals(esci(category="Video_Games", max_items=9, seed=3).items)
+    assert half.about["catalogue"].startswith("thinned to 9 of 10 items") and half.items.equals(again.items)
 
 
 def test_esci_queries_in_the_papers_form(esci, tmp_path):
@@ -146,15 +146,12 @@ def test_esci_from_the_hub(esci, tmp_path, a_hub):
             own.iloc[number :: len(shards)].to_parquet(tmp_path / "shard.parquet")
             a_hub(ESCI, name, tmp_path / "shard.parquet")
     a_hub(BLAIR, CATALOGUE, esci.paths["catalogue"])
-    task = load_task("esci", category="Baby_Products", n_val=2)
-    local = esci(category="Baby_Products")
-    both = [set(one.train["request"]) | set(one.val["request"]) for one in (task, local)]
-    assert len(task.train) == 4 and both[0] == both[1]
+    task, local = load_task("esci", category="Baby_Products", n_val=2), esci(category="Baby_Products")
+    train, same = ({*one.train["request"], *one.val["request"]} for one in (task, local))
+    assert len(task.train) == 4 and train == same and task.items.equals(local.items)
     assert relevant(task.unseal_test("here")) == relevant(local.unseal_test("here"))
-    assert task.items.equals(local.items)
     pinned, loose = f"{ESCI} @ {REVISIONS[ESCI]}", f"{BLAIR} @ {COMMIT}"
-    assert task.about["source"].endswith(f"Hugging Face Hub, {pinned}, {loose}")
-    assert len(a_hub.asked) == 16
+    assert task.about["source"].endswith(f"Hugging Face Hub, {pinned}, {loose}") and len(a_hub.asked) == 16
 
 
 @pytest.fixture
@@ -188,13 +185,13 @@ def test_c4_splits_by_seed(c4):
 
 
 def test_c4_gzipped_and_from_the_hub(c4, tmp_path, a_hub):
-    zipped = tmp_path / "items.jsonl.gz"
+    zipped, wanted = tmp_path / "items.jsonl.gz", c4(n_val=3)
     zipped.write_bytes(gzip.compress(c4.paths["items"].read_bytes()))
-    assert c4(items=zipped, n_val=3).items.equals(c4(n_val=3).items)
+    assert c4(items=zipped, n_val=3).items.equals(wanted.items)
     a_hub(AMAZON_C4, "test.csv", c4.paths["requests"])
     a_hub(AMAZON_C4, "sampled_item_metadata_1M.jsonl", c4.paths["items"])
     task = load_task("amazon_c4", n_val=3, revision="v2")
-    assert task.train.equals(c4(n_val=3).train) and task.about["source"].endswith("McAuley-Lab/Amazon-C4 @ v2")
+    assert task.train.equals(wanted.train) and task.about["source"].endswith("McAuley-Lab/Amazon-C4 @ v2")
 
 
 @pytest.fixture
@@ -275,3 +272,112 @@ BAD_OPTIONS = [
 def test_bad_options(request, task, options, words):
     with pytest.raises(RecR1Error, match=words):
         request.getfixturevalue(task)(**options)
+
+
+def files_under(folder: Path) -> set[tuple[str, int, int]]:
+    return {(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+
+
+def table(change):
+    """Damage to a Parquet file."""
+    return lambda path: change(pd.read_parquet(path)).to_parquet(path)
+
+
+def lines(change):
+    """Damage to the lines of a text file."""
+    return lambda path: path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+
+def line(number: int, **changed):
+    """Another value in a line of a JSONL file; ... takes the key out."""
+
+    def damage(path: Path) -> None:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[number - 1] = {key: value for key, value in (rows[number - 1] | changed).items() if value is not ...}
+        hub_files.write_jsonl(path, rows)
+
+    return damage
+
+
+BROKEN = [  # task, file, how it is damaged, words of the message
+    ("esci", "examples.parquet", cut, r"examples\.parquet cannot be read as Parquet .* cut short"),
+    ("esci", "products.parquet", cut, r"products\.parquet cannot be read .* cut short"),
+    ("c4", "items.jsonl.gz", cut, r"items\.jsonl\.gz cannot be read after line \d+ .*end-of-stream"),
+    ("c4", "items.jsonl.gz", lambda p: p.write_bytes(b"plain"), r"jsonl\.gz cannot be read after line 0"),
+    ("esci", "examples.parquet", table(lambda t: t.drop(columns="esci_label")), "row 1 has no column 'esci_label'"),
+    ("c4", "items.jsonl", line(4, metadata=...), r"items\.jsonl, line 4 has no column 'metadata'"),
+    ("esci", "products.parquet", table(lambda t: t.assign(product_id=0.5)), "row 1: product_id is 0.5; an id"),
+    ("reviews", "meta_All_Beauty.jsonl", line(3, title=7), r"Beauty\.jsonl, line 3: title is 7; write text"),
+    ("reviews", "meta_All_Beauty.jsonl", line(3, features=[1]), r"line 3: features is \[1\]; write text"),
+    ("esci", "examples.parquet", table(lambda t: t.assign(product_id="Q" + t["product_id"])),
+     r"no relevant product of the requests is among the items \(first wanted: 'QP0', .* like 'P0'"),
+    ("c4", "test.csv", lines(lambda own: [line.replace(",B", ",Z") for line in own]),
+     r"test\.csv has no request whose item is among the items \(first wanted: 'Z0'"),
+    ("reviews", "meta_All_Beauty.jsonl", lines(lambda own: [line.replace('"I', '"J') for line in own]),
+     r"meta_All_Beauty\.jsonl has none of the items of the requests .*'J7'.*'I0'"),
+    ("reviews", "All_Beauty.test.csv", lines(lambda own: own[:1]), r"test\.csv has a header and no rows"),
+    ("reviews", "All_Beauty.valid.csv", lines(lambda own: [own[0], "a,I2,5.0,4,\n"]), "no row with a history"),
+    ("esci", "examples.parquet", table(lambda t: t[t["split"] == "train"]), "the requests have no test query"),
+    ("esci", "examples.parquet", table(lambda t: t.assign(split=t["split"].replace("test", "dev"))),
+     r"examples\.parquet, row 37: split is 'dev'; write train or test"),
+    ("esci", "examples.parquet", table(lambda t: t.assign(product_locale="jp")), "no row with product_locale 'us'"),
+    ("c4", "items.jsonl", line(6, item_id="B1"), r"items\.jsonl, line 6: item_id 'B1' stands in line 2 too"),
+    ("esci", "products.parquet", table(lambda t: pd.concat([t, t[:1].assign(product_title="x")])),
+     "row 13: product_id 'P0' stands in row 1 too"),
+    ("esci", "examples.parquet", table(lambda t: t.assign(esci_label=["E"] * 8 + ["X"] * (len(t) - 8))),
+     r"examples\.parquet, row 9: esci_label is 'X'; write one of E, S, C, I"),
+    ("c4", "test.csv", lines(lambda own: [own[0], '0,"  ",B0,U0,5,x\n', *own[3:]]), "line 2: query is empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("task, name, damage, words", BROKEN)
+def test_a_broken_file_is_one_sentence_and_leaves_nothing(request, tmp_path, task, name, damage, words):
+    load, path = request.getfixturevalue(task), tmp_path / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.with_suffix("").read_bytes()))
+    damage(path)
+    options = {"items": path} if name in ("products.parquet", "items.jsonl.gz") else {}
+    before = files_under(tmp_path)
+    with pytest.raises(RecR1Error, match=words) as caught:
+        load(**options, **({"n_val": 2} if task == "c4" else {}))
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 600 and not said.endswith(".")
+    assert files_under(tmp_path) == before and os.listdir(tmp_path / "cwd") == []
+
+
+@pytest.mark.parametrize(
+    "history, words",
+    [(7.5, "history is 7.5; an id is text"), (["I0"], r"history is \['I0'\]"), (float("nan"), "no row with a history")],
+)
+def test_history_that_is_no_text(reviews, tmp_path, history, words):
+    frames = {split: pd.read_csv(tmp_path / f"All_Beauty.{split}.csv") for split in ("train", "valid", "test")}
+    frames["train"] = pd.DataFrame({"user_id": ["a"], "parent_asin": ["I1"], "history": [history]})
+    with pytest.raises(RecR1Error, match=rf"^requests\['train'\].*{words}"):
+        reviews(requests=frames)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('[{"query": "x", "item_id": ["P1"]}, {"query": ', r"is no JSON .* cut short"),
+        ("{}", r"holds no list of JSON objects"),
+        ("[7]", r"holds no list of JSON objects"),
+        ('[{"query": "x"}]', r"entry 1 has no column 'item_id'"),
+        ('[{"query": "x", "item_id": "P1"}]', r"entry 1: item_id is 'P1'; write a list"),
+        ('[{"query": "x", "item_id": [true]}]', r"entry 1: item_id is True; an id is"),
+        ('[{"query": " ", "item_id": ["P1"]}]', r"entry 1: query is empty"),
+        ('[{"query": "x", "item_id": ["P1"]}, {"query": "x ", "item_id": ["P2"]}]', "query 'x' stands in entry 1"),
+    ],
+)
+def test_broken_query_file_of_the_paper(esci, tmp_path, content, words):
+    train = tmp_path / "train.json"
+    train.write_text(content)
+    with pytest.raises(RecR1Error, match=f"train.json.* {words}") as caught:
+        esci(requests={"train": train, "test": train})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RecR1Error, match="name 'train' and 'test'"):
+        esci(requests={"train": train})

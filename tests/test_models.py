@@ -1,7 +1,5 @@
 """Loading, saving and merging a policy, on a tiny random model."""
 
-from __future__ import annotations
-
 import json
 import sys
 import types
@@ -48,36 +46,48 @@ def lora(policy: Policy) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in policy.model.named_parameters() if "lora_" in name}
 
 
+def same(one: Policy, other: Policy) -> bool:
+    """Whether their adapters hold the same values."""
+    return all(torch.equal(weight, lora(other)[name]) for name, weight in lora(one).items())
+
+
+def cannot_be_loaded(message: str, profile, **options) -> None:
+    """It is refused in one sentence, which matches."""
+    with pytest.raises(RecR1Error, match=message) as caught:
+        load_policy(profile, **options)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_fresh_policy(tiny_folder):
-    policy = load_policy(tiny_profile(tiny_folder))
+    profile = tiny_profile(tiny_folder)
+    policy, bare = load_policy(profile), load_policy(profile, trainable=False)
     assert policy.backend == "transformers" and policy.name == str(tiny_folder)
     assert len(lora(policy)) == 2 * 7 * 2, "A and B for 7 linear layers in 2 blocks, none for the head"
     trainable = {name for name, weight in policy.model.named_parameters() if weight.requires_grad}
-    assert trainable == set(lora(policy))
-    assert not policy.model.training
+    assert trainable == set(lora(policy)) and not policy.model.training
     assert all((weight == 0).all() == ("lora_B" in name) for name, weight in lora(policy).items())
-    bare = load_policy(tiny_profile(tiny_folder), trainable=False)
     assert not isinstance(bare.model, PeftModel)
     assert torch.allclose(token_logps(policy, pairs(policy)), token_logps(bare, pairs(bare)), atol=1e-6)
-
-
-def test_the_seed_makes_the_adapter(tiny_folder):
-    one, again, other = (lora(load_policy(tiny_profile(tiny_folder), seed)) for seed in (3, 3, 4))
-    assert all(torch.equal(one[name], again[name]) for name in one)
-    assert not any(torch.equal(one[name], other[name]) for name in one if "lora_A" in name)
+    one, again, other = (load_policy(profile, seed) for seed in (3, 3, 4))
+    assert same(one, again)
+    assert not any(torch.equal(lora(one)[name], lora(other)[name]) for name in lora(one) if "lora_A" in name)
 
 
 def test_pad_is_not_the_end_token(tmp_path):
     """Many tokenizers pad with their end token; then a masked end is never learned."""
-    folder = save_tiny(tmp_path / "model")
-    file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "<|im_end|>"}))
-    tokenizer = load_policy(tiny_profile(folder)).tokenizer
+    tokenizer = load_policy(tiny_profile(renamed(save_tiny(tmp_path / "model"), pad_token="<|im_end|>"))).tokenizer
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == 3
     assert tokenizer.padding_side == "left"
     with pytest.raises(RecR1Error, match="no special token to pad with"):
         lone = dict(pad_token_id=3, eos_token_id=3, all_special_tokens=["x"], all_special_ids=[3])
         models._ready(types.SimpleNamespace(tokenizer=types.SimpleNamespace(**lone), end_ids=[3]))
+
+
+def renamed(folder: Path, **tokens: str) -> Path:
+    """The folder with other special tokens in its tokenizer's settings."""
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | tokens))
+    return folder
 
 
 def test_every_end_token_ends_an_answer_and_stays_in_a_merged_model(tmp_path):
@@ -87,9 +97,7 @@ def test_every_end_token_ends_an_answer_and_stays_in_a_merged_model(tmp_path):
     often = next(token for token, _ in Counter(said.flatten().tolist()).most_common() if token > 3)
     ends = [3, 2, often, 61]
     GenerationConfig(eos_token_id=[often, 61], pad_token_id=0).save_pretrained(folder)
-    file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": "<|im_start|>"}))
-    policy = tiny_policy(folder)
+    policy = tiny_policy(renamed(folder, eos_token="<|im_start|>"))
     assert policy.end_ids == ends, "the template's first: it is the one to teach"
     ours = generate_grouped(policy.model, ids, mask, 12, policy.end_ids, 0, temperature=0)
     plain = policy.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
@@ -118,47 +126,33 @@ def test_token_logps_are_those_of_the_completion_alone(tiny_folder):
         assert (logps[row, length:] == 0).all()
 
 
-def test_save_and_load_an_adapter(tiny_folder, tmp_path):
+def test_save_and_load_an_adapter(tiny_folder, tmp_path, monkeypatch):
     profile, policy = tiny_profile(tiny_folder), tiny_policy(tiny_folder)
+    policy.name = "smollm2-135m-instruct"
     folder = save_adapter(policy, tmp_path / "runs" / "adapter")
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    config = (folder / "adapter_config.json").read_text()
+    assert json.loads(config)["base_model_name_or_path"] == policy.name and str(tiny_folder) not in config
     for trainable in (True, False):
         loaded = load_policy(profile, seed=9, adapter=folder, trainable=trainable)
-        assert all(torch.equal(weight, lora(loaded)[name]) for name, weight in lora(policy).items())
+        assert same(policy, loaded)
         assert all(weight.requires_grad == trainable for weight in lora(loaded).values())
     perturb(policy, 0.3, seed=8)
     save_adapter(policy, folder)  # in the place of the one before
-    again = load_policy(profile, adapter=folder)
-    assert all(torch.equal(weight, lora(again)[name]) for name, weight in lora(policy).items())
-    assert [path.name for path in folder.parent.iterdir()] == ["adapter"], "nothing temporary stays"
-
-
-def test_a_saved_adapter_names_its_model_and_no_path_of_this_machine(tiny_folder, tmp_path):
-    policy = tiny_policy(tiny_folder)
-    policy.name = "smollm2-135m-instruct"
-    folder = save_adapter(policy, tmp_path / "adapter")
-    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    config = (folder / "adapter_config.json").read_text()
-    assert json.loads(config)["base_model_name_or_path"] == "smollm2-135m-instruct"
-    assert str(tiny_folder) not in config
-
-
-def test_a_failed_save_leaves_what_was_there(tiny_folder, tmp_path, monkeypatch):
-    policy = tiny_policy(tiny_folder)
-    folder = save_adapter(policy, tmp_path / "adapter")
-    before = (folder / "adapter_model.safetensors").read_bytes()
 
     def full_disk(work, **_):
         (Path(work) / "adapter_config.json").write_text("{")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(policy.model, "save_pretrained", full_disk)
-    with pytest.raises(RecR1Error, match="cannot be written .No space left"):
+    with monkeypatch.context() as patch, pytest.raises(RecR1Error, match="cannot be written .No space left"):
+        patch.setattr(policy.model, "save_pretrained", full_disk)
         save_adapter(policy, folder)
-    assert (folder / "adapter_model.safetensors").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert same(policy, load_policy(profile, adapter=folder)), "a failed save leaves what was there"
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"], "nothing temporary stays"
 
 
-def test_merged_adapter_and_reloaded_model_say_the_same(tiny_folder, tmp_path):
+def test_merged_adapter_and_reloaded_model_say_the_same(tiny_folder, tmp_path, network, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     profile, policy = tiny_profile(tiny_folder), tiny_policy(tiny_folder, scale=0.3)
     before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
     found = parity(policy, profile, pairs(policy))
@@ -167,42 +161,26 @@ def test_merged_adapter_and_reloaded_model_say_the_same(tiny_folder, tmp_path):
     assert all(torch.equal(weight, before[name]) for name, weight in policy.model.named_parameters())
     folder = save_merged(policy, tmp_path / "merged")
     assert not (folder / "adapter_config.json").exists() and (folder / "tokenizer.json").exists()
-    merged = load_policy(replace(profile, model=str(folder)), trainable=False)
-    untrained = load_policy(profile, trainable=False)
+    merged, untrained = (load_policy(replace(profile, model=str(at)), trainable=False) for at in (folder, tiny_folder))
     here = token_logps(policy, pairs(policy))
     assert (token_logps(merged, pairs(merged)) - here).abs().max() < 1e-4
     assert (token_logps(untrained, pairs(untrained)) - here).abs().max() > 0.1
+    copy = load_policy(tiny_profile(save_merged(merged, tmp_path / "copy")), trainable=False)  # it has no adapter
+    assert torch.equal(token_logps(copy, pairs(copy)), token_logps(merged, pairs(merged)))
+    assert network == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parity_within_its_tolerance_and_a_difference_noticed(tiny_folder, monkeypatch, dtype):
     policy, profile = tiny_policy(tiny_folder, dtype=dtype), tiny_profile(tiny_folder, dtype=dtype)
     assert max(parity(policy, profile, pairs(policy)).values()) <= PARITY_TOLERANCE[getattr(torch, dtype)]
-    save = save_merged
 
     def forgetful(policy, folder):
-        return save(perturb(policy, 1.0, seed=5), folder)
+        return save_merged(perturb(policy, 1.0, seed=5), folder)
 
     monkeypatch.setattr(models, "save_merged", forgetful)
     with pytest.raises(RecR1Error, match="differs from the trained one by"):
         parity(policy, profile, pairs(policy))
-
-
-def test_a_bare_model_can_be_saved_as_merged(tiny_folder, tmp_path):
-    bare = load_policy(tiny_profile(tiny_folder), trainable=False)
-    again = load_policy(tiny_profile(save_merged(bare, tmp_path / "copy")), trainable=False)
-    assert torch.equal(token_logps(bare, pairs(bare)), token_logps(again, pairs(again)))
-
-
-def test_a_local_folder_touches_no_network(tiny_folder, tmp_path, network, monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    profile, policy = tiny_profile(tiny_folder), tiny_policy(tiny_folder)
-    parity(policy, profile, pairs(policy))
-    load_policy(profile, adapter=save_adapter(policy, tmp_path / "adapter"))
-    assert network == []
-
-
-# what cannot be loaded
 
 
 @pytest.mark.parametrize(
@@ -216,49 +194,30 @@ def test_a_local_folder_touches_no_network(tiny_folder, tmp_path, network, monke
 )
 def test_an_unknown_model(network, monkeypatch, model, message):
     monkeypatch.setenv("RECR1_OFFLINE", "1")
-    with pytest.raises(RecR1Error, match=message) as caught:
-        load_policy(tiny_profile(model))
-    assert "\n" not in str(caught.value)
+    cannot_be_loaded(message, tiny_profile(model))
 
 
-@pytest.mark.parametrize(
-    "file, content",
-    [
-        ("model.safetensors", b"\x00\x01"),
-        ("config.json", b"{"),
-        ("config.json", b'{"model_type": "lama"}'),
-        ("model.safetensors", None),
-        ("tokenizer.json", b"{"),
-    ],
-)
+DAMAGE = [("model.safetensors", b"\x00\x01"), ("model.safetensors", None), ("tokenizer.json", b"{")]
+DAMAGE += [("config.json", b"{"), ("config.json", b'{"model_type": "lama"}')]
+
+
+@pytest.mark.parametrize("file, content", DAMAGE)
 def test_a_damaged_model(tmp_path, network, file, content):
     folder = save_tiny(tmp_path / "model")
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_bytes(content)
-    with pytest.raises(RecR1Error, match="cannot be loaded") as caught:
-        load_policy(tiny_profile(folder))
-    assert "\n" not in str(caught.value) and network == []
+    cannot_be_loaded("cannot be loaded", tiny_profile(folder))
+    assert network == []
 
 
-def test_a_missing_or_damaged_adapter(tiny_folder, tmp_path):
-    profile = tiny_profile(tiny_folder)
-    with pytest.raises(RecR1Error, match="there is no adapter in .*nowhere"):
-        load_policy(profile, adapter=tmp_path / "nowhere")
-    folder = save_adapter(tiny_policy(tiny_folder), tmp_path / "adapter")
+def test_adapters_that_do_not_fit(tiny_folder, tmp_path):
+    profile, folder = tiny_profile(tiny_folder), save_adapter(tiny_policy(tiny_folder), tmp_path / "adapter")
+    wide = tiny_profile(save_tiny(tmp_path / "wide", hidden_size=64))
+    cannot_be_loaded("there is no adapter in .*nowhere", profile, adapter=tmp_path / "nowhere")
+    cannot_be_loaded("the adapter .* for the model .* cannot be loaded .*size mismatch", wide, adapter=folder)
     (folder / "adapter_model.safetensors").write_bytes(b"\x00\x01")
-    with pytest.raises(RecR1Error, match="the adapter .* cannot be loaded"):
-        load_policy(profile, adapter=folder)
-
-
-def test_an_adapter_of_another_model(tiny_folder, tmp_path):
-    folder = save_adapter(tiny_policy(tiny_folder), tmp_path / "adapter")
-    other = save_tiny(tmp_path / "wide", hidden_size=64)
-    with pytest.raises(RecR1Error, match="the adapter .* for the model .* cannot be loaded .*size mismatch"):
-        load_policy(tiny_profile(other), adapter=folder)
-
-
-# 4-bit and the choice of the backend
+    cannot_be_loaded("the adapter .* cannot be loaded", profile, adapter=folder)
 
 
 def test_four_bits_on_a_cpu(tmp_path):
@@ -298,8 +257,7 @@ def test_four_bits_on_a_cpu(tmp_path):
 
 def test_four_bits_without_bitsandbytes(tiny_folder, monkeypatch):
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RecR1Error, match="pip install bitsandbytes"):
-        load_policy(tiny_profile(tiny_folder, load_in_4bit=True))
+    cannot_be_loaded("pip install bitsandbytes", tiny_profile(tiny_folder, load_in_4bit=True))
 
 
 def test_unsloth_loads_what_the_profile_says(tiny_folder, monkeypatch, tmp_path, capsys):
@@ -322,21 +280,19 @@ def test_unsloth_loads_what_the_profile_says(tiny_folder, monkeypatch, tmp_path,
             asked["inference"] = True
             return model.eval()
 
-    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
-    monkeypatch.setattr(models, "choose", lambda profile, wanted: Backend("unsloth", "float16", True, ("no bfloat16",)))
+    def on_unsloth(*chosen):
+        monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
+        monkeypatch.setattr(models, "choose", lambda profile, wanted: Backend("unsloth", *chosen))
+
+    on_unsloth("float16", True, ("no bfloat16",))
     profile = tiny_profile(tiny_folder, lora_rank=8, dtype="bfloat16", load_in_4bit=True, gradient_checkpointing=True)
     policy = load_policy(profile, seed=4)
     assert (policy.backend, policy.name, asked["name"]) == ("unsloth", str(tiny_folder), str(tiny_folder))
     assert asked["dtype"] == torch.float16 and asked["load_in_4bit"] and asked["fast_inference"]
     assert asked["max_seq_length"] == profile.max_prompt_tokens + profile.max_completion_tokens
     assert asked["max_lora_rank"] == 8 and "inference" not in asked
-    assert asked["lora"] == {
-        "r": 8,
-        "lora_alpha": 16,
-        "lora_dropout": 0,
-        "random_state": 4,
-        "use_gradient_checkpointing": "unsloth",
-    }
+    lora_options = dict(r=8, lora_alpha=16, lora_dropout=0, random_state=4, use_gradient_checkpointing="unsloth")
+    assert asked["lora"] == lora_options
     assert "no bfloat16" in capsys.readouterr().err
     load_policy(profile, seed=4)
     assert "no bfloat16" not in capsys.readouterr().err, "a reason is said once"
@@ -344,8 +300,7 @@ def test_unsloth_loads_what_the_profile_says(tiny_folder, monkeypatch, tmp_path,
     monkeypatch.undo()
     trained = perturb(load_policy(tiny_profile(tiny_folder, lora_rank=8)))
     adapter = save_adapter(trained, tmp_path / "adapter")
-    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
-    monkeypatch.setattr(models, "choose", lambda profile, wanted: Backend("unsloth", "float32", False, ()))
+    on_unsloth("float32", False, ())
     again = load_policy(tiny_profile(tiny_folder, lora_rank=2), adapter=adapter, trainable=False)
     assert asked["inference"] and asked["lora"]["r"] == 8, "the rank is the saved adapter's"
     assert asked["lora"]["use_gradient_checkpointing"] is False
@@ -353,5 +308,6 @@ def test_unsloth_loads_what_the_profile_says(tiny_folder, monkeypatch, tmp_path,
     weights = load_file(adapter / "adapter_model.safetensors")
     weights.pop(next(iter(weights)))
     save_file(weights, adapter / "adapter_model.safetensors")
-    with pytest.raises(RecR1Error, match="does not fit the model .1 weights missing, 0 too many"):
-        load_policy(tiny_profile(tiny_folder), adapter=adapter)
+    cannot_be_loaded(
+        "does not fit the model .1 weights missing, 0 too many", tiny_profile(tiny_folder), adapter=adapter
+    )

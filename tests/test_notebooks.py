@@ -16,14 +16,13 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from notebook_rules import problems
+from notebook_rules import COLAB, problems
 from run_notebooks import FOLDER, execute, find, main, name_of
 
 from recr1_lite import assets
 from recr1_lite.tasks import clothing
 
-COLAB = "https://colab.research.google.com/github"
-BADGE = f"[![Open in Colab](https://x.org/b.svg)]({COLAB}/OWNER/kit/blob/main/notebooks/01_toy.ipynb)"
+BADGE = f"[![Open in Colab](https://x.org/b.svg)]({COLAB}OWNER/kit/blob/main/notebooks/01_toy.ipynb)"
 INSTALL = 'import sys\n\nREPO = "OWNER/kit"\nif "google.colab" in sys.modules:\n    assert "OWNER" not in REPO'
 CODE = [
     INSTALL,
@@ -126,12 +125,9 @@ def test_names_pick_and_order(tmp_path):
         path = tmp_path / f"{name}.ipynb"
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")
-
-    def names(*picked):
-        return [name_of(path, tmp_path) for path in find(list(picked), tmp_path)]
-
-    assert names() == ["02_a", "10_b", "solutions/02_a"] and names("10", "02") == ["02_a", "10_b"]
-    assert names("solutions/02") == ["solutions/02_a"]
+    picked = {(): "02_a 10_b solutions/02_a", ("10", "02"): "02_a 10_b", ("solutions/02",): "solutions/02_a"}
+    for words, names in picked.items():
+        assert [name_of(path, tmp_path) for path in find(list(words), tmp_path)] == names.split()
     assert "'07'; there are 02_a, 10_b" in main(["07"], tmp_path)
 
 
@@ -152,14 +148,14 @@ NO_REPOSITORY = [
     "",
     "kit",
     "a/b/c",
-    "https://github.com/a/b",
-    "a/b.git",
-    "a b/c",
-    "a/b\n",
+    "/b",
     "-a/b",
     "a/..",
+    "a b/c",
+    "a/b\n",
     "a/b\\1",
-    "/b",
+    "a/b.git",
+    "https://github.com/a/b",
 ]
 
 
@@ -266,32 +262,23 @@ def test_runs_under_smoke_in_any_folder(path, cache, tmp_path_factory, tmp_path)
     assert not list(tmp_path.iterdir())  # what it writes belongs under RECR1_RUNS
 
 
-def installed(source: str, gpu: bool, monkeypatch) -> list[str]:
-    """The shell commands of an install cell as Colab would run it."""
-    commands, path = [], list(sys.path)
-    shell = InteractiveShell.instance()
+def test_install_cells_are_one_and_keep_colabs_torch(monkeypatch):
+    """As Colab would run it, but for the shell commands."""
+    code = [cell.source for path in NOTEBOOKS for cell in code_of(nbformat.read(path, 4))]
+    (source,) = {source for source in code if "google.colab" in source}
+    source, commands, shell = source.replace("OWNER/recr1_lite", "me/kit"), [], InteractiveShell.instance()
+    assert shell.run_cell(source).success and not commands, "elsewhere it does nothing"
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(shell, "system", lambda line: commands.append(shell.var_expand(line)))
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    try:
-        shell.run_cell(source).raise_error()
-    finally:
-        sys.path[:] = path
-    return commands
-
-
-def test_install_cells_are_one_and_keep_colabs_torch(monkeypatch):
-    code = [cell.source for path in NOTEBOOKS for cell in code_of(nbformat.read(path, 4))]
-    cells = {source for source in code if "google.colab" in source}
-    assert len(cells) == 1
-    source = cells.pop().replace("OWNER/recr1_lite", "me/kit")
     for gpu in (False, True):
-        clone, keep, pip = installed(source, gpu, monkeypatch)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        commands.clear()
+        shell.run_cell(source).raise_error()
+        clone, keep, pip = commands
         assert clone.endswith("https://github.com/me/kit kit") and "-c torch.txt" in pip
         assert keep == f"echo torch=={torch.__version__} > torch.txt"
         assert ("-r kit/requirements-gpu.txt" in pip) == gpu and '-e "kit[api,server]"' in pip
-    monkeypatch.delitem(sys.modules, "google.colab")
-    assert InteractiveShell.instance().run_cell(source).success, "elsewhere it does nothing"
 
 
 def messages_stay(items):

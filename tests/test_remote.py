@@ -1,27 +1,20 @@
 """Retrievers over HTTP against real servers on this machine: the JSON contract, and a small OpenSearch."""
 
-from __future__ import annotations
-
 import json
 import math
-import re
 import time
 import traceback
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 from servers import ITEMS, in_turn, refuses_bad_searches, search_server, server
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.evaluate.evaluation import evaluate
 from recr1_lite.search import remote as web
 from recr1_lite.search.base import Hits, RetrieverError, environment_check
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.remote import JSONRetriever, OpenSearchRetriever
-from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.train.rewards import Scorer
 
 KEY = "very-secret-0123456789"
 QUERIES = ["red dress", "denim AND (pockets", "", "swim", "nothing of it here?", "red dress", "  "]
@@ -111,7 +104,7 @@ def test_same_hits_as_the_same_engine_here(kind, batch_size):
 @pytest.mark.parametrize("kind", KINDS)
 def test_blank_queries_bad_input_and_the_environment_check(kind):
     with engine(kind) as (remote, seen):
-        assert remote.search(["", " \n"], 3) == [Hits([], []), Hits([], [])] and not seen
+        assert remote.search(["", " \n"], 3) == [Hits([], []), Hits([], [])]
         refuses_bad_searches(remote.search)
         assert not seen
         assert [check for check in environment_check(remote, ITEMS, n=5) if not check.passed] == []
@@ -120,39 +113,20 @@ def test_blank_queries_bad_input_and_the_environment_check(kind):
             kind("http://localhost", batch_size=wrong)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_scorer_and_evaluate_see_no_difference(kind):
-    rows = pd.DataFrame(
-        [("a", "a red dress please", {"d1": 1.0}), ("b", "swim wear", {"d8": 1.0}), ("c", "?", {"d4": 1.0})],
-        columns=["example_id", "request", "relevant"],
-    )
-    task = SimpleNamespace(name="toy", items=ITEMS, train=rows, val=rows, k_eval=5, metrics=("ndcg@5", "mrr"))
-    prompt, completions = Prompt("compact", "find {request}"), ["dress", "swim", ""]
-    with engine(kind) as (remote, _):
-        there, here = (Scorer(one, rows, prompt, 5).score(["a", "b", "b"], completions) for one in (remote, LOCAL))
-        assert there == here and there[0].ndcg == 1 and 0 < there[1].ndcg < 1
-        there, here = (evaluate(lambda texts: texts, task, one, progress=False).rows for one in (remote, LOCAL))
-        assert there.equals(here) and there["ndcg@5"].tolist()[::2] == [1, 0]
-
-
-def test_what_opensearch_is_asked():
+def test_what_opensearch_is_asked_and_ids_of_a_field():
     with server(opensearch, "/products") as (url, seen):
         OpenSearchRetriever(url + "/_search", fields=["title^2", "text"]).search(["a:b (c"], 7)
         OpenSearchRetriever(url + "/_msearch/").search(["a"], 7)
         match = {"title": {"query": "a b", "operator": "and"}}
         OpenSearchRetriever(url, body=lambda query: {"query": {"match": match}, "size": 3}).search(["a b"], 7)
+        found = OpenSearchRetriever(url, id_field="sku").search(["swim", "silk"], 5)
+    assert found[0].ids == ["sku-d7", "sku-d8", "sku-d9"]
     common = {"_source": False, "track_total_hits": False, "size": 7}
-    assert [json.loads(body.splitlines()[1]) for _, _, body in seen] == [
+    assert [json.loads(body.splitlines()[1]) for _, _, body in seen[:3]] == [
         common | {"query": {"multi_match": {"query": "a:b (c", "fields": ["title^2", "text"]}}},
         common | {"query": {"match": {"text": {"query": "a"}}}},
         common | {"query": {"match": match}},
     ]
-
-
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_ids_of_a_field(batch_size):
-    with engine(OpenSearchRetriever, id_field="sku", batch_size=batch_size) as (remote, _):
-        assert remote.search(["swim", "silk"], 5)[0].ids == ["sku-d7", "sku-d8", "sku-d9"]
 
 
 def test_answers_as_they_come():
@@ -166,15 +140,20 @@ def test_answers_as_they_come():
         assert OpenSearchRetriever(url).search(["one"], 9) == [Hits(["a", "b"], [1.0, 0.5])]
 
 
-@pytest.mark.parametrize(
-    "kind, good",
-    [(JSONRetriever, results(["a"])), (OpenSearchRetriever, responses({"hits": {"hits": [{"_id": "a"}]}}))],
-)
-@pytest.mark.parametrize("bad", [(429, "slow", {"Retry-After": "0"}), (500, "oops"), (503, "<html>\nbusy")])
-def test_what_may_pass_is_tried_again(kind, good, bad):
-    with server(in_turn(bad, bad, good)) as (url, seen):
-        assert kind(url).search(["red"], 5) == [Hits(["a"], [1.0])]
+GOOD = {JSONRetriever: results(["a"], ["a"]), OpenSearchRetriever: responses(*[{"hits": {"hits": [{"_id": "a"}]}}] * 2)}
+BUSY = {"status": 429, "error": {"root_cause": [{"reason": "rejected execution"}], "type": "x"}}
+PASSING = [(429, "slow", {"Retry-After": "0"}), (500, "oops"), (503, "<html>\nbusy")]
+PASSING = [(kind, bad) for kind in KINDS for bad in PASSING]
+PASSING += [(OpenSearchRetriever, responses({"status": 200, "hits": {"hits": []}}, BUSY))]  # one search of two
+
+
+@pytest.mark.parametrize("kind, bad", PASSING)
+def test_what_may_pass_is_tried_again(kind, bad):
+    with server(in_turn(bad, bad, GOOD[kind])) as (url, seen):
+        assert kind(url).search(["red", "blue"], 5) == [Hits(["a"], [1.0])] * 2
     assert len(seen) == 3 and seen[0][2] == seen[2][2]
+    said, seen = failure(kind, in_turn(bad), retries=1)
+    assert len(seen) == 2 and "answered" in said and "(tried 2 times)" in said
 
 
 def test_pauses_and_retry_after(monkeypatch):
@@ -182,24 +161,13 @@ def test_pauses_and_retry_after(monkeypatch):
     monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
     said, seen = failure(JSONRetriever, in_turn((429, "no", {"Retry-After": "7"}), (503, "no")))
     assert pauses == [7, 0.02, 0.04] and len(seen) == 4
-    assert re.match(
-        r"the search for 'red' \(and 1 more in its batch\) failed: http://127.0.0.1:\d+/products "
-        r"answered 503: no \(tried 4 times\); check that it runs, then try again with s",
-        said,
-    )
+    assert said.startswith("the search for 'red' (and 1 more in its batch) failed: http://127.0.0.1:")
+    assert "/products answered 503: no (tried 4 times); check that it runs, then try again with s" in said
     pauses.clear()
     said, seen = failure(JSONRetriever, in_turn((429, "no", {"Retry-After": "3600"})))
     assert not pauses and len(seen) == 1 and "asks for a pause of 3600 s" in said
-
-
-def test_a_busy_cluster_inside_msearch_is_waited_for():
-    busy = {"status": 429, "error": {"root_cause": [{"reason": "rejected execution"}], "type": "x"}}
-    good = {"status": 200, "hits": {"hits": [{"_id": "a", "_score": 1.0}]}}
-    with server(in_turn(responses(good, busy), responses(good, good))) as (url, seen):
-        assert [hits.ids for hits in OpenSearchRetriever(url).search(["red", "blue"], 5)] == [["a"], ["a"]]
-    assert len(seen) == 2
-    said, seen = failure(OpenSearchRetriever, in_turn(responses(good, busy)), retries=1)
-    assert len(seen) == 2 and "answered 429: rejected execution (tried 2 times)" in said
+    said, _ = failure(OpenSearchRetriever, in_turn(responses({}, BUSY)), retries=1)
+    assert "answered 429: rejected execution (tried 2 times)" in said
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,45 +179,35 @@ def test_a_mistake_of_ours_is_never_tried_again(kind):
         assert len(seen) == 1 and f"answered {status}: that is wrong; " in said and words in said
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_a_refused_search_says_why_and_which(batch_size):
-    said, seen = failure(OpenSearchRetriever, opensearch, k=10_001, batch_size=batch_size)
+def test_a_refused_search_says_why_and_which():
+    said, seen = failure(OpenSearchRetriever, opensearch, k=10_001)
     assert "'red'" in said and "Result window is too large" in said and len(seen) == 1
     missing, _ = failure(OpenSearchRetriever, lambda path, *_: opensearch("/other" + path, *_))
     assert "answered 404: no such index [/other/products/_msearch]; check the URL" in missing
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_answer_that_is_none(kind):
+@pytest.mark.parametrize("kind, answer", zip(KINDS, (results, responses)))
+def test_an_answer_that_is_none_and_a_list_for_each_query(kind, answer):
     texts = ["<html>\n<b>Welcome</b>", "", "[]", "null", "{}", '{"results": 3}', '{"results": [[], []']
     for text in (*texts, '{"responses": {"a": 1}}', '{"results": "ab"}'):
         said, seen = failure(kind, in_turn((200, text)))
         assert len(seen) == 1 and "'red' (and 1 more in its batch) failed" in said
         assert "did not answer with" in said and "is the URL that of the search?" in said
-
-
-@pytest.mark.parametrize("kind, answer", [(JSONRetriever, results), (OpenSearchRetriever, responses)])
-def test_a_list_for_each_query(kind, answer):
     for n in (0, 1, 3):
         said, _ = failure(kind, in_turn(answer(*[[]] * n)))
         assert f"gave {n} lists for 2 queries" in said and "'red'" in said
 
 
-@pytest.mark.parametrize(
-    "hits, words",
-    [
-        ("ab", "'ab' is no list"),
-        (None, "no list"),
-        *(([item], f"{item} is no id") for item in (None, ["a"], True)),
-        ([{"score": 1}], "no 'id'"),
-        ([{"id": 1.5}], "1.5 is no id"),
-        *(
-            ([{"id": "a", "score": wrong}], f"the score {wrong!r} of 'a'")
-            for wrong in ("high", math.nan, math.inf, False)
-        ),
-    ],
-)
-def test_hits_that_make_no_sense(hits, words):
+NO_HITS = {
+    "no list": ("ab", None),
+    "is no id": ([None], [["a"]], [True], [{"id": 1.5}]),
+    "no 'id'": ([{"score": 1}],),
+    "of 'a'": [[{"id": "a", "score": wrong}] for wrong in ("high", math.nan, math.inf, False)],
+}
+
+
+@pytest.mark.parametrize("words, hits", [(words, hits) for words, all_hits in NO_HITS.items() for hits in all_hits])
+def test_hits_that_make_no_sense(words, hits):
     said, _ = failure(JSONRetriever, in_turn(results(["fine"], hits)))
     assert "to 'blue' is of no use" in said and words in said and "it must be" in said
 
@@ -326,6 +284,5 @@ def test_addresses():
     for kind in KINDS:
         with pytest.raises(RecR1Error, match="no address; set RECR1_SEARCH_URL or pass url="):
             kind()
-        for address in ("localhost:9200/x", "ftp://x", "http://", "http://x:y:z"):
-            with pytest.raises(RecR1Error, match="search engine's address is no URL"):
-                kind(address)
+        with pytest.raises(RecR1Error, match="search engine's address is no URL"):
+            kind("localhost:9200/x")

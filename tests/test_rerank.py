@@ -1,10 +1,10 @@
 """Re-ranking: what an answer says, the candidates that are shown, the task, its reward and the closed loop."""
 
 import copy
-import json
 import shutil
 import string
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -206,27 +206,22 @@ class Fake:
         return [Rewrite(PROMPT.read(text).query, text, str(PROMPT.read(text).outcome), 3) for text in said]
 
 
-def test_a_reranker_is_scored_like_the_others(tmp_path):
-    task, ledger = toy(), Ledger(tmp_path / "ledger.jsonl")
-    fake = Fake([" B, A", " no idea", " C"])
+def test_a_reranker_is_scored_like_the_others(tmp_path, monkeypatch):
+    task, ledger, answers = toy(), Ledger(tmp_path / "ledger.jsonl"), [" B, A", " no idea", " C"]
+    fake = Fake(answers)
     result = evaluate_recommender(Reranker(fake), task, "val", ledger)
     assert [len(batch) for batch in fake.asked] == [2, 1] and fake.asked[1][0].startswith("warm val\nA. Wool coat")
     assert result.rows["top"].tolist() == [["s1", "c1", "c2"], ["c2", "c1"], ["s1", "c1", "c2"]]
-    assert result.rows["completion"].tolist() == [" B, A", " no idea", " C"]
+    assert result.rows["completion"].tolist() == answers
     assert result.rows["ranks"].tolist() == [{"s1": 1}, {"d1": None}, {"c2": 3}]
     assert result.rows["recall@1"].tolist() == [1, 0, 0] and result.outcomes == {"ok": 2, "no_answer": 1}
     (row,) = ledger.rows("eval")
     assert (row["method"], row["tokens"], row["task"], row["outcomes"]["no_answer"]) == ("fake", 9, "toy-rerank", 1)
-
-
-def test_an_evaluation_scores_as_the_reward_does(monkeypatch):
-    task, answers = toy(whole=False), [" C B", " A"]
-    result = evaluate_recommender(Reranker(Fake(answers)), task)
-    rows = RerankScorer(task.val, task.prompt, task.k_train).score(task.val["example_id"].tolist(), answers)
-    assert result.rows["ndcg@3"].tolist() == [row.ndcg for row in rows]
+    rewarded = RerankScorer(task.val, task.prompt, task.k_train).score(task.val["example_id"].tolist(), answers)
+    assert result.rows["ndcg@3"].tolist() == [row.ndcg for row in rewarded]
     monkeypatch.setattr(Fake, "complete", lambda *_: [Rewrite("A", "A", "ok", 1)])
     with pytest.raises(RecR1Error, match="fake gave 2 answers for 3 requests"):
-        Reranker(Fake([])).recommend(toy().val, 3)
+        Reranker(Fake([])).recommend(task.val, 3)
 
 
 def test_the_retrievers_order_and_the_ceiling():
@@ -246,38 +241,30 @@ GRADED = st.dictionaries(st.sampled_from("abcde"), st.sampled_from([0.5, 1.0, 2.
 @settings(deadline=None)
 @given(GRADED, st.permutations("abcde"), st.integers(1, 5))
 def test_no_order_beats_the_ceiling(gains, ids, k):
-    class World:
-        val = pd.DataFrame({"example_id": ["x"], "relevant": [gains], "candidates": [list("abcde")]})
-
-    (best,) = oracle(World)(World.val.drop(columns="relevant"), k)
+    val = pd.DataFrame({"example_id": ["x"], "relevant": [gains], "candidates": [list("abcde")]})
+    (best,) = oracle(SimpleNamespace(val=val))(val.drop(columns="relevant"), k)
     assert dcg(best, gains, k) >= dcg(ids, gains, k) and len(best) == k
 
 
-@pytest.fixture(scope="module")
-def lettered(tiny_folder, tmp_path_factory):
+@pytest.fixture
+def lettered(tiny_folder, tmp_path):
     """The tiny model with three of its words called A, B and C."""
-    folder = tmp_path_factory.mktemp("lettered") / "model"
-    shutil.copytree(tiny_folder, folder)
-    path = folder / "tokenizer.json"
-    book = json.loads(path.read_text())
-    names = {"w100": "A", "w101": "B", "w102": "C"}
-    book["model"]["vocab"] = {names.get(word, word): at for word, at in book["model"]["vocab"].items()}
-    path.write_text(json.dumps(book))
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    text = (folder / "tokenizer.json").read_text()
+    for word, letter in {"w100": "A", "w101": "B", "w102": "C"}.items():
+        text = text.replace(f'"{word}"', f'"{letter}"')
+    (folder / "tokenizer.json").write_text(text)
     return folder
 
 
 def test_grpo_learns_the_letter_that_pays(lettered, tmp_path):
     task = toy(prompt=TINY)  # the relevant candidate is B in both training examples
     profile = tiny_profile(lettered, steps=12, prompts_per_step=2, group_size=16, validate_every=12, learning_rate=3e-2)
-    policy, seen = load_policy(profile), []
-
-    def validate(merged) -> Interval:
-        seen.append(merged)
-        return Interval(0.5, 0.0, 1.0, 3)
-
-    scorer, run = RerankScorer(task.train, task.prompt, task.k_train), Run(tmp_path / "run", validate, progress=False)
-    done = train(policy, task.train, scorer, profile, run, lr_scheduler_type="constant", warmup_steps=0)
+    scorer = RerankScorer(task.train, task.prompt, task.k_train)
+    run = Run(tmp_path / "run", lambda merged: Interval(0.5, 0.0, 1.0, 3), progress=False)
+    fixed = dict(lr_scheduler_type="constant", warmup_steps=0)
+    done = train(load_policy(profile), task.train, scorer, profile, run, **fixed)
     rewards, silent = ([row[key] for row in done.curve] for key in ("reward", "outcome/no_answer"))
-    assert len(rewards) == 12 and len(seen) == 2 and all(0 <= value <= 1 for value in rewards)
+    assert len(rewards) == 12 and len(done.val) == 2 and all(0 <= value <= 1 for value in rewards)
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2 and silent[-1] < silent[0] - 0.2
     assert done.curve[0]["raw_ndcg"] == pytest.approx(0.63093, abs=1e-4)  # of the retriever's order: B is second

@@ -1,15 +1,11 @@
 """The little server: rewrites and results as JSON, a page to try it, OpenAI clients, and what it refuses."""
 
-from __future__ import annotations
-
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -28,20 +24,17 @@ from recr1_lite.policy.rewriters import ModelRewriter, RawRewriter
 from recr1_lite.search.base import CallableRetriever
 from recr1_lite.search.bm25 import BM25Retriever
 
-ITEMS = pd.DataFrame(
-    {
-        "item_id": [f"i{number}" for number in range(40)],
-        "title": [f'<b>item</b> & {number} "q"' for number in range(40)],
-        "text": [f"w{number} w{number + 1} w{number % 7}" for number in range(40)],
-    }
-)
+NAMES = [f"i{number}" for number in range(40)]
+TITLES = {name: f'<b>item</b> & {name[1:]} "q"' for name in NAMES}
+TEXTS = [f"w{number} w{number + 1} w{number % 7}" for number in range(40)]
+ITEMS = pd.DataFrame({"item_id": NAMES, "title": TITLES.values(), "text": TEXTS})
 USER = {"role": "user"}
 
 
 @pytest.fixture(scope="module")
 def service(tiny_folder) -> Service:
     rewriter = ModelRewriter(tiny_policy(tiny_folder), PROMPT, "tiny", 5, 4, max_prompt_tokens=64)
-    return Service(rewriter, BM25Retriever.build(ITEMS), ITEMS.set_index("item_id")["title"].to_dict())
+    return Service(rewriter, BM25Retriever.build(ITEMS), TITLES)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +43,9 @@ def url(service):
         yield found
 
 
-def post(url: str, body: object, path: str = "/search") -> httpx.Response:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(url + path, content=content, trust_env=False, timeout=60)
+def post(url: str, body: object, path: str = "/search", how: str = "POST") -> httpx.Response:
+    content = json.dumps(body).encode() if isinstance(body, dict) else body
+    return httpx.request(how, url + path, content=content, trust_env=False, timeout=60)
 
 
 def get(url: str, **options) -> httpx.Response:
@@ -67,9 +60,11 @@ def test_a_request_is_rewritten_and_answered(service, url):
     said = [found[key] for key in ("request", "rewrite", "query", "outcome")]
     assert said == ["w3 w9", answer.completion, answer.query, answer.outcome]
     (hits,) = service.retriever.search([answer.query], 2)
-    assert [hit["item_id"] for hit in found["results"]] == hits.ids and len(found["results"]) <= 2
+    assert [hit["item_id"] for hit in found["results"]] == hits.ids and len(hits.ids) == 2
     assert [hit["score"] for hit in found["results"]] == pytest.approx(hits.scores)
-    assert all(hit["title"] == service.titles[hit["item_id"]] for hit in found["results"])
+    assert all(hit["title"] == TITLES[hit["item_id"]] for hit in found["results"])
+    odd = post(url, b'{"request": "w1 \\ud800 <|im_end|> <|im_start|>"}')  # half a character, tags of the chat
+    assert odd.status_code == 200 and odd.json()["request"] == "w1 ? <|im_end|> <|im_start|>"
 
 
 def test_many_requests_in_one_call_and_their_order(service, url):
@@ -104,10 +99,10 @@ def test_what_cannot_be_answered_is_said_in_one_sentence(url, body, message):
 
 
 def test_other_addresses_and_too_large_a_body(url):
-    assert post(url, {}, "/elsewhere").status_code == 404 and get(url + "/elsewhere").status_code == 404
-    assert httpx.put(url + "/search", content=b"x", trust_env=False).status_code == 404
+    for how, path in (("POST", "/elsewhere"), ("GET", "/elsewhere"), ("PUT", "/search")):
+        assert post(url, b"x", path, how).status_code == 404
     for body in (b"x" * (serve.BODY + 1), iter([b"x" * serve.BODY, b"x"])):  # with its length said, and without
-        reply = httpx.post(url + "/search", content=body, trust_env=False, timeout=60)
+        reply = post(url, body)
         assert reply.status_code == 413 and "bytes and 1048576 are allowed" in reply.json()["error"]["message"]
 
 
@@ -133,16 +128,13 @@ def test_what_is_no_http_is_answered_in_json(url, data):
 
 
 def test_a_fault_is_one_sentence_and_no_path_goes_out(service, capfd):
-    def broken(queries, k):
-        raise OSError(2, "No such file", "/home/somebody/index")
+    def broken(*_):
+        raise KeyError("/home/somebody/model")
 
-    class Broken(ModelRewriter):
-        def complete(self, asked):
-            raise KeyError("/home/somebody/model")
-
-    policy = service.rewriter.policy
+    rewriter = ModelRewriter(service.rewriter.policy, PROMPT, "b", 5)
+    rewriter.complete = broken
     search = Service(service.rewriter, CallableRetriever(broken), {})
-    with serving(search.app()) as one, serving(Service(Broken(policy, PROMPT, "b", 5), None, {}).app()) as two:
+    with serving(search.app()) as one, serving(Service(rewriter, None, {}).app()) as two:
         for url, status in ((one, 502), (two, 500)):
             reply = post(url, {"request": "w1"})
             assert reply.status_code == status and set(reply.json()["error"]) == {"message"}
@@ -151,24 +143,14 @@ def test_a_fault_is_one_sentence_and_no_path_goes_out(service, capfd):
     assert "RetrieverError" in said and "KeyError" in said and "test_serve.py:" in said and "Traceback" not in said
 
 
-def test_a_client_that_goes_away_in_the_middle_is_no_fault(service, capfd):
-    with serving(service.app()) as url:
+def test_a_client_that_goes_away_and_half_a_character_of_a_title_are_no_fault(service, capfd):
+    with serving(Service(service.rewriter, service.retriever, dict.fromkeys(TITLES, "\ud800")).app()) as url:
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
             client.sendall(b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
             time.sleep(0.3)
         time.sleep(0.3)
-        assert get(url + "/health").status_code == 200
-    assert capfd.readouterr().err == ""
-
-
-def test_a_number_that_json_lacks_and_half_a_character_of_a_title(service):
-    with serving(Service(service.rewriter, service.retriever, dict.fromkeys(ITEMS["item_id"], "\ud800")).app()) as url:
         assert post(url, {"request": "w1"}).status_code == get(url + "/?q=w1").status_code == 200
-
-
-def test_half_a_character_and_tags_of_the_chat(service, url):
-    found = post(url, b'{"request": "w1 \\ud800 <|im_end|> <|im_start|>"}')
-    assert found.status_code == 200 and found.json()["request"] == "w1 ? <|im_end|> <|im_start|>"
+    assert capfd.readouterr().err == ""
 
 
 def test_the_page_shows_both_and_escapes_everything(service, url):
@@ -182,7 +164,7 @@ def test_the_page_shows_both_and_escapes_everything(service, url):
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     assert "http" not in page.text, "nothing from elsewhere"
     raw = RawRewriter().complete([asked])[0].query
-    assert service.titles[service.retriever.search([raw], 1)[0].ids[0]].split()[2] in page.text
+    assert TITLES[service.retriever.search([raw], 1)[0].ids[0]].split()[2] in page.text
     long = get(url + "/", params={"q": "w" * 4001})
     assert long.status_code == 400 and "4001 letters" in long.text
 
@@ -203,11 +185,10 @@ def test_openai_clients(service, url):
         *(({"messages": wrong}, '"messages" is no list of turns') for wrong in ([], "hi", ["hi"])),
         ({"stream": True}, "does not stream"),
         ({"messages": [{"content": "hi"}]}, "a turn has no role"),
-        *(
-            ({"messages": [USER | wrong]}, 'content" is no text')
-            for wrong in ({}, {"content": [{"type": "image_url"}]})
-        ),
+        ({"messages": [USER]}, 'content" is no text'),
+        ({"messages": [USER | {"content": [{"type": "image_url"}]}]}, 'content" is no text'),
         ({"messages": [USER | {"content": "w1 " * 12000}]}, "more than 32000 letters"),
+        ({"messages": [USER | {"content": "w1 " * 70}]}, "tokens and the limit is 64"),
         ({"max_tokens": 10**9}, '"max_tokens" is 1000000000; send a number up to 1024'),
         ({"max_tokens": "many"}, '"max_tokens" is "many"'),
         ({"temperature": -1}, '"temperature" is -1'),
@@ -222,39 +203,33 @@ def test_chats_that_are_refused(url, change, message):
 
 
 def test_one_generation_at_a_time_and_a_busy_server_says_so(service, monkeypatch):
-    running, most, lock = 0, 0, threading.Lock()
+    running, most = [], []
 
     class Slow(ModelRewriter):
         def complete(self, asked):
-            nonlocal running, most
-            with lock:
-                running += 1
-                most = max(most, running)
+            running.append(asked)
+            most.append(len(running))
             time.sleep(0.15)
-            with lock:
-                running -= 1
+            running.remove(asked)
             return super().complete(asked)
 
     slow = Slow(service.rewriter.policy, PROMPT, "slow", 5, max_prompt_tokens=64)
-    patient = Service(slow, service.retriever, service.titles)
+    patient = Service(slow, service.retriever, TITLES)
     with serving(patient.app()) as url, ThreadPoolExecutor(4) as pool:
         replies = list(pool.map(lambda text: post(url, {"request": text}), requests(4)))
-        assert [reply.status_code for reply in replies] == [200] * 4 and most == 1
+        assert [reply.status_code for reply in replies] == [200] * 4 and set(most) == {1}
         monkeypatch.setattr(serve, "WAIT", 0.01)
         with patient.busy:  # somebody's long chat
             reply, page = post(url, {"request": "w1"}), get(url + "/?q=w1")
             assert reply.status_code == page.status_code == 503 and get(url + "/health").status_code == 200
             assert "busy with other requests" in reply.json()["error"]["message"] and "busy" in page.text
-            monkeypatch.setattr(serve, "QUEUE", 0)  # and so does one with too many in the queue
-            assert int(post(url, {"request": "w1"}).headers["Retry-After"]) > 0
-            monkeypatch.setattr(serve, "QUEUE", 64)
+            with monkeypatch.context() as patch:  # and so does one with too many in the queue
+                patch.setattr(serve, "QUEUE", 0)
+                assert int(post(url, {"request": "w1"}).headers["Retry-After"]) > 0
         assert post(url, {"request": "w1"}).status_code == 200
 
 
-def test_a_port_that_is_taken(url):
-    taken = int(url.rpartition(":")[2])
-    with pytest.raises(RecR1Error, match="cannot be served on .*give another --port"), serving(None, taken):
-        pass
+TASK = types.SimpleNamespace(prompt=PROMPT, items=ITEMS)
 
 
 def command(**changes) -> types.SimpleNamespace:
@@ -262,8 +237,7 @@ def command(**changes) -> types.SimpleNamespace:
     return types.SimpleNamespace(**(known | changes))
 
 
-def test_what_the_command_refuses(tiny_folder, tmp_path):
-    task = types.SimpleNamespace(prompt=PROMPT, items=ITEMS)
+def test_what_the_command_refuses(tiny_folder, tmp_path, url):
     adapter = str(save_adapter(tiny_policy(tiny_folder), tmp_path / "adapter"))
     for arguments, message in (
         (command(adapter=adapter, model="m"), "not both"),
@@ -272,72 +246,52 @@ def test_what_the_command_refuses(tiny_folder, tmp_path):
         (command(adapter="nowhere"), "there is no adapter"),
     ):
         with pytest.raises(RecR1Error, match=message):
-            serve.run(arguments, tiny_profile(tiny_folder), task, None)
+            serve.run(arguments, tiny_profile(tiny_folder), TASK, None)
+    taken = int(url.rpartition(":")[2])
+    with pytest.raises(RecR1Error, match="cannot be served on .*give another --port"), serving(None, taken):
+        pass
 
 
-def test_it_serves_until_ctrl_c_and_stops_with_one_line(tmp_path, capsys):
-    model = save_tiny(tmp_path / "my-model")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    seen = {}
-
-    def client() -> None:
-        try:
-            for _ in range(600):
-                try:
-                    seen["health"] = get(f"http://127.0.0.1:{port}/health").text
-                    break
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            seen["found"] = post(f"http://127.0.0.1:{port}", {"request": "w3"}).json()
-        finally:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=client)
-    task = types.SimpleNamespace(prompt=PROMPT, items=ITEMS)
-    arguments = command(model=str(model), host="0.0.0.0", port=port)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    try:
-        thread.start()
-        serve.run(arguments, tiny_profile("none"), task, BM25Retriever.build(ITEMS))
-        thread.join()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    first, warning, *last = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"my-model answers at http://0.0.0.0:{port}: ") and "nobody is asked for a key" in warning
-    assert last == ["", "stopped serving"] and seen["found"]["request"] == "w3" and len(seen["found"]["results"]) <= 5
-    assert "my-model" in seen["health"] and str(tmp_path) not in seen["health"]
-    with pytest.raises(httpx.TransportError):
-        get(f"http://127.0.0.1:{port}/health")
-
-
-STUCK = """
-import sys, time, types
+SERVED = """
+import sys, time
 sys.path.insert(0, "tests")
-from test_serve import BM25Retriever, ITEMS, ModelRewriter, PROMPT, command, serve, signal, tiny_profile
+from test_serve import *
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-ModelRewriter.complete = lambda self, requests: print("at work", flush=True) or time.sleep(60)
-task = types.SimpleNamespace(prompt=PROMPT, items=ITEMS)
-serve.run(command(model=sys.argv[1]), tiny_profile("none"), task, BM25Retriever.build(ITEMS))
+answer = ModelRewriter.complete
+def complete(self, asked):
+    if asked == ["stuck"]:
+        print("at work", flush=True)
+        time.sleep(60)
+    return answer(self, asked)
+ModelRewriter.complete = complete
+serve.run(command(model=sys.argv[1], host="0.0.0.0"), tiny_profile("none"), TASK, BM25Retriever.build(ITEMS))
 """
 
 
-def test_ctrl_c_waits_for_no_answer_and_no_open_line(tiny_folder):
-    child = subprocess.Popen([sys.executable, "-c", STUCK, str(tiny_folder)], stdout=-1, stderr=-1, text=True)
+def test_it_serves_until_ctrl_c_which_waits_for_no_answer_and_no_open_line(tmp_path):
+    model = save_tiny(tmp_path / "my-model")
+    child = subprocess.Popen([sys.executable, "-c", SERVED, str(model)], stdout=-1, stderr=-1, text=True)
     try:
-        port = int(re.search(r":(\d+):", child.stdout.readline())[1])
-        lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
+        port = int(re.match(r"my-model answers at http://0.0.0.0:(\d+): ", child.stdout.readline())[1])
+        assert "nobody is asked for a key" in child.stdout.readline()
+        url, place = f"http://127.0.0.1:{port}", ("127.0.0.1", port)
+        found, health = post(url, {"request": "w3"}).json(), get(f"{url}/health").text
+        assert found["request"] == "w3" and len(found["results"]) <= 5
+        assert "my-model" in health and str(tmp_path) not in health
+        lines = [socket.create_connection(place) for _ in range(6)]
         lines[0].sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")  # stays open
         assert b"200 OK" in lines[0].recv(4096)
         lines[1].sendall(b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")  # never ends
         for line in lines[2:]:  # one is being answered for a minute, three wait
-            line.sendall(b'POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 16\r\n\r\n{"request": "w"}')
+            line.sendall(b'POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n{"request": "stuck"}')
         assert child.stdout.readline() == "at work\n"
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=30)
         assert out == "\nstopped serving\n" and not err and child.returncode == 0
     finally:
         child.kill()
+    with pytest.raises(httpx.TransportError):
+        get(f"{url}/health")
 
 
 @pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])

@@ -1,8 +1,6 @@
 """SFT: what it is trained on, the loss on the answer, variants, limits, resume; it learns what it is shown."""
 
-from __future__ import annotations
-
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import PROMPT, requests, tiny_profile
-from transformers import TrainerCallback
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import read_json
@@ -29,21 +26,17 @@ def targets(n: int = 6, word: str = "w110") -> pd.DataFrame:
     return pd.DataFrame({"request": requests(n), "rewrite": [word] * n, "thought": ["w9 w8"] * n})
 
 
-def run(folder, out, table=None, profile=None, **options):
+def run(folder, out, table=None, profile=None, place=None, **options):
+    """The policy after SFT of `table` in the folder `out`, and what train returned; place: options of Run."""
     profile = profile or tiny_profile(folder, sft_learning_rate=1e-2, sft_epochs=4)
-    policy = load_policy(profile)
-    names = {field.name for field in fields(Run)} & options.keys()
-    place = Run(Path(out), **(dict(progress=False) | {name: options.pop(name) for name in names}))
-    settings = dict(patience=None) | FIXED | options
-    return policy, sft.train(policy, targets() if table is None else table, PROMPT, profile, place, **settings)
+    policy, where = load_policy(profile), Run(Path(out), progress=False, **(place or {}))
+    table = targets() if table is None else table
+    return policy, sft.train(policy, table, PROMPT, profile, where, **(dict(patience=None) | FIXED | options))
 
 
-def scripted(*means: float):
-    left = list(means)
-    return lambda merged: Interval(left.pop(0), 0.0, 1.0, 8)
-
-
-# the data
+def half(_) -> Interval:
+    """A validation that always finds the same."""
+    return Interval(0.5, 0.0, 1.0, 8)
 
 
 def test_a_row_is_prompt_answer_and_end_token(tiny_folder):
@@ -103,115 +96,74 @@ def test_bad_input_leaves_no_folder(tiny_folder, tmp_path, change, message):
     assert not (tmp_path / "run").exists()
 
 
-# the loss
-
-
-class FirstStep(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        self.gradient = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.requires_grad])
-
-
-@pytest.mark.parametrize("loss_on", ["answer", "all"])
-def test_the_loss_is_the_mean_over_the_answers_tokens(tiny_folder, tmp_path, monkeypatch, loss_on):
-    profile = tiny_profile(tiny_folder, sft_batch=6, sft_epochs=1)
+@pytest.mark.parametrize("loss_on, batch", [("answer", 6), ("all", 6), ("answer", 1)])
+def test_the_loss_is_the_mean_over_the_answers_tokens(tiny_folder, tmp_path, loss_on, batch):
+    """Of rows of unequal lengths, padded in a batch or one by one: against each row alone, and its gradient."""
+    profile = tiny_profile(tiny_folder, sft_batch=batch)
     policy = load_policy(profile)
     data = sft.tokenised(policy, targets(), PROMPT, 64, loss_on)
     values, count = 0.0, 0
     for row in data:
-        ids = torch.tensor([row["input_ids"]])
-        with torch.no_grad():
-            logps = policy.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        logps = policy.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
         labels = torch.tensor(row["labels"][1:])
         chosen = labels != -100
-        values -= logps[chosen, labels[chosen]].sum().item()
+        values -= logps[chosen, labels[chosen]].sum()
         count += int(chosen.sum())
-    _, done = run(tiny_folder, tmp_path, profile=profile, loss_on=loss_on)
+    (values / count).backward()
+    gradient = torch.cat([weight.grad.flatten() for weight in policy.model.parameters() if weight.requires_grad])
+    more = {} if batch == 6 else {"gradient_accumulation_steps": 6, "max_steps": 1}
+    _, done = run(tiny_folder, tmp_path, profile=profile, loss_on=loss_on, epochs=1, **more)
     assert count == (12 if loss_on == "answer" else sum(len(row["input_ids"]) - 1 for row in data))
-    assert done.curve[0]["loss"] == pytest.approx(values / count, abs=2e-4)
+    (step,) = done.curve
+    assert step["loss"] == pytest.approx(values.item() / count, abs=2e-4)
+    assert step["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-3) and step["grad_norm"] > 1e-4
 
 
-def test_padding_changes_nothing(tiny_folder, tmp_path):
-    """A batch of unequal lengths has the gradient of its rows one by one (weighted by their answer tokens)."""
-    gradients = []
-    for name, batch in (("whole", 6), ("single", 1)):
-        profile = tiny_profile(tiny_folder, sft_batch=batch, sft_epochs=1)
-        keep, policy = FirstStep(), load_policy(profile)
-        original = sft.KitSFTTrainer.__init__
-
-        def add(self, *args, _original=original, _keep=keep, **kwargs):
-            _original(self, *args, **kwargs)
-            self.add_callback(_keep)
-
-        sft.KitSFTTrainer.__init__ = add
-        try:
-            extra = {} if batch == 6 else {"gradient_accumulation_steps": 6, "max_steps": 1}
-            settings = dict(patience=None, max_grad_norm=0) | FIXED | extra
-            sft.train(policy, targets(), PROMPT, profile, Run(tmp_path / name, progress=False), **settings)
-        finally:
-            sft.KitSFTTrainer.__init__ = original
-        gradients.append(keep.gradient)
-    assert gradients[0].norm() > 1e-4
-    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[0].norm()
-
-
-# the run
-
-
-def test_it_learns_what_it_is_shown_and_saves_it(tiny_folder, tmp_path):
-    pairs = [
-        (PROMPT.render(load_policy(tiny_profile(tiny_folder)).tokenizer, request), "w110 <|im_end|>")
-        for request in requests()
-    ]
+def test_it_learns_what_it_is_shown_and_saves_it(tiny_folder, tmp_path, network):
     profile = tiny_profile(tiny_folder, sft_learning_rate=3e-2, sft_epochs=20)
-    before = token_logps(load_policy(profile), pairs).mean()
+    fresh = load_policy(profile)
+    pairs = [(PROMPT.render(fresh.tokenizer, request), "w110 <|im_end|>") for request in requests()]
     policy, done = run(tiny_folder, tmp_path, profile=profile)
     assert done.curve[-1]["loss"] < 0.2 * done.curve[0]["loss"] and done.stopped == "finished"
-    assert token_logps(policy, pairs).mean() > before + 1
+    assert token_logps(policy, pairs).mean() > token_logps(fresh, pairs).mean() + 1
     loaded = load_policy(profile, adapter=done.adapter, trainable=False)
     answers = as_rewriter(loaded, PROMPT, profile, "SFT").complete(requests())
     assert [answer.completion for answer in answers] == ["w110"] * 6 and {a.tokens for a in answers} == {2}
     with pytest.raises(RecR1Error, match="already holds a run"):
         run(tiny_folder, tmp_path)
+    assert network == [] and not (tmp_path / "README.md").exists()
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tiny_folder, tmp_path):
     profile = tiny_profile(tiny_folder, sft_epochs=8, sft_batch=2)
     _, whole = run(tiny_folder, tmp_path / "whole", profile=profile)
     run(tiny_folder, tmp_path / "parts", profile=replace(profile, sft_epochs=4))
-    _, parts = run(tiny_folder, tmp_path / "parts", profile=profile, resume=True)
+    _, parts = run(tiny_folder, tmp_path / "parts", profile=profile, place={"resume": True})
     one, two = (load_file(done.folder / "last" / "adapter_model.safetensors") for done in (whole, parts))
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
-    drop = [{key: value for key, value in row.items() if key != "seconds"} for row in whole.curve]
-    assert drop == [{key: value for key, value in row.items() if key != "seconds"} for row in parts.curve]
+    curves = [[row | {"seconds": 0} for row in done.curve] for done in (whole, parts)]
+    assert curves[0] == curves[1]
     logs = [read_json(last_checkpoint(done.folder) / "trainer_state.json")["log_history"] for done in (whole, parts)]
     assert len(logs[0]) == 24 and [row["num_tokens"] for row in logs[0]] == [row["num_tokens"] for row in logs[1]]
 
 
 def test_val_picks_the_adapter_and_ends_the_run(tiny_folder, tmp_path):
+    means, sealed = iter([0.1, 0.2, 0.4, 0.3, 0.3, 0.9, 0.9, 0.9]), set()
+
+    def validate(_) -> Interval:
+        sealed.add(len(base.TRAINERS))
+        return Interval(next(means), 0.0, 1.0, 8)
+
     profile = tiny_profile(tiny_folder, sft_epochs=40, validate_every=2)
-    _, done = run(
-        tiny_folder, tmp_path, profile=profile, patience=2, validate=scripted(0.1, 0.2, 0.4, 0.3, 0.3, 0.9, 0.9, 0.9)
-    )
+    _, done = run(tiny_folder, tmp_path, profile=profile, patience=2, place={"validate": validate})
     assert done.best_step == 4 and [point["step"] for point in done.val][:5] == [0, 2, 4, 6, 8]
     assert done.curve[-1]["step"] <= 10 and done.stopped == "finished"
+    assert sealed == {1} and not base.TRAINERS, "the test split is sealed while it trains, and open again"
 
 
 def test_the_limit_in_seconds_ends_the_run_with_a_validation(tiny_folder, tmp_path):
     profile = tiny_profile(tiny_folder, sft_epochs=4000, validate_every=1000)
-    _, done = run(
-        tiny_folder, tmp_path, profile=profile, max_seconds=1.0, validate=lambda merged: Interval(0.5, 0, 1, 8)
-    )
+    _, done = run(tiny_folder, tmp_path, profile=profile, max_seconds=1.0, place={"validate": half})
     spent = sum(row["seconds"] for row in done.curve)
     assert 1.0 <= spent < 3.0 and done.stopped == "finished"
     assert [point["step"] for point in done.val] == [0, done.curve[-1]["step"]]
-
-
-def test_it_calls_nobody(tiny_folder, tmp_path, network):
-    run(tiny_folder, tmp_path, epochs=0.2)
-    assert network == [] and not (tmp_path / "README.md").exists()
-
-
-def test_the_test_split_is_sealed_while_it_trains(tiny_folder, tmp_path):
-    seen = []
-    run(tiny_folder, tmp_path, validate=lambda merged: seen.append(len(base.TRAINERS)) or Interval(0.5, 0, 1, 8))
-    assert seen and set(seen) == {1} and not base.TRAINERS

@@ -29,17 +29,10 @@ def rows_of(path: Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-def raw(requests: list[str]) -> list[str]:
-    return requests
-
-
 def scored(task: Task) -> dict[str, float]:
     """Metric -> mean of the request as it is, on test."""
-    result = evaluate(raw, task, BM25Retriever.build(task.items), split="test", progress=False)
+    result = evaluate(list, task, BM25Retriever.build(task.items), split="test", progress=False)
     return {metric: interval.mean for metric, interval in result.summary.items()}
-
-
-# ESCI
 
 
 @pytest.fixture(scope="module")
@@ -59,47 +52,34 @@ def load_paper(paper: dict, category: str) -> Task:
 
 
 @pytest.mark.parametrize(("category", "n"), TESTS.items())
-def test_esci_query_counts(paper, category, n):
+def test_esci_counts_and_queries_are_those_of_the_authors(paper, shared_data, category, n):
     task = load_paper(paper, category)
     counts = {split: (own["examples"], own["unreachable"]) for split, own in task.about["splits"].items()}
     left = category in ("Video_Games", "Sports_and_Outdoors")  # a request that the test spells otherwise is left out
     assert counts == {"train": (4510 - left, 0), "val": (100, 0), "test": (n, 0)}
-    first = paper["entries"]["train"]
-    assert task.val["request"].tolist() == [entry["query"].strip() for entry in first[:100]]
+    assert task.val["request"].tolist() == [entry["query"].strip() for entry in paper["entries"]["train"][:100]]
+    published = shared_data / "rec_r1" / "verl_parquet" / "esci_sparse_test.parquet"
+    theirs = pd.read_parquet(published, columns=["query", "data_source"])
+    theirs = theirs[theirs["data_source"] == f"esci_{category}_test"]["query"].str.strip()
+    assert task.unseal_test("compared")["request"].tolist() == theirs.tolist() and len(theirs) == n
 
 
-def test_esci_products_that_a_query_repeats_count_once(paper):
-    test = load_paper(paper, "Video_Games").unseal_test("counted")
+def test_esci_targets_are_those_of_the_authors(paper, shared_data):
+    task = load_paper(paper, "Video_Games")
+    test = task.unseal_test("compared")
     lists = [entry["item_id"] for entry in paper["entries"]["Video_Games"]]
-    assert sum(len(set(own)) < len(own) for own in lists) == 18
+    assert sum(len(set(own)) < len(own) for own in lists) == 18, "products that a query repeats count once"
     assert [list(relevant) for relevant in test["relevant"]] == [list(dict.fromkeys(own)) for own in lists]
     assert all(set(relevant.values()) == {1.0} for relevant in test["relevant"])
-
-
-def test_esci_training_files_hold_the_same_queries(paper, shared_data):
-    folder = shared_data / "rec_r1" / "verl_parquet"
-    train = pd.read_parquet(folder / "esci_sparse_train.parquet", columns=["query", "item_id"])
-    task = load_paper(paper, "Video_Games")
-    train = train[~alike(train["query"]).isin(alike(task.unseal_test("compared")["request"]))]
-    train = train.sort_values("query").reset_index(drop=True)
-    ours = task.train.sort_values("request").reset_index(drop=True)
-    assert ours["request"].tolist() == [query.strip() for query in train["query"]]
-    assert [set(own) for own in ours["relevant"]] == [set(own) for own in train["item_id"]]
-    test = pd.read_parquet(folder / "esci_sparse_test.parquet", columns=["query", "data_source"])
-    for category, n in TESTS.items():
-        theirs = test[test["data_source"] == f"esci_{category}_test"]["query"]
-        own = load_paper(paper, category).unseal_test("compared")["request"]
-        assert len(theirs) == n and own.tolist() == [query.strip() for query in theirs]
-
-
-def test_esci_targets_of_the_published_metrics(paper, shared_data):
     golden = json.loads((shared_data / "rec_r1" / "golden_metrics" / "esci__ori_query.json").read_text())
     targets = {frozenset(ast.literal_eval(own["target"])) for own in golden.values()}
-    ours = {frozenset(relevant) for relevant in load_paper(paper, "Video_Games").unseal_test("compared")["relevant"]}
-    assert ours == targets
-
-
-# All_Beauty, as the paper has it and as far as titles could be recovered
+    assert {frozenset(relevant) for relevant in test["relevant"]} == targets
+    published = shared_data / "rec_r1" / "verl_parquet" / "esci_sparse_train.parquet"
+    train = pd.read_parquet(published, columns=["query", "item_id"])
+    train = train[~alike(train["query"]).isin(alike(test["request"]))].sort_values("query")
+    ours = task.train.sort_values("request")
+    assert ours["request"].tolist() == train["query"].str.strip().tolist()
+    assert [set(own) for own in ours["relevant"]] == [set(own) for own in train["item_id"]]
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +114,9 @@ def test_all_beauty_counts(beauty, setting, n):
         assert not any("left out" in note for note in task.about)
 
 
-def test_all_beauty_last_title(beauty):
+def test_all_beauty_last_title_and_popularity(beauty):
     found = scored(beauty(last=1))  # BM25, the history out of the ranking
     assert found["recall@10"] == pytest.approx(0.069, abs=6e-4) and found["ndcg@10"] == pytest.approx(0.052, abs=6e-4)
-
-
-def test_all_beauty_popularity(beauty):
-    """The 0.054 stated counts the test users' own histories; the targets of train alone find less."""
     task = beauty()
     test = task.unseal_test("popularity")
 
@@ -149,11 +125,9 @@ def test_all_beauty_popularity(beauty):
         hits = [next(iter(own)) in without(ranking, gone, 10) for own, gone in zip(test["relevant"], test["exclude"])]
         return sum(hits) / len(hits)
 
+    # the 0.054 stated counts the test users' own histories; the targets of train alone find less
     assert recall(item for own in test["history"] for item in own) == pytest.approx(0.054, abs=6e-4)
     assert recall(item for own in [*task.train["relevant"], *task.val["relevant"]] for item in own) < 0.045
-
-
-# your own tables
 
 
 def test_msrd_through_custom(shared_data):

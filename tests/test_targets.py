@@ -1,6 +1,5 @@
 """Targets: the vote, the best of n, files of pairs, a paid server; killed runs lose and repeat nothing."""
 
-import contextlib
 import json
 import os
 import signal
@@ -8,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hub_files import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import server
 from tiny import PROMPT, examples, tiny_policy, tiny_profile, toy_retriever
 
 from recr1_lite.common import RecR1Error
@@ -40,10 +40,8 @@ def sampler(folder, **changes):
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()][1:]
-
-
-# the vote
+    """The whole rows of a file of targets, without its settings."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True)[1:] if line.endswith("\n")]
 
 
 def test_the_vote_takes_the_words_that_most_hold():
@@ -55,9 +53,8 @@ def test_the_vote_takes_the_words_that_most_hold():
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=6))
 def test_the_vote_is_one_of_them_and_case_does_not_matter(queries):
     assert 0 <= vote(queries) < len(queries)
-    assert vote(queries) == vote([query.upper().lower() for query in queries]) or any(
-        "ß" in q or not q.isascii() for q in queries
-    )
+    if all(query.isascii() for query in queries):
+        assert vote(queries) == vote([query.upper() for query in queries])
 
 
 def test_the_voting_teacher_answers_like_its_file(tiny_folder, tmp_path):
@@ -68,9 +65,6 @@ def test_the_voting_teacher_answers_like_its_file(tiny_folder, tmp_path):
     assert [PROMPT.read(answer.completion).query for answer in answers] == found["rewrite"].tolist()
     assert sum(answer.tokens for answer in answers) == found["tokens"].sum() > 0
     assert inner.temperature == 0.0
-
-
-# best of n
 
 
 def test_best_of_n_by_reward_takes_the_best(tiny_folder, tmp_path):
@@ -84,25 +78,40 @@ def test_best_of_n_by_reward_takes_the_best(tiny_folder, tmp_path):
     assert Cost.of(found).samples == 72 and Cost.of(found).tokens_generated == found["tokens"].sum() > 72
 
 
-def test_choices_are_checked(tiny_folder, tmp_path):
-    with pytest.raises(RecR1Error, match="with a scorer"):
-        best_of_n(sampler(tiny_folder), examples(), tmp_path / "t.jsonl", choose="reward")
-    with pytest.raises(RecR1Error, match="vote"):
-        best_of_n(sampler(tiny_folder), examples(), tmp_path / "t.jsonl", choose="mean")
+def test_choices_are_checked_and_other_settings_refused(tiny_folder, tmp_path):
+    table, path, inner = examples(4), tmp_path / "t.jsonl", sampler(tiny_folder)
+    other = as_rewriter(tiny_policy(tiny_folder, 0.3), PROMPT, tiny_profile(tiny_folder), "tiny")
+    best_of_n(inner, table, path, 2)
+    before = path.read_bytes()
+    for rewriter, options, message in (
+        (inner, {"n": 2, "choose": "reward"}, "with a scorer"),
+        (inner, {"n": 2, "choose": "mean"}, "vote"),
+        (inner, {"n": 3, "seed": 1}, r"other settings \(n, seed\)"),
+        (other, {"n": 2}, r"other settings \(adapter\)"),
+    ):
+        with pytest.raises(RecR1Error, match=message):
+            best_of_n(rewriter, table, path, **options)
+    assert path.read_bytes() == before
 
 
-def test_a_stopped_run_ends_as_an_uninterrupted_one(tiny_folder, tmp_path):
-    table, whole, parts = examples(3 * CHUNK), tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
-    expected = best_of_n(sampler(tiny_folder), table, whole, 3)
-    best_of_n(sampler(tiny_folder), table.head(CHUNK), parts, 3)
-    text = parts.read_bytes()
-    parts.write_bytes(text[:-7])  # killed while it wrote its last row
-    found = best_of_n(sampler(tiny_folder), table, parts, 3)
-    assert found.drop(columns="seconds").equals(expected.drop(columns="seconds"))
-    assert len(lines(parts)) == 3 * CHUNK == len({row["example_id"] for row in lines(parts)})
-    before = parts.read_bytes()
-    best_of_n(sampler(tiny_folder), table, parts, 3)
-    assert parts.read_bytes() == before
+def test_another_engine_does_not_get_the_scores_of_the_first(tiny_folder, tmp_path):
+    items = pd.DataFrame({"item_id": ["gold", "lead"], "text": ["w110 w111", "w1 w2"]})
+
+    def scored(k1: float) -> pd.DataFrame:
+        scorer = Scorer(BM25Retriever.build(items, k1=k1), examples(4), PROMPT, 10)
+        return best_of_n(sampler(tiny_folder), examples(4), tmp_path / "t.jsonl", 2, "reward", scorer=scorer)
+
+    assert len(scored(1.2)) == 4
+    with pytest.raises(RecR1Error, match=r"was made with other settings \(scorer\)"):
+        scored(3.0)
+
+
+def test_a_file_that_is_whole_stays_as_it_is(tiny_folder, tmp_path):
+    path = tmp_path / "t.jsonl"
+    best_of_n(sampler(tiny_folder), examples(), path, 3)
+    before = path.read_bytes()
+    best_of_n(sampler(tiny_folder), examples(), path, 3)
+    assert path.read_bytes() == before
 
 
 KILLED = """
@@ -113,80 +122,48 @@ keep = targets.TargetFile.keep
 def slowly(self, row):
     keep(self, row); print(len(self.rows), flush=True); time.sleep(0.05)
 targets.TargetFile.keep = slowly
-best_of_n(sampler(Path(sys.argv[2])), examples(3 * CHUNK), Path(sys.argv[3]), 3)
+best_of_n(sampler(Path(sys.argv[2])), examples(3 * CHUNK), Path(sys.argv[3]) / "killed.jsonl", 3)
 """
 
 
 def test_a_killed_teacher_run_resumes_with_nothing_lost_or_repeated(tiny_folder, tmp_path):
     expected = best_of_n(sampler(tiny_folder), examples(3 * CHUNK), tmp_path / "whole.jsonl", 3)
-    path = tmp_path / "killed.jsonl"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tiny_folder), str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    path, command = tmp_path / "killed.jsonl", [sys.executable, "-c", KILLED, str(Path(__file__).parent)]
+    process = subprocess.Popen([*command, str(tiny_folder), str(tmp_path)], stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.strip() == str(CHUNK + 3):  # in the middle of the second chunk
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
     process.stdout.close()
+    path.write_bytes(path.read_bytes()[:-7])  # and within its last row
     kept = lines(path)
-    assert CHUNK + 3 <= len(kept) < 3 * CHUNK
+    assert CHUNK + 2 <= len(kept) < 3 * CHUNK
     found = best_of_n(sampler(tiny_folder), examples(3 * CHUNK), path, 3)
     assert lines(path)[: len(kept)] == kept  # what was there is as it was
     assert [row["example_id"] for row in lines(path)] == examples(3 * CHUNK)["example_id"].tolist()
     assert found.drop(columns="seconds").equals(expected.drop(columns="seconds"))
 
 
-# the file
-
-
-def test_other_settings_are_refused(tiny_folder, tmp_path):
-    best_of_n(sampler(tiny_folder), examples(), tmp_path / "t.jsonl", 2)
-    before = (tmp_path / "t.jsonl").read_bytes()
-    with pytest.raises(RecR1Error, match=r"other settings \(n, seed\)"):
-        best_of_n(sampler(tiny_folder), examples(), tmp_path / "t.jsonl", 3, seed=1)
-    assert (tmp_path / "t.jsonl").read_bytes() == before
-
-
 @pytest.mark.parametrize("damage", [b"no json\n", b'{"example": 1}\n', b"[]\n"])
-def test_a_damaged_line_is_named(tmp_path, damage):
+def test_a_damaged_line_is_named_and_two_runs_do_not_write_one_file(tmp_path, damage):
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'{"settings": {}}\n{"example_id": "a"}\n' + damage)
-    with pytest.raises(RecR1Error, match="line 3 of"), TargetFile(path, {}):
-        pass
-    with pytest.raises(RecR1Error, match="line 3 of"), TargetFile(path, {}):  # and the lock is free again
-        pass
-
-
-def test_two_runs_do_not_write_one_file(tmp_path):
-    with TargetFile(tmp_path / "t.jsonl", {}), pytest.raises(RecR1Error, match="another run"):
-        TargetFile(tmp_path / "t.jsonl", {}).__enter__()
-
-
-# pairs
-
-
-def pairs_file(folder: Path, rows: list[dict]) -> Path:
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    for _ in range(2):  # and the lock is free again
+        with pytest.raises(RecR1Error, match="line 3 of"), TargetFile(path, {}):
+            pass
+    with TargetFile(tmp_path / "u.jsonl", {}), pytest.raises(RecR1Error, match="another run"):
+        TargetFile(tmp_path / "u.jsonl", {}).__enter__()
 
 
 def test_pairs_join_the_training_examples(tmp_path):
     table = examples(4)
-    path = pairs_file(
-        tmp_path,
-        [
-            {"request": table["request"][2], "rewrite": "w5", "thought": "so"},
-            {"request": "of the test split", "rewrite": "w6", "thought": ""},
-        ],
-    )
+    ours = {"request": table["request"][2], "rewrite": "w5", "thought": "so"}
+    path = write_jsonl(tmp_path / "pairs.jsonl", [ours, {"request": "of test", "rewrite": "w6", "thought": ""}])
     found = read_pairs(path, table)
     assert found[["example_id", "rewrite", "thought"]].values.tolist() == [["e2", "w5", "so"]]
     assert Cost.of(found) == Cost()
-    path = pairs_file(tmp_path, [{"example_id": "e1", "request": "whatever", "rewrite": "w5"}])
+    write_jsonl(path, [{"example_id": "e1", "request": "whatever", "rewrite": "w5"}])
     assert read_pairs(path, table)["request"].tolist() == [table["request"][1]]
 
 
@@ -203,140 +180,99 @@ def test_pairs_join_the_training_examples(tmp_path):
 )
 def test_pairs_that_do_not_fit(tmp_path, rows, message):
     with pytest.raises(RecR1Error, match=message):
-        read_pairs(pairs_file(tmp_path, rows), examples())
+        read_pairs(write_jsonl(tmp_path / "pairs.jsonl", rows), examples())
 
 
 # a paid server
 
 
-class Server(ThreadingHTTPServer):
-    """Answers "w7" to everything, notes what it was asked, and fails or waits where it is told to."""
+class Shop:
+    """What the server answers to everything ("w7"), what it was asked, and where it fails or waits."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
         self.asked, self.fail_after, self.wait, self.text = [], None, 0.0, "w7"
         self.usage = {"completion_tokens": 10, "prompt_tokens": 40}
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body["messages"][-1]["content"])
-        time.sleep(self.server.wait)
-        if self.server.fail_after is not None and len(self.server.asked) > self.server.fail_after:
-            return self.send_error(400)
-        reply = json.dumps(
-            {
-                "choices": [{"message": {"content": self.server.text}, "finish_reason": "stop"}],
-                "usage": self.server.usage,
-            }
-        ).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, *_):
-        pass
+    def __call__(self, path, headers, body) -> tuple[int, str]:
+        self.asked.append(body["messages"][-1]["content"])
+        time.sleep(self.wait)
+        if self.fail_after is not None and len(self.asked) > self.fail_after:
+            return 400, ""
+        choices = [{"message": {"content": self.text}, "finish_reason": "stop"}]
+        return 200, json.dumps({"choices": choices, "usage": self.usage})
 
 
 @pytest.fixture
-def server():
-    running = Server()
-    yield running
-    running.shutdown()
-    running.server_close()
+def shop():
+    with server(answer := Shop()) as (answer.url, _):
+        yield answer
 
 
 def many(n: int = 12) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "example_id": [f"e{row}" for row in range(n)],
-            "request": [f"w{row // 2}" for row in range(n)],
-            "relevant": [{"gold": 1.0}] * n,
-        }
-    )
+    """Each request twice."""
+    return examples(n).assign(request=[f"w{row // 2}" for row in range(n)])
 
 
-def client(server: Server, **options) -> EndpointRewriter:
-    return EndpointRewriter(PROMPT, "m", server.url, max_tokens=16, retries=0, **options)
+def client(shop: Shop, **options) -> EndpointRewriter:
+    return EndpointRewriter(PROMPT, "m", shop.url, max_tokens=16, retries=0, **options)
 
 
-def test_equal_requests_are_sent_once(server, tmp_path):
-    found = from_endpoint(client(server), many(), tmp_path / "t.jsonl")
-    assert sorted(server.asked) == [f"find w{number}" for number in range(6)]
+def test_equal_requests_are_sent_once(shop, tmp_path):
+    found = from_endpoint(client(shop), many(), tmp_path / "t.jsonl")
+    assert sorted(shop.asked) == [f"find w{number}" for number in range(6)]
     assert found["rewrite"].tolist() == ["w7"] * 12 and found["example_id"].tolist() == many()["example_id"].tolist()
     assert Cost.of(found).samples == 6 and Cost.of(found).tokens_generated == 60
-    from_endpoint(client(server), many(14), tmp_path / "t.jsonl")
-    assert len(server.asked) == 7  # the new request alone
+    from_endpoint(client(shop), many(14), tmp_path / "t.jsonl")
+    assert len(shop.asked) == 7  # the new request alone
 
 
-def test_a_failure_keeps_what_arrived(server, tmp_path):
-    server.fail_after = 3
+def test_a_failure_keeps_what_arrived(shop, tmp_path):
+    shop.fail_after = 3
     with pytest.raises(RecR1Error, match="answered 400"):
-        from_endpoint(client(server, workers=1), many(), tmp_path / "t.jsonl")
-    assert len(server.asked) == 4 and len(lines(tmp_path / "t.jsonl")) == 6
-    server.fail_after = None
-    from_endpoint(client(server), many(), tmp_path / "t.jsonl")
-    assert len(server.asked) == 7 and len(set(server.asked)) == 6  # the one that failed, again
+        from_endpoint(client(shop, workers=1), many(), tmp_path / "t.jsonl")
+    assert len(shop.asked) == 4 and len(lines(tmp_path / "t.jsonl")) == 6
+    shop.fail_after = None
+    from_endpoint(client(shop), many(), tmp_path / "t.jsonl")
+    assert len(shop.asked) == 7 and len(set(shop.asked)) == 6  # the one that failed, again
 
 
-def test_the_budget_is_not_passed(server, tmp_path, capsys):
+def test_the_budget_is_not_passed(shop, tmp_path, capsys):
     budget = Budget(requests=4)
-    found = from_endpoint(client(server), many(), tmp_path / "t.jsonl", budget)
-    assert len(server.asked) == 4 and len(found) == 8
+    found = from_endpoint(client(shop), many(), tmp_path / "t.jsonl", budget)
+    assert len(shop.asked) == 4 and len(found) == 8
     assert "2 requests are not asked yet" in capsys.readouterr().out
-    from_endpoint(client(server), many(), tmp_path / "t.jsonl", budget)
-    assert len(server.asked) == 4  # the budget counts what was asked before
+    from_endpoint(client(shop), many(), tmp_path / "t.jsonl", budget)
+    assert len(shop.asked) == 4  # the budget counts what was asked before
     priced = Budget(money=0.001, input_price=1.0, output_price=10.0)  # an answer costs 0.00014, at worst a bit more
-    found = from_endpoint(client(server), many(40), tmp_path / "u.jsonl", priced)
+    found = from_endpoint(client(shop), many(40), tmp_path / "u.jsonl", priced)
     assert 0.0005 < found["money"].sum() <= 0.001
-    assert found["money"].sum() == pytest.approx(0.00014 * (len(server.asked) - 4))
+    assert found["money"].sum() == pytest.approx(0.00014 * (len(shop.asked) - 4))
 
 
-def test_ctrl_c_keeps_what_is_under_way(server, tmp_path):
-    server.wait = 0.3
+def test_ctrl_c_keeps_what_is_under_way(shop, tmp_path):
+    shop.wait = 0.3
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     threading.Timer(0.45, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        from_endpoint(client(server, workers=2), many(40), tmp_path / "t.jsonl")
+        from_endpoint(client(shop, workers=2), many(40), tmp_path / "t.jsonl")
     signal.signal(signal.SIGINT, before)
     time.sleep(0.4)
-    sent = len(server.asked)
+    sent = len(shop.asked)
     assert 2 <= sent < 20 and len(lines(tmp_path / "t.jsonl")) == 2 * sent
-    server.wait = 0.0
-    from_endpoint(client(server), many(40), tmp_path / "t.jsonl")
-    assert sorted(server.asked) == sorted(f"find w{number}" for number in range(20))  # each exactly once
+    shop.wait = 0.0
+    from_endpoint(client(shop), many(40), tmp_path / "t.jsonl")
+    assert sorted(shop.asked) == sorted(f"find w{number}" for number in range(20))  # each exactly once
 
 
-def test_the_thought_is_kept_apart_and_a_silent_server_is_booked_at_the_worst(server, tmp_path):
-    server.text, server.usage = "a\nb</think>w7", {"completion_tokens": 4}  # the template opened the thought
+def test_the_thought_is_kept_apart_and_a_silent_server_is_booked_at_the_worst(shop, tmp_path):
+    shop.text, shop.usage = "a\nb</think>w7", {"completion_tokens": 4}  # the template opened the thought
     priced = Budget(money=0.001, input_price=1.0, output_price=10.0)
     with pytest.warns(UserWarning, match="booked at the worst") as told:
-        found = from_endpoint(client(server), many(400), tmp_path / "t.jsonl", priced)
+        found = from_endpoint(client(shop), many(400), tmp_path / "t.jsonl", priced)
     assert len(told) == 1 and set(found["thought"]) == {"a b"} and set(found["rewrite"]) == {"w7"}
-    assert (
-        found["money"].sum() <= 0.001 and found["money"].max() > 0.00006
-    )  # the prompt at the worst, 4 tokens of answer
-    server.text, server.asked, server.usage = "warm <think>or", [], None
+    # the prompt at the worst, 4 tokens of answer
+    assert found["money"].sum() <= 0.001 and found["money"].max() > 0.00006
+    shop.text, shop.asked, shop.usage = "warm <think>or", [], None
     with pytest.warns(UserWarning, match="booked at the worst"):
-        cut = from_endpoint(client(server), many(400), tmp_path / "u.jsonl", priced)
-    assert set(cut["rewrite"]) == {""} and set(cut["outcome"]) == {"no_answer"} and len(server.asked) <= 5
-
-
-def test_another_adapter_does_not_get_the_targets_of_the_first(tiny_folder, tmp_path):
-    best_of_n(sampler(tiny_folder), examples(4), tmp_path / "t.jsonl", 2)
-    other = as_rewriter(tiny_policy(tiny_folder, 0.3), PROMPT, tiny_profile(tiny_folder), "tiny")
-    with pytest.raises(RecR1Error, match=r"other settings \(adapter\)"):
-        best_of_n(other, examples(4), tmp_path / "t.jsonl", 2)
-
-
-def test_another_engine_does_not_get_the_scores_of_the_first(tiny_folder, tmp_path):
-    table, path = examples(4), tmp_path / "rejection.jsonl"
-    items = pd.DataFrame({"item_id": ["gold", "lead"], "text": ["w110 w111", "w1 w2"]})
-    for place, (k1, error) in enumerate([(1.2, None), (3.0, "was made with other settings \\(scorer\\)")]):
-        scorer = Scorer(BM25Retriever.build(items, k1=k1), table, PROMPT, 10)
-        with pytest.raises(RecR1Error, match=error) if place else contextlib.nullcontext():
-            best_of_n(sampler(tiny_folder), table, path, 2, "reward", scorer=scorer)
+        cut = from_endpoint(client(shop), many(400), tmp_path / "u.jsonl", priced)
+    assert set(cut["rewrite"]) == {""} and set(cut["outcome"]) == {"no_answer"} and len(shop.asked) <= 5
