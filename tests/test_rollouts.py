@@ -122,6 +122,7 @@ def test_logits_in_parts_are_the_same_logits(tmp_path, monkeypatch, kind, checkp
     for large, part in [(2**40, 1), (0, 3 * policy.model.config.vocab_size), (0, 1)]:
         monkeypatch.setattr(rollouts, "LARGE_LOGITS", large)
         monkeypatch.setattr(rollouts, "PART", part)
+        monkeypatch.setattr(rollouts, "PREFIX_SAVES", large)  # in parts with the common prefix shared, whole without
         if checkpointing and not large:
             policy.model.train()
             policy.model.gradient_checkpointing_enable()
@@ -235,6 +236,92 @@ def test_grouped_attention_equals_stock(heads, other):
         )
         logits[name] = torch.cat([out.logits[mask.bool()], more.logits.flatten(0, 1)])
     assert (logits["grouped"] - logits[other]).abs().max() < 1e-5
+
+
+BEGIN = list(range(10, 30))
+PROMPTS = {  # ids of the prompts, and what all of them begin with
+    "unequal lengths": ([[*BEGIN, 40, 41, 42, 43, 44], [*BEGIN, 50], [*BEGIN, 60, 61, 62]], 20),
+    "padding longer than the prefix": ([[5, *range(50, 80)], [5, 6, 7]], 1),
+    "nothing in common": ([[7, *BEGIN], [8, *BEGIN, 9]], 0),
+    "one begins another": ([[*BEGIN], [*BEGIN, 50, 51, 52, 53]], 19),
+    "a single prompt": ([BEGIN], 0),
+    "groups": ([[*BEGIN, 50], [*BEGIN, 40, 41], [*BEGIN, 50], [*BEGIN, 40, 41], [*BEGIN, 50]], 20),
+}
+
+
+def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of those prompts, left-padded."""
+    widest = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (widest - len(row)) + row for row in rows])
+    return ids, torch.tensor([[0] * (widest - len(row)) + [1] * len(row) for row in rows])
+
+
+def with_prefix_pass(monkeypatch, model, prompts, saves: int):
+    """(greedy rollouts, log-probabilities, entropies, gradient, shapes of what was run to score) when a prefix that
+    saves that many tokens is shared."""
+    monkeypatch.setattr(rollouts, "PREFIX_SAVES", saves)
+    tokens = generate_grouped(model, *prompts, 8, [END], PAD, temperature=0)
+    (ids, mask), shapes = completions(len(prompts[0])), []
+    watch = model.get_input_embeddings().register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape)))
+    logps, entropies = completion_logps(model, *prompts, ids, mask, 0.7, entropy=True)
+    watch.remove()
+    weights = torch.randn(len(ids), 1, generator=torch.Generator().manual_seed(3)) * mask
+    return tokens, logps.detach() * mask, entropies * mask, gradient(model, (logps * weights).sum()), shapes
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_common_prefix_is_run_once_and_changes_nothing(policy, monkeypatch, name):
+    rows, shared = PROMPTS[name]
+    prompts, distinct = padded(rows), len(set(map(tuple, rows)))
+    tokens, *plain, shapes = with_prefix_pass(monkeypatch, policy.model, prompts, 10**9)
+    ours, *found, passes = with_prefix_pass(monkeypatch, policy.model, prompts, 1)
+    width = prompts[0].size(1)
+    assert shapes == [(distinct, width), (len(rows), 4)]
+    assert passes == [(1, shared)] * (shared > 0) + [(distinct, width - shared), (len(rows), 4)]
+    assert torch.equal(ours, tokens)
+    assert all((one - two).abs().max() < 1e-5 * max(1, two.abs().max()) for one, two in zip(found, plain))
+    assert plain[2].norm() > 1e-2
+
+
+def test_a_prefix_that_saves_little_is_not_shared(policy, monkeypatch):
+    for rows, saves in ((3, 40), (2, 20)):
+        prompts = padded(PROMPTS["unequal lengths"][0][:rows])
+        for limit, passes in ((saves, 3), (saves + 1, 2)):
+            assert len(with_prefix_pass(monkeypatch, policy.model, prompts, limit)[-1]) == passes
+
+
+def test_padding_after_the_prefix_is_masked_for_every_later_token(policy, monkeypatch):
+    """What stands in the padding of the prompts or of their cache is never read; what stands beside it is."""
+    ids, mask = padded(PROMPTS["unequal lengths"][0])
+    plain = with_prefix_pass(monkeypatch, policy.model, (ids, mask), 1)[:3]
+    fill = rollouts.shared_prefill
+
+    def spoiled(*args, beside):
+        cache, columns, *others = fill(*args)
+        wrong = (columns == 0).roll(beside, 1)
+        assert wrong[0].sum() == 0 and wrong[1].sum() == 4 and columns[:, :20].all(), "the padding is in the middle"
+        for layer in cache.layers:
+            layer.keys = layer.keys.masked_fill(wrong[:, None, :, None], 50.0)
+            layer.values = layer.values.masked_fill(wrong[:, None, :, None], 50.0)
+        return cache, columns, *others
+
+    for beside in (0, -1):
+        monkeypatch.setattr(rollouts, "shared_prefill", lambda *args, beside=beside: spoiled(*args[:3], beside=beside))
+        found = with_prefix_pass(monkeypatch, policy.model, (ids.masked_fill(mask == 0, 99), mask), 1)[:3]
+        same = [one.shape == two.shape and torch.allclose(one, two, atol=1e-5) for one, two in zip(found, plain)]
+        assert same == [beside == 0] * 3
+
+
+def test_a_model_with_a_window_shares_no_prefix(tmp_path, monkeypatch):
+    """Its window is of columns: padding in the middle would push tokens out of it, and nothing would fail."""
+    window = dict(use_sliding_window=True, sliding_window=6, max_window_layers=0)
+    model = tiny_policy(save_tiny(tmp_path / "model", kind="qwen2", **window)).model
+    prompts, (ids, mask) = padded(PROMPTS["unequal lengths"][0]), completions(3)
+    monkeypatch.setattr(rollouts, "PREFIX_SAVES", 1)
+    plain, _ = plain_logps(model, *prompts, ids, mask, 1.0)
+    assert ((completion_logps(model, *prompts, ids, mask)[0] - plain) * mask).abs().max() < 1e-5
+    monkeypatch.setattr(rollouts, "common_prefix", lambda *_: 20)
+    assert ((completion_logps(model, *prompts, ids, mask)[0] - plain) * mask).abs().max() > 1e-2
 
 
 def test_a_diverged_model_is_named(policy):

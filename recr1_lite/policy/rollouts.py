@@ -2,11 +2,12 @@
 
 A GRPO group is G completions of one prompt. Stock code runs the prompt G times to generate and G times more
 to score. Here the prompt is run once, its key-value cache is copied to the G rows, and only the completions
-run on it. Gradients flow through the cache, so the update is the same one (tests compare loss and gradients
-with stock TRL's).
+run on it. What all prompts of a batch begin with (the system turn, few-shot examples) is run once for all of them.
+Gradients flow through the cache, so the update is the same one (tests compare loss and gradients with stock TRL's).
 """
 
 import copy
+import os
 from collections.abc import Collection
 from contextlib import nullcontext
 from typing import Any
@@ -27,6 +28,7 @@ from recr1_lite.policy.backend import is_unsloth, unsloth_generate, unsloth_logp
 
 LARGE_LOGITS = 512 * 2**20  # bytes of float32 logits above which they are made in parts
 PART = 2**25  # logits of one part
+PREFIX_SAVES = 64  # prompt tokens that sharing their common prefix must save, or its own pass costs more
 PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral"}  # logits are head(states), nothing after it
 
 
@@ -83,31 +85,41 @@ def until_end(row: list[int], ends: Collection[int]) -> tuple[list[int], bool]:
     return (row, False) if at is None else (row[: at + 1], True)
 
 
-def shared_prefill(model, prompt_ids, prompt_mask, states=False) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-    """Forward each distinct left-padded prompt of (B, L) once.
+def common_prefix(model, prompt_ids, prompt_mask) -> int:
+    """How many of the tokens that all left-padded prompts (U, L) begin with to run once; every prompt keeps its last.
 
-    Returns the cache copied to all B rows, the logits (U, 1, V) after the last token of each distinct prompt, or its
-    hidden states (U, 1, H), and the row -> distinct prompt index (B,).
-    `position_ids` come from the mask: with left padding the default 0..L-1 would put every shorter prompt at the wrong
-    positions, and nothing would fail.
+    0 where that saves little, and for a model with a sliding window, which would count the padding in the middle.
+    """
+    rows = [ids[mask.bool()].tolist() for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
+    length = min(len(os.path.commonprefix(rows)), *(len(row) - 1 for row in rows))
+    windowed = getattr(model.config.get_text_config(), "sliding_window", None)
+    return 0 if windowed or length * (len(rows) - 1) < PREFIX_SAVES else length
+
+
+def shared_prefill(
+    model, prompt_ids, prompt_mask, states=False
+) -> tuple[DynamicCache, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Forward each distinct left-padded prompt of (B, L) once, and the tokens that all of them begin with only once.
+
+    Returns the cache of all B rows, the mask (B, L) of its columns, the logits (U, 1, V) after the last token of each
+    distinct prompt, or its hidden states (U, 1, H), and the row -> distinct prompt index (B,).
+    The columns of a row are the common prefix, padding, the rest. `position_ids` come from the mask: the default
+    0..L-1 would put every shorter prompt at the wrong positions, and nothing would fail.
     """
     distinct, inverse = torch.unique(prompt_ids.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
     first = torch.zeros(len(distinct), dtype=torch.long, device=prompt_ids.device)
     first[inverse] = torch.arange(len(prompt_ids), device=prompt_ids.device)
-    mask = prompt_mask[first]
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    last, cache = _forward(
-        model,
-        states,
-        input_ids=prompt_ids[first],
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=DynamicCache(),
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    ids, mask = prompt_ids[first], prompt_mask[first]
+    shared, cache = common_prefix(model, ids, mask), DynamicCache()
+    given: dict[str, Any] = dict(past_key_values=cache, use_cache=True, logits_to_keep=1)
+    if shared:
+        _forward(model, states, input_ids=ids[:1, mask[0].bool()][:, :shared], **given)
+        cache.batch_repeat_interleave(len(ids))
+        mask = mask.roll(shared, 1)  # its ones go before the padding; the rest of a prompt stays where it is
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
+    last, _ = _forward(model, states, input_ids=ids[:, shared:], attention_mask=mask, position_ids=positions, **given)
     cache.batch_select_indices(inverse)
-    return cache, last[:, -1:], inverse
+    return cache, mask[inverse], last[:, -1:], inverse
 
 
 def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None) -> torch.Tensor:
@@ -143,7 +155,7 @@ def generate_grouped(
         return unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, ends, pad_id, temperature, top_p)
     stops = torch.tensor(list(ends), device=prompt_ids.device)
     with _autocast(model):
-        cache, last, inverse = shared_prefill(model, prompt_ids, prompt_mask)
+        cache, mask, last, inverse = shared_prefill(model, prompt_ids, prompt_mask)
         if last.isnan().any():
             raise RecR1Error(
                 "the model's logits are no numbers (NaN): the training has diverged; take a lower learning rate or a "
@@ -151,7 +163,7 @@ def generate_grouped(
             )
         logits, position = last[inverse][:, -1], prompt_mask.sum(1, keepdim=True)
         finished = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)
-        mask, tokens = prompt_mask, []
+        tokens = []
         for step in range(max_new_tokens):
             token = sample(logits, temperature, top_p).masked_fill(finished, pad_id)
             tokens.append(token)
@@ -216,7 +228,7 @@ def _logps_in_parts(states, head, ids, temperature: float, entropy: bool):
 def _shared_prompts(model, prompt_ids, prompt_mask, completion_ids, completion_mask, states: bool = False):
     """Logits (B, T, V), or hidden states (B, T, H), that predict the completion tokens; each distinct prompt run
     once."""
-    cache, last, inverse = shared_prefill(model, prompt_ids, prompt_mask, states)
+    cache, mask, last, inverse = shared_prefill(model, prompt_ids, prompt_mask, states)
     if completion_ids.size(1) == 1:
         return last[inverse]
     inputs = completion_ids[:, :-1]
@@ -225,7 +237,7 @@ def _shared_prompts(model, prompt_ids, prompt_mask, completion_ids, completion_m
         model,
         states,
         input_ids=inputs,
-        attention_mask=torch.cat([prompt_mask, completion_mask[:, :-1]], dim=1),
+        attention_mask=torch.cat([mask, completion_mask[:, :-1]], dim=1),
         position_ids=prompt_mask.sum(1, keepdim=True) + steps,
         past_key_values=cache,
         use_cache=True,
