@@ -383,7 +383,7 @@ def _task(arguments):
 def _engine(arguments, task):
     from recr1_lite.search import build_retriever
 
-    return build_retriever(arguments.retriever, task.items, task.bm25)
+    return build_retriever(arguments.retriever, task.items)
 
 
 def _out(arguments) -> Path:

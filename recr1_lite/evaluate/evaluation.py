@@ -25,6 +25,7 @@ TOP = 10  # hits kept per example, for the inspector
 SEARCH_BATCH = 1024
 LABELS = ("example_id", "cluster")  # what a ledger row keeps of an example beside its metrics
 MOST = 2**24  # bytes of a row's per-example values, unpacked: some 200,000 examples
+NO_MODEL = "no LLM: "  # how the names of the methods of `ceiling` begin
 
 
 @dataclass(frozen=True)

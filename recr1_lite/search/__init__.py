@@ -30,9 +30,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 RETRIEVERS = ("bm25", "dense", "hybrid")
 
 
-def build_retriever(name: str, items: pd.DataFrame, bm25: dict | None = None) -> Retriever:
-    """One of RETRIEVERS over a catalogue, or a JSONRetriever of an http address, which has its own index. bm25: k1 and
-    b, such as a task's `bm25`; None: the usual ones.
+def build_retriever(name: str, items: pd.DataFrame) -> Retriever:
+    """One of RETRIEVERS over a catalogue, or a JSONRetriever of an http address, which has its own index.
 
     Raises RecR1Error for another name.
     """
@@ -43,8 +42,8 @@ def build_retriever(name: str, items: pd.DataFrame, bm25: dict | None = None) ->
     if name not in RETRIEVERS:
         raise RecR1Error(f"there is no retriever {name!r}; choose one of {', '.join(RETRIEVERS)}, or an http address")
     if name == "bm25":
-        return BM25Retriever.build(items, **bm25 or {})
+        return BM25Retriever.build(items)
     from recr1_lite.search.dense import DenseRetriever, HybridRetriever  # torch: only where it is needed
 
     dense = DenseRetriever.build(items)
-    return dense if name == "dense" else HybridRetriever([BM25Retriever.build(items, **bm25 or {}), dense])
+    return dense if name == "dense" else HybridRetriever([BM25Retriever.build(items), dense])

@@ -72,7 +72,7 @@ class Task(_Seal):
     `k_eval`: cut-offs of the ranking. `about`: source, licence, notes; validation adds `splits`, its counts, and the
     number of texts without a word to index. `few_shot`: a prompt with examples, a baseline. `rule`: what somebody who
     knows the shop could write down without a model, from a request to a rewrite ("": nothing to say) and the thought
-    behind it. `bm25`: what the shop's own engine is set to (k1, b), found on train with the plain requests. Raises
+    behind it. Raises
     RecR1Error for data that `validate` refuses, a cut-off below 1.
     """
 
@@ -88,7 +88,6 @@ class Task(_Seal):
     about: dict = field(default_factory=dict)
     few_shot: Prompt | None = None
     rule: Callable[[str], tuple[str, str]] | None = None
-    bm25: dict = field(default_factory=dict)
 
     def __post_init__(self, test: pd.DataFrame) -> None:
         for cutoff in ("k_train", "k_eval"):

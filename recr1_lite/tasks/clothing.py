@@ -62,7 +62,8 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
     """The clothing task: messages are cut to their first `words` words, `seed` draws messages and splits.
 
     relevance: `graded` (the garment 1, the others of its class SUBSTITUTE; the rewrite alone is sent) or `exact` (the
-    garment alone; the request is sent with the rewrite behind it). Raises RecR1Error: `words` below 10, another relevance, or the data cannot be fetched.
+    garment alone; the request is sent with the rewrite behind it). Raises RecR1Error: `words` below 10,
+    another relevance, or the data cannot be fetched.
     """
     chosen(RELEVANCE, relevance=relevance)
     if words < MIN_WORDS:
