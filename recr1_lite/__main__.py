@@ -109,10 +109,8 @@ def try_(arguments) -> None:
     """One request: the message, the untrained model's rewrite and a trained one's, each with what the engine finds."""
     from recr1_lite.recipes.first_look import as_text, first_look
 
-    profile, task = _profile(arguments), _task(arguments)
-    print(
-        as_text(first_look(arguments.request, task, _engine(arguments, task), profile, arguments.adapter, arguments.k))
-    )
+    task, asked = _task(arguments), (arguments.adapter, arguments.k)
+    print(as_text(first_look(arguments.request, task, _engine(arguments, task), _profile(arguments), *asked)))
 
 
 @command(*TASK, *TRAIN)
@@ -225,7 +223,6 @@ def compare(arguments) -> None:
     goes on where it was stopped."""
     from recr1_lite.recipes import comparison
     from recr1_lite.tasks import load_task
-    from recr1_lite.tasks.movielens import name_genres
 
     profile, parts, seed = _profile(arguments), arguments.parts.split(","), arguments.seed
     ledger = Ledger().bind(command=_words())
@@ -240,7 +237,7 @@ def compare(arguments) -> None:
         tasks = [load_task(name).subsample(n_val=profile.n_val, seed=0) for name in ("clothing", "movielens")]
         first = {trainer: out / comparison.slug(trainer) / "best" for trainer in ("GRPO", "SFT")}
         short = replace(profile, steps=max(1, profile.steps // 4))
-        comparison.continual(first, tasks, name_genres(tasks[1].items), short, out, seed, ledger)
+        comparison.continual(first, tasks, tasks[1].rule, short, out, seed, ledger)
     if "capability" in parts:
         seen = ("GRPO", "SFT") if "continual" in parts else ()
         comparison.check_capability(profile, out, [name for name in methods if name not in seen], seed, ledger)

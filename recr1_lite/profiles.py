@@ -21,15 +21,15 @@ class Profile:
     preset: str = "modern"
     recipe: str = "ndcg"
     steps: int = 30
-    prompts_per_step: int = 8
-    group_size: int = 16
+    prompts_per_step: int = 12
+    group_size: int = 10
     micro_batch: int | None = None  # rollouts in one backward pass; None: the whole step
     rollout_batch: int | None = None  # rollouts written together; None: the whole step
     gradient_checkpointing: bool = False  # keep one activation per layer, compute the others again
     fast_inference: bool = False  # rollouts from vLLM, where it and unsloth are there
     max_prompt_tokens: int = 512
     max_completion_tokens: int = 6
-    learning_rate: float = 5e-4
+    learning_rate: float = 4e-4
     # SFT, and the sampling of its targets
     sft_learning_rate: float = 4e-4
     sft_batch: int = 8

@@ -1,0 +1,36 @@
+"""One request, three rewriters, and the adapter that comes with the kit."""
+
+import pytest
+from tiny import tiny_policy, tiny_profile, toy_retriever, toy_task
+
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy.models import save_adapter
+from recr1_lite.policy.rewriters import as_rewriter
+from recr1_lite.recipes.first_look import as_text, first_look, shipped_adapter
+
+
+def test_each_rewriter_with_what_the_engine_finds(tiny_folder, tmp_path):
+    policy, profile, task = tiny_policy(tiny_folder, scale=0.5), tiny_profile(tiny_folder), toy_task()
+    save_adapter(policy, tmp_path / "adapter")
+    looks = first_look("w110 w3", task, toy_retriever(), profile, tmp_path / "adapter", k=1)
+    assert looks["rewriter"].tolist() == ["raw request", "untrained model", "trained with GRPO"]
+    assert looks["query"].tolist()[::2] == [
+        "w110 w3",
+        *as_rewriter(policy, task.prompt, profile, "").rewrite(["w110 w3"]),
+    ]
+    assert looks["query"][1] != looks["query"][2]
+    assert looks["hits"][0] == ["Lead"]  # the engine of the toy wants two good words for Gold
+    assert "== raw request: w110 w3\n  1. Lead" in as_text(looks)
+
+
+def test_what_cannot_be_looked_at(tiny_folder):
+    with pytest.raises(RecR1Error, match="the request is blank"):
+        first_look("  ", toy_task(), toy_retriever(), tiny_profile(tiny_folder))
+    with pytest.raises(RecR1Error, match=r"no adapter for the task 'toy' .*give one with --adapter"):
+        shipped_adapter("toy")
+
+
+def test_the_shipped_adapter_is_small_and_has_its_card():
+    folder = shipped_adapter("clothing")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 20 * 2**20
+    assert "data" in (folder / "README.md").read_text() and (folder / "adapter_config.json").is_file()
