@@ -6,13 +6,13 @@ from tiny import tiny_policy, tiny_profile, toy_retriever, toy_task
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.models import save_adapter
 from recr1_lite.policy.rewriters import as_rewriter
-from recr1_lite.recipes.first_look import as_text, first_look, shipped_adapter
+from recr1_lite.recipes.first_look import as_text, shipped_adapter, side_by_side
 
 
 def test_each_rewriter_with_what_the_engine_finds(tiny_folder, tmp_path):
     policy, profile, task = tiny_policy(tiny_folder, scale=0.5), tiny_profile(tiny_folder), toy_task()
     save_adapter(policy, tmp_path / "adapter")
-    looks = first_look("w110 w3", task, toy_retriever(), profile, tmp_path / "adapter", k=1)
+    looks = side_by_side("w110 w3", task, toy_retriever(), profile, tmp_path / "adapter", k=1)
     assert looks["rewriter"].tolist() == ["raw request", "untrained model", "trained with GRPO"]
     assert looks["query"].tolist()[::2] == [
         "w110 w3",
@@ -25,7 +25,7 @@ def test_each_rewriter_with_what_the_engine_finds(tiny_folder, tmp_path):
 
 def test_what_cannot_be_looked_at(tiny_folder):
     with pytest.raises(RecR1Error, match="the request is blank"):
-        first_look("  ", toy_task(), toy_retriever(), tiny_profile(tiny_folder))
+        side_by_side("  ", toy_task(), toy_retriever(), tiny_profile(tiny_folder))
     with pytest.raises(RecR1Error, match=r"no adapter for the task 'toy' .*give one with --adapter"):
         shipped_adapter("toy")
 

@@ -23,7 +23,7 @@ def shipped_adapter(task: str) -> Path:
     return folder
 
 
-def first_look(
+def side_by_side(
     request: str, task: Task, retriever: Retriever, profile: Profile, adapter: str | Path | None = None, k: int = 5
 ) -> pd.DataFrame:
     """The request through the raw, the untrained and the trained rewriter: one row each of `rewriter`, `query` (as it
