@@ -1,16 +1,22 @@
 """evaluate and compare on a catalogue of five items whose rankings can be worked out by hand."""
 
+import base64
+import json
 import math
+import tracemalloc
+import zlib
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.evaluate.evaluation import compare, evaluate, methods_table, show
+from recr1_lite.evaluate import evaluation
+from recr1_lite.evaluate.evaluation import EvalResult, compare, evaluate, methods_table, show
 from recr1_lite.ledger import Ledger
 from recr1_lite.search.base import Hits, RetrieverError
-from recr1_lite.search.metrics import Interval
+from recr1_lite.search.metrics import Interval, mean_interval, paired_interval
 from recr1_lite.tasks.prompts import Rewrite
 
 TEXTS = {
@@ -109,14 +115,91 @@ def test_a_rewriter_gets_sorted_batches_and_its_answers_come_back_in_order(task)
 
 
 def test_the_ledger_gets_an_eval_row_and_the_unsealing_comes_first(task, ledger):
-    result = evaluate(FakeRewriter(), task, WordOverlap(), "test", ledger, seed=3)
+    result = evaluate(FakeRewriter(), task, WordOverlap(), "test", ledger.bind(command="python x"), seed=3)
     unseal, row = ledger.rows()
+    assert row["command"] == "python x" and row["device"] and {"commit", "versions", "time"} <= set(row)
     assert unseal["kind"] == "unseal" and "fake" in unseal["reason"]
     names = ("kind", "task", "method", "split", "run", "profile", "retriever", "seed", "k", "n")
     said = ["eval", "toy", "fake", "test", "r1", "smoke", "WordOverlap", 3, 3, 4]
     assert [row[name] for name in names] == said
     assert row["metrics"] == {metric: interval._asdict() for metric, interval in result.summary.items()}
     assert row["outcomes"] == {"ok": 4} and row["tokens"] > 0 and row["seconds"] >= 0
+
+
+def test_the_seconds_are_those_of_rewriting_and_searching_alone(task, ledger, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def slow(function, seconds):
+        return lambda *given: clock.__setitem__(0, clock[0] + seconds) or function(*given)
+
+    monkeypatch.setattr(task, "unseal_test", slow(task.unseal_test, 100.0))
+    monkeypatch.setattr(evaluation, "mean_interval", lambda values, **_: slow(mean_interval, 100.0)(values))
+    engine = SimpleNamespace(search=slow(WordOverlap().search, 2.0))
+    assert evaluate(slow(lambda requests: requests, 3.0), task, engine, "test", ledger).seconds == 5.0
+    assert clock[0] > 200 and ledger.rows("eval")[0]["seconds"] == 5.0
+
+
+def test_the_values_of_each_example_come_back_from_the_ledger(task, ledger, raw):
+    better = evaluate(FakeRewriter(dress="blue"), task, WordOverlap(), ledger=ledger)
+    (row,) = ledger.rows("eval")
+    back = EvalResult.from_row(row)
+    assert list(back.rows.columns) == ["example_id", "ndcg@3", "mrr"] and back.summary == better.summary
+    for column in back.rows:
+        assert back.rows[column].tolist() == pytest.approx(better.rows[column].tolist(), abs=1e-6)
+    assert compare(back, raw) == pytest.approx(compare(better, raw), abs=1e-6)
+
+
+def test_examples_of_one_cluster_stay_together(task, ledger, raw):
+    task.val["cluster"] = ["g1", "g2", "g1", "g2"]
+    better = evaluate(FakeRewriter(dress="blue"), task, WordOverlap(), ledger=ledger)
+    columns = [[*better.rows["ndcg@3"]], [*raw.rows["ndcg@3"]]]
+    expected = paired_interval(*columns, clusters=["g1", "g2", "g1", "g2"])
+    assert compare(better, raw) == expected != paired_interval(*columns)
+    assert better.summary["mrr"] == mean_interval(better.rows["mrr"], clusters=task.val["cluster"])
+    back = EvalResult.from_row(ledger.rows("eval")[0])
+    assert back.rows["cluster"].tolist() == ["g1", "g2", "g1", "g2"]
+    assert compare(back, raw) == pytest.approx(expected, abs=1e-6)
+
+
+def test_400_examples_take_less_than_10_kilobytes_and_too_many_are_left_out(monkeypatch):
+    rng = np.random.default_rng(0)
+    names = ["ndcg@100", "ndcg@10", "recall@100", "mrr"]
+    frame = pd.DataFrame({"example_id": [f"clothing-test-{n:05}" for n in rng.permutation(9999)[:400]], "tokens": 1})
+    ranks = [np.where(rng.random(400) < 0.6, rng.integers(1, 101, 400), np.inf) for _ in names]
+    frame = frame.assign(outcome="ok", **{name: 1 / np.log2(1 + rank) for name, rank in zip(names, ranks)})
+    result = EvalResult("x", "test", frame, {name: mean_interval(frame[name]) for name in names})
+    row = result.ledger_row()
+    assert len(row["values"]) < 10_000 and len(EvalResult.from_row(row).rows) == 400
+    monkeypatch.setattr(evaluation, "MOST", 9000)
+    assert result.ledger_row()["values"] == ""
+
+
+def packed(text, cut=None):
+    return base64.b64encode(zlib.compress(text.encode())[:cut]).decode()
+
+
+GOOD = {"example_id": ["v1", "v2", "v3", "v4"], "mrr": [0, 0, 1, 1]}
+BAD = {"no base64": "(", "no text": 5, "not packed": base64.b64encode(b"[]").decode(), "no JSON": packed("{")}
+BAD |= {"cut off": packed(json.dumps(GOOD), -5), "no columns": packed("[[1]]"), "nested": packed("[" * 100_000)}
+BAD |= {"a bomb": packed(" " * 10**8), "a number": packed(f'{{"mrr": [{"9" * 5000}]}}'), "nothing": packed("null")}
+CHANGED: dict = {"no ids": {"example_id": []}, "an id twice": {"example_id": ["v1", "v1", "v3", "v4"]}}
+CHANGED |= {"null": {"mrr": None}, "another mean": {"mrr": [0, 1, 1, 1]}, "no number": {"mrr": [0, "x", 1, 1]}}
+CHANGED |= {"not finite": {"mrr": [0, math.nan, 1, 1]}, "huge": {"mrr": [0, 10**400, 1, 1]}}
+CHANGED |= {"fewer": {"example_id": ["v1", "v2"], "mrr": [0, 1]}, "lists": {"mrr": [[0], [0], [1], [1]]}}
+BAD |= {name: packed(json.dumps(GOOD | change)) for name, change in CHANGED.items()}
+
+
+@pytest.mark.parametrize("values", BAD.values(), ids=BAD)
+def test_damaged_values_are_told_in_one_sentence_and_take_little_memory(values):
+    row = {"method": "fake", "split": "val", "n": 4, "metrics": {"mrr": Interval(0.5, 0, 1, 4)._asdict()}}
+    assert EvalResult.from_row(row | {"values": packed(json.dumps(GOOD))}).rows["mrr"].tolist() == [0, 0, 1, 1]
+    tracemalloc.start()
+    with pytest.raises(RecR1Error, match="values of fake on val are damaged, or not .*; evaluate again$"):
+        EvalResult.from_row(row | {"values": values})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * evaluation.MOST
 
 
 def test_compare_pairs_by_example_id_whatever_the_order(task, ledger, raw):

@@ -198,6 +198,32 @@ def test_pairing_is_by_example():
     assert paired_interval(b, a).high < 0
 
 
+def test_clusters_are_resampled_whole():
+    values = np.random.default_rng(5).random(300)
+    plain, alone = mean_interval(values), mean_interval(values, clusters=range(300))
+    assert alone == pytest.approx(plain, abs=1e-12), "every example is its own cluster"
+    k = 4
+    copies, labels = np.tile(values, k), [f"g{place}" for place in range(300)] * k  # k requests say what one says
+    whole, naive = mean_interval(copies, clusters=labels), mean_interval(copies)
+    assert whole[:3] == pytest.approx(plain[:3], abs=1e-12) and whole.n == 300 * k
+    assert (whole.high - whole.low) / (naive.high - naive.low) == pytest.approx(math.sqrt(k), rel=0.1)
+    assert paired_interval(copies, 0 * copies, clusters=labels) == whole
+
+
+def test_clusters_of_other_sizes_keep_the_mean_of_the_examples():
+    sizes = np.random.default_rng(6).integers(1, 9, 200)
+    labels = np.repeat(np.arange(200), sizes)
+    values = 1.0 * (labels % 2) + np.random.default_rng(7).normal(0, 0.1, len(labels))
+    found = mean_interval(values, clusters=labels.tolist())
+    assert found.mean == pytest.approx(values.mean())
+    # linearised: the variance of a ratio of sums over clusters, each with its residual sum
+    residuals = np.bincount(labels, values - values.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt((residuals**2).sum()) / len(values), rel=0.1)
+    assert mean_interval([0.1, 0.9], clusters=["g", "g"]) == Interval(0.5, 0.5, 0.5, 2)
+    with pytest.raises(RecR1Error, match="1 cluster labels for 2 values"):
+        mean_interval([0.1, 0.9], clusters=["g"])
+
+
 def test_bad_intervals():
     for values in ([], [0.1, math.nan], [math.inf], [[0.1], [0.2]]):
         with pytest.raises(RecR1Error):

@@ -3,13 +3,18 @@
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from report_rows import CURVE, VAL, spot
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import EvalResult, compare, show
 from recr1_lite.ledger import Ledger
 from recr1_lite.report import page as report_page
 from recr1_lite.report.page import report_markdown, write_report
+from recr1_lite.report.rows import main_table, select, tasks_table
+from recr1_lite.search.metrics import mean_interval
 
 TRAIN = {"kind": "train", "method": "GRPO", "metric": "ndcg@100", "curve": CURVE, "val": VAL}
 
@@ -133,6 +138,73 @@ def test_two_runs_of_one_name_stay_apart(ledger, write):
         book.append(eval_row("raw request", mean) | {"run": "mine"})
     assert "0.210 [" in write("mine") and "0.130 [" not in write("mine") and "0.130 [" in write("a1")
     assert "opened 5 times in this ledger, in 3 runs; once in this one" in " ".join(write("b2").split())
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A ledger with two evaluations that hold their examples' values, and the two results."""
+    ledger, rng = Ledger(tmp_path / "measured.jsonl").bind(run="m1"), np.random.default_rng(1)
+    results, values = [], rng.random(60)
+    for name in ("raw request", "GRPO"):
+        frame = pd.DataFrame({"example_id": [f"t{n}" for n in range(60)], "ndcg@100": values, "tokens": 3})
+        frame = frame.assign(outcome="ok", cluster=[f"g{n // 3}" for n in range(60)])
+        summary = {"ndcg@100": mean_interval(values, clusters=frame["cluster"])}
+        results.append(EvalResult(name, "test", frame, summary, 1.0, "toy", "BM25Retriever"))
+        ledger.append(results[-1].ledger_row())
+        values = values + rng.normal(0.05, 0.1, 60)
+    return ledger, results
+
+
+def noted(ledger, difference, **more):
+    row = {"kind": "compare", "task": "toy", "split": "test", "metric": "ndcg@100", "a": "GRPO", "b": "raw request"}
+    ledger.append(row | {"difference": difference, "seed": 0} | more)
+
+
+def told(ledger):
+    """The difference that a report tells, and what it doubts."""
+    rows, text = select(ledger)[1], report_markdown(ledger)
+    (difference,) = main_table(rows).differences.values()
+    assert show(difference, sign=True) in text
+    return difference, " ".join(row["doubt"] for row in rows if row.get("doubt") and row["doubt"] in text)
+
+
+def test_differences_are_worked_out_again_from_the_values_of_the_examples(measured, write, tmp_path):
+    ledger, (raw, grpo) = measured
+    fresh = compare(grpo, raw, ledger=ledger)
+    again, doubt = told(ledger)
+    assert again == pytest.approx(fresh._asdict(), abs=1e-6) and doubt == ""
+    width = fresh.high - fresh.low
+    noted(ledger, fresh._replace(low=fresh.low + 0.02 * width)._asdict())  # as another version of SciPy draws it
+    assert told(ledger) == (again, "")
+    for wrong in (fresh._replace(mean=fresh.mean + 1e-4), fresh._replace(low=fresh.low + width / 5)):
+        noted(ledger, wrong._asdict())
+        difference, doubt = told(ledger)
+        assert difference == again
+        assert doubt == (
+            f"GRPO minus raw request on test was noted as {show(wrong, True)}, and the values of its examples give "
+            f"{show(again, True)}, which is told here."
+        )
+        for name in ("page.html", "page.md"):
+            assert doubt in write_report(ledger, tmp_path / name).read_text(encoding="utf-8")
+    assert tasks_table(ledger)["vs raw request"].tolist() == ["", show(again, True)]
+    noted(ledger, {"mean": None, "low": None, "high": None, "n": 60})
+    assert told(ledger) == (again, ""), "what was not noted is worked out"
+
+
+def test_without_values_that_can_be_paired_the_difference_stays_as_noted(measured):
+    ledger, (raw, grpo) = measured
+    row = grpo.ledger_row()
+    noted(ledger, spot(0.5))
+    ledger.append({key: value for key, value in row.items() if key != "values"})  # as in earlier versions
+    assert told(ledger) == (spot(0.5), "")
+    ledger.append(row | {"values": row["values"][:-9]})
+    difference, doubt = told(ledger)
+    assert difference == spot(0.5) and doubt.startswith("GRPO minus raw request on test is told as it was noted, for ")
+    assert "values of GRPO on test are damaged" in doubt and doubt.count(".") == 1
+    others = EvalResult("GRPO", "test", grpo.rows.assign(example_id=grpo.rows["example_id"] + "x"), grpo.summary)
+    ledger.append(others.ledger_row() | {"task": "toy"})
+    difference, doubt = told(ledger)
+    assert difference == spot(0.5) and "were not scored on the same examples (120 are in one only" in doubt
 
 
 def test_without_a_test_row_the_report_says_so(ledger, write):

@@ -3,9 +3,12 @@
 Everything is a rewriter here: the raw request, a prompted model, an adapter, an API, a lambda. Only the queries differ.
 """
 
+import base64
+import json
 import time
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -20,6 +23,8 @@ from recr1_lite.tasks.splits import SPLITS
 
 TOP = 10  # hits kept per example, for the inspector
 SEARCH_BATCH = 1024
+LABELS = ("example_id", "cluster")  # what a ledger row keeps of an example beside its metrics
+MOST = 2**24  # bytes of a row's per-example values, unpacked: some 200,000 examples
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,31 @@ class EvalResult:
         row = {"kind": "eval", "task": self.task, "method": self.name, "split": self.split, "n": len(self.rows)}
         row |= {"metrics": {metric: i._asdict() for metric, i in self.summary.items()}, "outcomes": self.outcomes}
         row |= {"k": self.depth, "seconds": round(self.seconds, 3), "tokens": self.tokens}
-        return row | {"retriever": self.retriever, "seed": self.seed}
+        return row | {"retriever": self.retriever, "seed": self.seed, "values": self._packed()}
+
+    def _packed(self) -> str:
+        """Ids, metrics (6 digits) and clusters, if any, of the examples as short text; "" where it is beyond MOST."""
+        kept = self.rows[[name for name in (*LABELS, *self.summary) if name in self.rows]].round(6).to_dict("list")
+        text = json.dumps(kept, separators=(",", ":")).encode()
+        return base64.b64encode(zlib.compress(text, 9)).decode() if len(text) <= MOST else ""
+
+    @classmethod
+    def from_row(cls, row: Mapping) -> "EvalResult":
+        """The result that an "eval" row of the ledger tells of; of the examples it has ids, metrics and clusters alone.
+
+        Raises RecR1Error where the values are damaged, or are not those of the row's n and means."""
+        inflater = zlib.decompressobj()
+        try:
+            told = json.loads(inflater.decompress(base64.b64decode(row["values"], validate=True), MOST))
+            kept = {key: [*map(str if key in LABELS else float, column)] for key, column in told.items()}
+            rows, summary = pd.DataFrame(kept), {metric: Interval(**i) for metric, i in row["metrics"].items()}
+            fits = all(abs(rows[metric].mean() - i.mean) < 1e-5 for metric, i in summary.items())
+            if not (inflater.eof and fits and len(rows) == row["n"] and rows["example_id"].is_unique):
+                raise ValueError("not its values")
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, zlib.error) as bad:
+            which = f"the ledger's per-example values of {row['method']} on {row['split']}"
+            raise RecR1Error(f"{which} are damaged, or not those of its n and means; evaluate again") from bad
+        return cls(row["method"], row["split"], rows, summary, task=row.get("task", ""))
 
 
 def evaluate(
@@ -140,12 +169,14 @@ def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, ledger: Ledg
         ranking = without(ids, gone, depth)
         place = {item: rank for rank, item in reversed(list(enumerate(ranking, start=1)))}
         row = {"example_id": str(example.example_id), "request": example.request, "query": rewrite.query}
+        row |= {"cluster": str(example.cluster)} if "cluster" in examples else {}
         row |= {"completion": rewrite.completion, "outcome": str(rewrite.outcome), "tokens": int(rewrite.tokens)}
         row |= {metric: compute(metric, ranking, example.relevant) for metric in task.metrics}
         ranks = {item: place.get(item) for item in example.relevant}
         rows.append(row | {"ranks": ranks, "top": ranking[:TOP]})
     frame = pd.DataFrame(rows)
-    summary = {metric: mean_interval(frame[metric].to_numpy(float), seed=about["seed"]) for metric in task.metrics}
+    groups: dict = dict(seed=about["seed"], clusters=frame.get("cluster"))
+    summary = {metric: mean_interval(frame[metric].to_numpy(float), **groups) for metric in task.metrics}
     result = EvalResult(rows=frame, summary=summary, task=task.name, depth=depth, **about)
     if ledger is not None:
         ledger.append(result.ledger_row())
@@ -157,12 +188,13 @@ def compare(
 ) -> Interval:
     """Mean over the examples of a's metric minus b's, with its paired 95% interval: above 0, a is better.
 
-    Appends a "compare" row to the ledger. Raises RecR1Error when the two were not scored on the same examples, or not
-    with this metric.
+    Where the examples have a `cluster`, whole clusters are resampled. Appends a "compare" row to the ledger. Raises
+    RecR1Error when the two were not scored on the same examples, or not with this metric.
     """
     metric = metric or a.metric
     left, right = paired(a, b, metric)
-    difference = paired_interval(left[metric].to_numpy(float), right[metric].to_numpy(float), seed=seed)
+    both = left[metric].to_numpy(float), right[metric].to_numpy(float)
+    difference = paired_interval(*both, seed=seed, clusters=left.get("cluster"))
     if ledger is not None:
         row = {"kind": "compare", "task": a.task, "split": a.split, "metric": metric, "a": a.name, "b": b.name}
         ledger.append(row | {"difference": difference._asdict(), "seed": seed})

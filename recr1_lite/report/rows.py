@@ -11,7 +11,7 @@ from numbers import Real
 import pandas as pd
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.evaluate.evaluation import metric_label, show
+from recr1_lite.evaluate.evaluation import EvalResult, compare, metric_label, show
 
 RESULTS = ("eval", "compare", "train", "headroom", "inspect", "capability", "capability_compare", "continual")
 SPLITS = {"test": "Sealed test", "val": "Validation", "train": "Training examples"}
@@ -121,7 +121,7 @@ def run_of(row: Mapping) -> str:
 
 def select(ledger, run: str | None = None) -> tuple[str, list[dict]]:
     """Name and result rows of a run, by its id or name (default: the last; of several of a name the last). What a
-    resumed run told twice counts once, the last time.
+    resumed run told twice counts once, the last time; differences are worked out again (`paired_again`).
     Raises RecR1Error when the ledger holds no results, or none of that run."""
     rows = [row for row in ledger.rows() if row.get("kind") in RESULTS]
     if not rows:
@@ -135,7 +135,39 @@ def select(ledger, run: str | None = None) -> tuple[str, list[dict]]:
     chosen = named[-1] if named else {}
     rows = [row for row in rows if run_of(row) == run_of(chosen)]
     last = {_identity(row): row for row in rows}
-    return chosen.get("run") or "", [row for row in rows if row is last[_identity(row)]]
+    return chosen.get("run") or "", paired_again([row for row in rows if row is last[_identity(row)]])
+
+
+def paired_again(rows: Sequence[dict]) -> list[dict]:
+    """The rows, with every paired difference worked out from the per-example values of the two evaluations.
+
+    It stays as noted where one of them has no values, as in earlier versions. `doubt`: a sentence on values that cannot
+    be used, and on a noted difference that is not theirs."""
+    evals = {(*_where(row), row["method"]): row for row in rows if row["kind"] == "eval" and row.get("values")}
+    made = []
+    for row in rows:
+        a, b = (evals.get((*_where(row), row.get(side))) for side in "ab")
+        made.append(_again(row, a, b) if a and b and row["kind"] == "compare" else row)
+    return made
+
+
+def _where(row: Mapping) -> tuple:
+    return run_of(row), row.get("task"), row.get("split")
+
+
+def _again(row: dict, a: Mapping, b: Mapping) -> dict:
+    noted, what = row.get("difference") or {}, f"{row['a']} minus {row['b']} on {row['split']}"
+    try:
+        left, right = EvalResult.from_row(a), EvalResult.from_row(b)
+        found = compare(left, right, row.get("metric"), seed=row.get("seed") or 0)._asdict()
+    except RecR1Error as problem:
+        return row | {"doubt": f"{what} is told as it was noted, for {problem}."}
+    # with the same seed the ends are the same, but for another version of NumPy or SciPy
+    slack = {"mean": 1e-5, **dict.fromkeys(("low", "high"), 1e-5 + (found["high"] - found["low"]) / 10)}
+    if whole(noted) and any(abs(noted[key] - found[key]) > most for key, most in slack.items()):
+        said = f"{what} was noted as {show(noted, True)}, and the values of its examples give {show(found, True)}"
+        return row | {"difference": found, "doubt": f"{said}, which is told here."}
+    return row | {"difference": found}
 
 
 def _identity(row: Mapping) -> tuple:
@@ -191,7 +223,7 @@ def untrained(rows: Sequence[dict], n: int | None, split: str = "val") -> dict[s
 
 
 def facts(rows: Sequence[dict]) -> list[tuple[str, str]]:
-    """What made the rows: command, task, profile, device, seed, commit, versions, time."""
+    """What made the rows: command, task, profile, device, seed, commit, versions, time; what is doubtful in them."""
 
     def values(key: str) -> str:
         told = [row for row in rows if not (key == "task" and row["kind"].startswith("capability"))]
@@ -202,15 +234,17 @@ def facts(rows: Sequence[dict]) -> list[tuple[str, str]]:
     known = [(key, values(key)) for key in ("command", "task", "profile", "device", "seed", "commit")]
     known.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     known.append(("time", " to ".join(dict.fromkeys([times[0], times[-1]])) if times else ""))
-    return [(key, value or "not noted") for key, value in known]
+    doubts = " ".join(row["doubt"] for row in rows if row.get("doubt"))
+    return [(key, value or "not noted") for key, value in known] + [("doubtful", doubts)] * bool(doubts)
 
 
 def tasks_table(ledger, run: str | None = None) -> pd.DataFrame:
     """Every method on the sealed test of every run in the ledger, or of one: task, retriever of the run, method, n,
     the run's first metric with its 95% interval, and the paired difference to the raw request."""
-    compared = [row for row in ledger.rows("compare") if row["b"] == "raw request" and row["split"] == "test"]
+    rows = [row for row in ledger.rows() if row.get("split") == "test" and run in (None, row.get("run"))]
+    tested = [row for row in rows if row["kind"] == "eval"]
+    compared = [row for row in paired_again(rows) if row["kind"] == "compare" and row["b"] == "raw request"]
     gains = {(run_of(row), row["a"], row["metric"]): row["difference"] for row in compared}
-    tested = [row for row in ledger.rows("eval") if row["split"] == "test" and run in (None, row["run"])]
     engines = {run_of(row): row["retriever"].removesuffix("Retriever") for row in tested if row["retriever"]}
     lines = []
     for row in tested:

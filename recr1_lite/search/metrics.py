@@ -137,12 +137,16 @@ class Interval(NamedTuple):
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
+def mean_interval(
+    values: Sequence[float], level: float = 0.95, seed: int = 0, clusters: Sequence[str] | None = None
+) -> Interval:
     """Mean of `values` (one an example) with a percentile bootstrap interval, 2000 resamples of the examples.
 
-    Values that are all equal, or one value alone, give low = high = mean: such data say nothing of the spread. The same
-    seed gives the same interval. Raises RecR1Error for no values, a value that is not finite, a bad level. Source:
-    Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; computed by scipy.
+    clusters: one label per value where some belong together, as requests about one garment do; whole clusters are then
+    resampled, for their values are no independent draws. Values that are all equal, one value or one cluster alone give
+    low = high = mean: such data say nothing of the spread. The same seed gives the same interval. Raises RecR1Error for
+    no values, a value that is not finite, a bad level, another number of labels. Sources: Efron & Tibshirani, "An
+    Introduction to the Bootstrap", 1993, chapter 13; Field & Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007.
     """
     sample = np.asarray(values, dtype=float)
     if sample.ndim != 1 or not len(sample):
@@ -152,23 +156,35 @@ def mean_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -
         raise RecR1Error(f"value {place} is {sample[place]}; mend or drop the example that it came from")
     if not 0 < level < 1:
         raise RecR1Error(f"the confidence level must lie between 0 and 1, not {level!r}; usual is 0.95")
-    mean = float(sample.mean())
-    if np.ptp(sample) == 0:
+    mean, data = float(sample.mean()), [sample]
+    if clusters is not None:
+        if len(clusters) != len(sample):
+            raise RecR1Error(f"{len(clusters)} cluster labels for {len(sample)} values; give one label for each")
+        places = {label: place for place, label in enumerate(dict.fromkeys(clusters))}
+        codes = [places[label] for label in clusters]
+        data = [np.bincount(codes, sample), np.bincount(codes)]
+    if np.ptp(sample) == 0 or len(data[0]) == 1:
         return Interval(mean, mean, mean, len(sample))
-    options: dict = dict(n_resamples=RESAMPLES, confidence_level=level, method="percentile")
+    options: dict = dict(n_resamples=RESAMPLES, confidence_level=level, method="percentile", paired=len(data) > 1)
     options["batch"] = max(1, 10_000_000 // len(sample))  # keeps a resample of 100,000 examples within some 100 MB
-    found = bootstrap((sample,), np.mean, rng=np.random.default_rng(seed), **options).confidence_interval
+    found = bootstrap(data, _mean, rng=np.random.default_rng(seed), **options).confidence_interval
     return Interval(mean, float(found.low), float(found.high), len(sample))
 
 
-def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
+def _mean(sums: np.ndarray, counts: np.ndarray | None = None, axis: int = -1) -> np.ndarray:
+    return sums.mean(axis) if counts is None else sums.sum(axis) / counts.sum(axis)
+
+
+def paired_interval(
+    a: Sequence[float], b: Sequence[float], level: float = 0.95, seed: int = 0, clusters: Sequence[str] | None = None
+) -> Interval:
     """Mean of a - b, example by example, with its bootstrap interval: above 0 means that `a` is better.
 
-    `a[i]` and `b[i]` must belong to the same example. Raises RecR1Error where the lengths differ.
+    `a[i]`, `b[i]` and `clusters[i]` must belong to the same example. Raises RecR1Error where the lengths differ.
     """
     if len(a) != len(b):
         raise RecR1Error(f"paired lists of {len(a)} and {len(b)} values; compare on the same examples")
-    return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level, seed)
+    return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level, seed, clusters)
 
 
 def next_run_interval(values: Sequence[float], level: float = 0.95) -> Interval:
