@@ -111,6 +111,14 @@ def test_sft_learns_the_teacher_which_is_a_rewriter_like_the_others(run):
     assert row["query"] == row["request"] and PROMPT.mode == "rewrite"
 
 
+def test_the_teacher_is_the_tasks_own_rule_unless_another_is_given(run, tmp_path):
+    with pytest.raises(RecR1Error, match="the task toy has no rule .* give one with teach="):
+        compare_methods(**run[0] | {"out": tmp_path, "teach": None})
+    task = toy_task().map_splits(lambda _, rows: rows, rule=teach)
+    again = compare_methods(**run[0] | {"task": task, "teach": None})
+    assert [result.name for result in again] == [result.name for result in run[1]], "the same run goes on"
+
+
 @pytest.mark.parametrize("methods", [("SFT",), (GRPO, "DPO")])
 def test_methods_are_checked(run, tmp_path, methods):
     with pytest.raises(RecR1Error, match="sets the budget"):

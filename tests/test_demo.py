@@ -10,6 +10,7 @@ import torch
 from tiny import PROMPT, tiny_profile, toy_retriever, toy_task
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import NO_MODEL
 from recr1_lite.ledger import Ledger, record_of
 from recr1_lite.policy.models import load_policy, parity
 from recr1_lite.policy.rewriters import as_rewriter
@@ -30,13 +31,18 @@ def run(tmp_path_factory):
 
 def test_methods_are_scored_on_the_sealed_test(run):
     _, ledger, results = run
-    assert [result.name for result in results] == ["raw request", "zero-shot", "few-shot", "GRPO"]
+    *untrained, free, trained = [result.name for result in results]
+    assert untrained == ["raw request", "zero-shot", "few-shot"] and free.startswith(NO_MODEL) and trained == "GRPO"
     assert all(len(result.rows) == SMOKE.n_test and result.split == "test" for result in results)
     assert len({tuple(result.rows["example_id"]) for result in results}) == 1
     assert len(ledger.rows("unseal")) == 1, "opened once for all methods"
     kinds = [row["kind"] for row in ledger.rows()]
     assert kinds.index("unseal") > kinds.index("train") and "train" not in kinds[kinds.index("unseal") :]
-    assert [row["split"] for row in ledger.rows("eval")] == ["val"] * 3 + ["test"] * 4
+    on_val, on_test = ([row for row in ledger.rows("eval") if row["split"] == split] for split in ("val", "test"))
+    assert ledger.rows("eval") == on_val + on_test and [row["method"] for row in on_test] == [*untrained, free, trained]
+    fitted = {row["method"]: row["metrics"]["ndcg@100"]["mean"] for row in on_val if row["method"].startswith(NO_MODEL)}
+    assert len(fitted) > 4 and free == max(fitted, key=fitted.get), "the best on val, and it alone, is tested"
+    assert (trained, free) in {(row["a"], row["b"]) for row in ledger.rows("compare") if row["split"] == "test"}
     assert {(row["run"], row["profile"], row["command"]) for row in ledger.rows()} == {("smoke", "smoke", "the test")}
     assert {row["seed"] for row in ledger.rows() if row["kind"] != "compare"} == {3}
 
@@ -58,7 +64,15 @@ def test_training_left_its_curve_and_moved_the_adapter(run):
 def test_report_holds_the_table_the_curve_and_the_inspector(run):
     out, ledger, results = run
     page = (out / "report.html").read_text()
-    for text in ("GRPO", "few-shot", "What may not be claimed", "data:image/svg", results[0].rows["request"][0][:20]):
+    assert f"That a gain over the raw request took a language model by itself: {results[-2].name} reaches" in page
+    for text in (
+        "GRPO",
+        "few-shot",
+        results[-2].name,
+        "What may not be claimed",
+        "data:image/svg",
+        results[0].rows["request"][0][:20],
+    ):
         assert text in page
     assert "http://" not in page.replace("http://www.w3.org", "") and 'src="http' not in page
     assert all(ledger.rows(kind) for kind in ("headroom", "compare", "inspect"))
@@ -99,7 +113,8 @@ def test_a_sequential_task_brings_its_baselines(tiny_folder, tmp_path):
     profile, ledger = tiny_profile(tiny_folder, steps=2, n_val=6, n_test=6), Ledger(tmp_path / "ledger.jsonl")
     scores = {one.name: one.summary["ndcg@5"].mean for one in demo(profile, tmp_path / "run", ledger=ledger, task=task)}
     rivals = ["last title", "popularity", "item-kNN", "matrix factorisation", "SASRec"]
-    assert list(scores) == ["raw request", "zero-shot", *rivals, "GRPO"]
+    *others, free, trained = scores
+    assert others == ["raw request", "zero-shot", *rivals] and free.startswith(NO_MODEL) and trained == "GRPO"
     assert scores["SASRec"] > scores["popularity"] and scores["raw request"] == 0  # titles share no word with the next
     assert (tmp_path / "run" / "report.html").is_file()
 

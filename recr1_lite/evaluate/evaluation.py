@@ -20,6 +20,7 @@ from recr1_lite.tasks.splits import SPLITS, most_relevant
 
 TOP = 10  # hits kept per example, for the inspector
 SEARCH_BATCH = 1024
+NO_MODEL = "no LLM: "  # how the names of the methods of `ceiling` begin
 
 
 @dataclass(frozen=True)

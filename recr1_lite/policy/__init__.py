@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "endpoint": ["EndpointRewriter", "from_environment"],
         "models": ["Policy", "load_policy", "save_adapter", "save_merged", "token_logps"],
-        "rewriters": ["ModelRewriter", "RawRewriter", "as_rewriter"],
+        "rewriters": ["ModelRewriter", "RawRewriter", "RuleRewriter", "as_rewriter"],
     },
 )

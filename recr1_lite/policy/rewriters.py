@@ -1,7 +1,7 @@
 """Everything is a rewriter: the raw request, a prompted model and a trained adapter differ in nothing else."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -32,6 +32,21 @@ class RawRewriter(Rewriter):
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
         return [Rewrite(whole(request), "", "ok", 0) for request in requests]
+
+
+class RuleRewriter(Rewriter):
+    """A plain function from a request to its rewrite ("": nothing to say) and the thought behind it, as a rewriter.
+
+    Where it is silent, the request is sent.
+    """
+
+    def __init__(self, rule: Callable[[str], tuple[str, str]], prompt: Prompt, name: str = "rule"):
+        self.rule, self.prompt, self.name = rule, prompt, name
+
+    def complete(self, requests: Sequence[str]) -> list[Rewrite]:
+        pairs = [(request, self.rule(request)[0]) for request in requests]
+        sent = self.prompt.sent
+        return [Rewrite(sent(r, a), a, "ok", 0) if a else Rewrite(whole(r), "", "empty", 0) for r, a in pairs]
 
 
 class ModelRewriter(Rewriter):

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "comparison": ["TeacherRewriter", "compare_methods"],
+        "comparison": ["compare_methods"],
         "demo": ["headroom"],
         "rerank": ["PROMPT", "RerankScorer", "Reranker", "named", "oracle", "order", "rerank_task", "retriever_order"],
     },

@@ -21,7 +21,7 @@ from recr1_lite.evaluate import capability
 from recr1_lite.evaluate.evaluation import EvalResult, compare, evaluate, methods_table
 from recr1_lite.ledger import Ledger, begin, record_of
 from recr1_lite.policy.models import Policy, load_policy
-from recr1_lite.policy.rewriters import RawRewriter, Rewriter, as_rewriter
+from recr1_lite.policy.rewriters import RawRewriter, Rewriter, RuleRewriter, as_rewriter
 from recr1_lite.policy.rollouts import MergedCopy
 from recr1_lite.profiles import Profile
 from recr1_lite.recipes.demo import say, start
@@ -32,8 +32,7 @@ from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.base import Task
-from recr1_lite.tasks.clothing import name_garments
-from recr1_lite.tasks.prompts import Prompt, Rewrite
+from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train import grpo, sft
 from recr1_lite.train.loop import Run, Training
 from recr1_lite.train.rewards import Scorer
@@ -47,20 +46,6 @@ TRAINERS = ("GRPO", "SFT")  # of the continual adaptation
 WEIGHTS = "adapter_model.safetensors"  # of an adapter's folder
 ACCURACY, KL = ("all", "accuracy"), ("kl", "nats")
 Teacher = Callable[[str], tuple[str, str]]  # request -> rewrite ("": no answer), thought
-
-
-class TeacherRewriter(Rewriter):
-    """A teacher that is a plain function, as a rewriter. Where it has no answer, the request is sent."""
-
-    name = TEACHER
-
-    def __init__(self, teach: Teacher, prompt: Prompt):
-        self.teach, self.prompt = teach, prompt
-
-    def complete(self, requests: Sequence[str]) -> list[Rewrite]:
-        pairs = [(request, self.teach(request)[0]) for request in requests]
-        sent = self.prompt.sent
-        return [Rewrite(sent(r, a), a, "ok", 0) if a else Rewrite(r, "", "empty", 0) for r, a in pairs]
 
 
 def taught(examples: pd.DataFrame, teach: Teacher) -> pd.DataFrame:
@@ -134,20 +119,23 @@ def compare_methods(
     seed: int = 0,
     ledger: Ledger | None = None,
     task: Task | None = None,
-    teach: Teacher = name_garments,
+    teach: Teacher | None = None,
     methods: Sequence[str] = METHODS,
     progress: bool = True,
 ) -> list[EvalResult]:
     """Train every method of `methods` at one budget, then score all on the sealed test; returns the results.
 
     Everything goes into the folder `out` and the ledger; called again with the same `out` it goes on where it was
-    stopped: what is trained is not trained again. teach: default the clothing task's rule. Raises RecR1Error for an
-    unknown method, a run that stopped before a method was trained to its end, and as `demo.start`."""
+    stopped: what is trained is not trained again. teach: default the task's own rule. Raises RecR1Error for a task
+    without one, an unknown method, a run that stopped before a method was trained to its end, and as `demo.start`."""
     if GRPO not in methods or not set(methods) <= set(METHODS):
         advice = f"take {GRPO!r}, which sets the budget, and any of {', '.join(METHODS)}"
         raise RecR1Error(f"methods={list(methods)}; {advice}")
     out, methods = Path(out), [method for method in METHODS if method in methods]
-    task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
+    task = task or load_task("clothing")
+    if (teach := teach or task.rule) is None:
+        raise RecR1Error(f"the task {task.name} has no rule to be the teacher of SFT; give one with teach=")
+    task = task.subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
     engine = BM25Retriever.build(task.items, **task.bm25)
     check_engine(engine, task.items)
     policy = load_policy(profile, seed)
@@ -247,7 +235,7 @@ def test(arena: Arena, methods: Sequence[str]) -> list[EvalResult]:
     profile, prompt = arena.profile, arena.task.prompt
     untrained = load_policy(profile, trainable=False)
     rewriters: list[Rewriter | str] = [RawRewriter(), as_rewriter(untrained, prompt, profile, "zero-shot")]
-    rewriters.append(TeacherRewriter(arena.teach, prompt))
+    rewriters.append(RuleRewriter(arena.teach, prompt, TEACHER))
     if VOTED in methods:
         asked = as_rewriter(untrained, prompt, profile, LM_TEACHER)
         rewriters.append(VoteRewriter(asked, profile.best_of, VOTE_TEMPERATURE, arena.seed, LM_TEACHER))

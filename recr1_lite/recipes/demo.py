@@ -1,4 +1,4 @@
-"""The closed loop from beginning to end: data -> baselines -> headroom -> GRPO -> sealed test -> report."""
+"""The closed loop: data -> baselines -> headroom -> what needs no LLM -> GRPO -> sealed test -> report."""
 
 import gc
 import time
@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 
 from recr1_lite.common import bar, check_place
-from recr1_lite.evaluate.evaluation import EvalResult, evaluate, evaluate_recommender, methods_table
+from recr1_lite.evaluate import ceiling
+from recr1_lite.evaluate.evaluation import EvalResult, compare, evaluate, evaluate_recommender, methods_table
 from recr1_lite.evaluate.recommenders import Recommender, baselines, last_title
 from recr1_lite.ledger import Ledger, begin
 from recr1_lite.policy.models import Policy, load_policy
@@ -38,7 +39,8 @@ def say(text: str) -> None:
 
 @dataclass
 class Loop:
-    """What the steps of one demo share. rivals: recommenders without a language model, of a sequential task."""
+    """What the steps of one demo share. rivals: recommenders without a language model, of a sequential task;
+    reachable: the best method of `ceiling` on val, scored beside GRPO on the test."""
 
     task: Task
     retriever: Retriever
@@ -46,6 +48,7 @@ class Loop:
     ledger: Ledger
     seed: int
     rivals: list[Recommender] = field(default_factory=list)
+    reachable: list[ceiling.Method] = field(default_factory=list)
 
     def score(self, split: str, policy: Policy) -> list[EvalResult]:
         """The methods that need no training, on a split: raw request first."""
@@ -103,10 +106,15 @@ def demo(
 
     say(f"baselines on {len(task.val)} validation requests")
     loop = Loop(task, engine, profile, book, seed, baselines(task) if "history" in task.train else [])
-    print(methods_table(loop.score("val", policy), ["raw request"]).to_string(index=False))
+    results = loop.score("val", policy)
+    print(methods_table(results, ["raw request"]).to_string(index=False))
 
     say(f"headroom: {ROLLOUTS} rollouts for each of {profile.n_headroom} training requests")
-    headroom(policy, task, engine, profile, ledger=book)
+    _, best = headroom(policy, task, engine, profile, ledger=book)
+
+    say("ceiling: what can be had without an LLM, learned from the training requests")
+    loop.reachable = within_reach(loop, results[0])
+    print(f"best of {ROLLOUTS} above: {best}; chosen with the answers in view, it is partly luck of the draw")
 
     say(f"GRPO: {profile.steps} steps of {profile.prompts_per_step} prompts x {profile.group_size} rollouts")
     done = train_task(policy, task, engine, profile, out / "grpo", seed, book, True, resume=resume)
@@ -126,14 +134,26 @@ def test(loop: Loop, adapter: Path) -> list[EvalResult]:
     """Every method once on the sealed test, the trained one last; paired differences and an inspection are kept."""
     with loop.task.testing("every method of the run", loop.ledger):
         results = loop.score("test", load_policy(loop.profile, trainable=False))
+        rival = ceiling.score(loop.reachable, loop.task, "test", loop.ledger, loop.seed)
         policy = load_policy(loop.profile, loop.seed, adapter=adapter, trainable=False)
         trained = as_rewriter(policy, loop.task.prompt, loop.profile, "GRPO")
-        results.append(evaluate(trained, loop.task, loop.retriever, "test", loop.ledger, loop.seed))
-    methods_table(results, ["raw request", "zero-shot"], ledger=loop.ledger)
+        results += [*rival, evaluate(trained, loop.task, loop.retriever, "test", loop.ledger, loop.seed)]
+    methods_table(results, ["raw request", "zero-shot", *(result.name for result in rival)], ledger=loop.ledger)
     inspection = inspect_rewrites(results[0], results[-1], loop.task.items)
     names = {"before": results[0].name, "after": results[-1].name}
     loop.ledger.append({"kind": "inspect", **names, "rows": inspection.to_rows()})
     return results
+
+
+def within_reach(loop: Loop, raw: EvalResult) -> list[ceiling.Method]:
+    """Fit what needs no language model, show it on val beside the raw request `raw`, and give the best of it."""
+    methods = ceiling.fit(loop.task, loop.retriever, loop.seed)
+    results = ceiling.score(methods, loop.task, "val", loop.ledger, loop.seed)
+    print(methods_table([raw, *results], [raw.name], ledger=loop.ledger).to_string(index=False))
+    if not any(compare(result, raw).low > 0 for result in results):
+        print("without an LLM nothing is shown to help here: each paired difference to the raw request includes 0")
+    means = [result.summary[raw.metric].mean for result in results]
+    return [methods[int(np.argmax(means))]] if methods else []
 
 
 def headroom(

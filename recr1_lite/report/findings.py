@@ -108,7 +108,7 @@ def claims(ledger, rows: list[dict]) -> list[str]:
     said = []
     if not any(table.split == "test" for table in tables(rows)):
         said.append("Nothing here is a test result: the test split was not evaluated in this run.")
-    said += _no_difference(main_table(rows))
+    said += [*_no_difference(main_table(rows)), *_without_model(rows)]
     seeds = sorted({row["seed"] for row in rows if row.get("seed") is not None}) or ["not noted"]
     if len(seeds) == 1:
         said.append(
@@ -126,6 +126,19 @@ def claims(ledger, rows: list[dict]) -> list[str]:
         "trains 3B models on two A100s."
     )
     return said
+
+
+def _without_model(rows: list[dict]) -> list[str]:
+    """What the trained methods are held against: the best that needs no language model."""
+    table, trained = main_table(rows), {row.get("method") for row in rows if row["kind"] == "train"}
+    if table is None or not (names := [row["method"] for row in table.evals if row["method"] in trained]):
+        return []
+    if (best := book.without_model(table)) is None:
+        return [f"That it took a language model: nothing without one was measured on {table.split}; see `ceiling`."]
+    pairs = [(name, table.differences.get((name, best["method"]))) for name in names]
+    gaps = [f"{name} minus it {show(gap, sign=True)}" for name, gap in pairs if gap] or ["not paired with the others"]
+    reached = f"{best['method']} reaches {show(best)} {metric_label(table.metric)} on {table.split}"
+    return [f"That a gain over the raw request took a language model by itself: {reached} ({'; '.join(gaps)})."]
 
 
 def _no_difference(table: Table | None) -> list[str]:

@@ -11,7 +11,7 @@ from numbers import Real
 import pandas as pd
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.evaluate.evaluation import metric_label, show
+from recr1_lite.evaluate.evaluation import NO_MODEL, metric_label, show
 
 RESULTS = ("eval", "compare", "train", "headroom", "inspect", "capability", "capability_compare", "continual")
 SPLITS = {"test": "Sealed test", "val": "Validation", "train": "Training examples"}
@@ -182,12 +182,21 @@ def main_spots(rows: Sequence[dict]) -> dict[str, dict]:
 
 
 def untrained(rows: Sequence[dict], n: int | None, split: str = "val") -> dict[str, dict]:
-    """Methods without a training, on a split, where they were measured on `n` requests: {method: interval}."""
+    """Methods without a training, on a split, where they were measured on `n` requests: {method: interval}. Of those
+    of the ceiling the best alone."""
     trained, main = {row.get("method") for row in _trainings(rows)}, main_table(rows)
     here = [table for table in tables(rows) if main and (table.split, table.task) == (split, main.task)]
     spots = [(row, row["metrics"][table.metric]) for table in here for row in table.evals]
     kept = [(row["method"], value) for row, value in spots if row["n"] == n and whole(value)]
-    return {name: value for name, value in kept if name not in trained}
+    reachable = [(value["mean"], name) for name, value in kept if name.startswith(NO_MODEL)]
+    others = {name for _, name in sorted(reachable)[:-1]}
+    return {name: value for name, value in kept if name not in trained | others}
+
+
+def without_model(table: Table) -> dict | None:
+    """The best method of a table that no language model is part of, other than the raw request, if there is one."""
+    free = [row["method"] for row in table.evals if row.get("tokens") == 0 and row["method"] != "raw request"]
+    return max((spot for spot in table.spots() if spot["method"] in free), key=lambda spot: spot["mean"], default=None)
 
 
 def facts(rows: Sequence[dict]) -> list[tuple[str, str]]:

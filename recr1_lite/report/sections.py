@@ -69,7 +69,8 @@ def headroom(row: dict, rows: list[dict]) -> Section:
     """The best of several rollouts beside their mean."""
     base = row.get("baselines") or untrained(rows, row.get("n"))
     picture = curves.headroom(row, base, row.get("metric") or book.headline(rows))
-    return Section("Headroom before training", [picture])
+    luck = "The best is chosen with the answers in view: part of it is luck of the draw, which no policy can learn."
+    return Section("Headroom before training", [picture, luck])
 
 
 def training(row: dict, rows: list[dict]) -> Section:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import bm25s
@@ -58,10 +58,15 @@ class BM25Retriever:
         Raises RecR1Error for a missing column, a duplicate id, a text that is not a string, a catalogue
         without any word, k1 below 0, b outside 0 to 1, or an unknown method, stopword list or stemmer.
         """
+        return next(cls.each(items, [(k1, b)], method, stopwords, stemmer))
+
+    @classmethod
+    def each(
+        cls, items: pd.DataFrame, settings: Iterable[tuple[float, float]], method: str, stopwords, stemmer: str | None
+    ) -> Iterator[BM25Retriever]:
+        """As `build`, an engine for each (k1, b) of `settings`, made when it is asked for; the texts are read once."""
         if method not in METHODS:
             raise RecR1Error(f"there is no BM25 method {method!r} here; choose one of {', '.join(METHODS)}")
-        if not (k1 >= 0 and 0 <= b <= 1):
-            raise RecR1Error(f"BM25 needs k1 >= 0 and b from 0 to 1 (usual: 1.2, 0.75), not {k1!r} and {b!r}")
         ids, texts = checked_catalogue(items)
         stopwords = stopwords if stopwords is None or isinstance(stopwords, str) else sorted(stopwords)
         documents = bag_of_words(texts, stopwords, stemmer)
@@ -69,10 +74,13 @@ class BM25Retriever:
         vocabulary = {word: number for number, word in enumerate(sorted(set().union(*documents)))}
         if not vocabulary:
             raise RecR1Error("no text of the catalogue holds a word to index; check the text column")
-        index = bm25s.BM25(k1=k1, b=b, method=method)
         numbers = [[vocabulary[word] for word in words] for words in documents]
-        index.index((numbers, vocabulary), create_empty_token=False, show_progress=False)
-        return cls(index, ids, stopwords, stemmer)
+        for k1, b in settings:
+            if not (k1 >= 0 and 0 <= b <= 1):
+                raise RecR1Error(f"BM25 needs k1 >= 0 and b from 0 to 1 (usual: 1.2, 0.75), not {k1!r} and {b!r}")
+            index = bm25s.BM25(k1=k1, b=b, method=method)
+            index.index((numbers, vocabulary), create_empty_token=False, show_progress=False)
+            yield cls(index, ids, stopwords, stemmer)
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """At most `k` hits per query with a score above 0, best first; equal scores in the catalogue's order.
