@@ -72,7 +72,7 @@ def measure(side: str, sizes: dict, work: Path) -> dict:
     given = json.loads(rollouts.read_text()) if rollouts.exists() else None
     task, steps = load_task("clothing"), sizes["steps"] + 1
     shape = dict(prompts_per_step=sizes["prompts"], group_size=sizes["group"], max_completion_tokens=sizes["tokens"])
-    profile = replace(PROFILES["cpu"], steps=steps, validate_every=steps, **shape)
+    profile = replace(PROFILES["cpu"], preset="modern", steps=steps, validate_every=steps, **shape)
     world = task.train, task.prompt, BM25Retriever.build(task.items), task.k_train
     done, made, seconds = one_run(
         side, shaken(load_policy(profile)), profile, world, given, work / f"{side}.safetensors"

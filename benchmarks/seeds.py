@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from bench import command
 
 from recr1_lite.common import run_script
 from recr1_lite.evaluate.ceiling import Method, fit, score
@@ -49,7 +50,10 @@ def over_seeds(values: np.ndarray, clusters: list[str]) -> Interval:
 def train(out: Path, profile, seeds: int) -> None:
     """One adapter per seed, in `out`/seed-N."""
     task = load_task("clothing").subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
-    engine, book = build_retriever("bm25", task.items), Ledger(out / "ledger.jsonl").bind(run="seeds")
+    engine, book = (
+        build_retriever("bm25", task.items),
+        Ledger(out / "ledger.jsonl").bind(run="seeds", command=command()),
+    )
     for seed in range(seeds):
         if (out / f"seed-{seed}" / "training.json").exists():
             continue
@@ -64,7 +68,7 @@ def test(out: Path, profile, seeds: int) -> None:
     """Every rival and every seed on the sealed test, in one opening."""
     task = load_task("clothing").subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
     engine = build_retriever("bm25", task.items)
-    book = Ledger(out / "ledger.jsonl").bind(run="seeds", profile=profile.name, command=" ".join(sys.argv))
+    book = Ledger(out / "ledger.jsonl").bind(run="seeds", profile=profile.name, command=command())
     untrained, fitted = load_policy(profile, trainable=False), fit(task, engine)
     rivals = [Method(RawRewriter(), engine), *fitted]
     rivals.append(Method(as_rewriter(untrained, task.prompt, profile, "zero-shot"), engine))

@@ -56,7 +56,7 @@ _GPU24 = _GPU | dict(model="Qwen/Qwen2.5-3B-Instruct", dtype="bfloat16", micro_b
 _PAPER = _GPU24 | dict(preset="paper", recipe="paper", prompts_per_step=32, group_size=12, micro_batch=12)
 _PAPER |= dict(rollout_batch=96, steps=1000, max_completion_tokens=512, learning_rate=1e-5)
 _SMOKE: dict[str, Any] = dict(steps=2, prompts_per_step=2, group_size=4, validate_every=1, n_val=8, n_test=8)
-_SMOKE |= dict(preset="words", n_headroom=4, n_capability=4, batch_size=8, sft_batch=4, best_of=2)
+_SMOKE |= dict(n_headroom=4, n_capability=4, batch_size=8, sft_batch=4, best_of=2)
 
 PROFILES = {
     profile.name: profile

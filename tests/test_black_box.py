@@ -230,7 +230,7 @@ def test_long_work_begins_with_the_check(tmp_path, monkeypatch):
     for start in (
         lambda: train_task(None, TASK, bad, profile, tmp_path / "a"),
         lambda: demo(profile, tmp_path / "b", task=TASK, retriever=bad),
-        lambda: comparison.compare_methods(profile, tmp_path / "c", task=TASK),
+        lambda: comparison.compare_methods(profile, tmp_path / "c", task=TASK, teach=str),
     ):
         with pytest.raises(RetrieverError, match="does not hold for the search engine"):
             start()

@@ -5,10 +5,15 @@ import itertools
 import pandas as pd
 import pytest
 import torch
+from tiny import tiny_profile, toy_retriever, toy_task
 
+from recr1_lite.common import RecR1Error
+from recr1_lite.policy.models import load_policy
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.train import grpo
 from recr1_lite.train.credit import still_to_come, word_credit, word_starts
+from recr1_lite.train.loop import Run
 from recr1_lite.train.rewards import Scorer
 
 WORDS, STEPS, GROUP = 3, 2, 2
@@ -86,3 +91,26 @@ def test_a_word_that_no_index_holds_earns_nothing_itself():
     assert found[0, 3] == 0  # nothing is still to come: the end of the answer
     assert found[1, 1] == -found[0, 1]
     assert found[1, 3] == 0  # no token there
+
+
+def test_a_run_with_credit_gives_each_token_its_own_advantage(tiny_folder, tmp_path, monkeypatch):
+    seen, task = [], toy_task()
+    compute = grpo.GroupedGRPOTrainer._compute_loss
+
+    def watched(self, model, inputs):
+        seen.append(inputs["advantages"])
+        return compute(self, model, inputs)
+
+    monkeypatch.setattr(grpo.GroupedGRPOTrainer, "_compute_loss", watched)
+    scorer = Scorer(toy_retriever(), task.train, task.prompt, task.k_train)
+    profile = tiny_profile(tiny_folder, preset="words", steps=3, group_size=8)
+    done = grpo.train(load_policy(profile, 1), task.train, scorer, profile, Run(tmp_path / "run", progress=False))
+    assert len(done.curve) == 3 and all(one.shape[:1] == (16,) and one.dim() == 2 for one in seen)
+    assert any((one != one[:, :1]).any() for one in seen)
+
+
+def test_what_credit_cannot_be_had_with(tiny_folder, tmp_path):
+    task, profile = toy_task(), tiny_profile(tiny_folder, preset="words")
+    scorer = Scorer(toy_retriever(), task.train, task.prompt, task.k_train)
+    with pytest.raises(RecR1Error, match="take the preset modern"):
+        grpo.train(load_policy(profile), task.train, scorer, profile, Run(tmp_path / "run"), scale_rewards="group")

@@ -19,7 +19,7 @@ from recr1_lite.recipes.demo import demo
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.clothing import FEW_SHOT, GRADED_METRICS
 
-SMOKE = PROFILES["smoke"]
+SMOKE = replace(PROFILES["smoke"], preset="words")  # as in the profile cpu
 
 
 @pytest.fixture(scope="module")
