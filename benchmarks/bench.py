@@ -1,6 +1,7 @@
 """What the benchmarks share: a function in a process of its own, and a JSON file of rows from which a call goes on."""
 
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
@@ -52,7 +53,11 @@ class Child:
     def result(self, seconds: float = 300) -> tuple[Any, str, bool]:
         """What the function returned, what it raised ("" for nothing), and whether that was the kit's one sentence."""
         try:
-            return self.answer.recv() if self.answer.poll(seconds) else (None, f"no end in {seconds:g} s", False)
+            if not self.answer.poll(seconds):
+                return None, f"no end in {seconds:g} s", False
+            told = self.answer.recv()
+            self.process.join(5)  # time to tidy up
+            return told
         except EOFError:
             self.process.join()
             return None, f"the process died ({self.process.exitcode})", False
@@ -84,6 +89,8 @@ class Child:
 def _answer(there, words: str, act: Callable, given: tuple) -> None:
     """In the new process: what `act` gives or raises, into the pipe."""
     os.setsid()  # what it starts is killed with it
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it does not outlive its parent
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number in (1, 2):
