@@ -93,10 +93,8 @@ def prepare(arguments) -> None:
     """Fetch the model and the data into the cache; afterwards no network is needed."""
     from recr1_lite import assets
 
-    for name in assets.ASSETS:
-        print(f"{name}: {assets.fetch(name)}")
-    for name in assets.MODELS:
-        print(f"{name}: {assets.model_folder(name)}")
+    for name in (*assets.ASSETS, *assets.MODELS):
+        print(f"{name}: {assets.fetch(name) if name in assets.ASSETS else assets.model_folder(name)}")
 
 
 @command(
@@ -223,6 +221,7 @@ def compare(arguments) -> None:
     goes on where it was stopped."""
     from recr1_lite.recipes import comparison
     from recr1_lite.tasks import load_task
+    from recr1_lite.tasks.movielens import name_genres
 
     profile, parts, seed = _profile(arguments), arguments.parts.split(","), arguments.seed
     ledger = Ledger().bind(command=_words())
@@ -237,10 +236,10 @@ def compare(arguments) -> None:
         tasks = [load_task(name).subsample(n_val=profile.n_val, seed=0) for name in ("clothing", "movielens")]
         first = {trainer: out / comparison.slug(trainer) / "best" for trainer in ("GRPO", "SFT")}
         short = replace(profile, steps=max(1, profile.steps // 4))
-        comparison.continual(first, tasks, tasks[1].rule, short, out, seed, ledger)
+        comparison.continual(first, tasks, name_genres(tasks[1].items), short, out, seed, ledger)
     if "capability" in parts:
-        seen = ("GRPO", "SFT") if "continual" in parts else ()
-        comparison.check_capability(profile, out, [name for name in methods if name not in seen], seed, ledger)
+        left = [name for name in methods if "continual" not in parts or name not in comparison.TRAINERS]
+        comparison.check_capability(profile, out, left, seed, ledger)
 
 
 @command(

@@ -66,7 +66,7 @@ def test_evaluate_raw_on_a_custom_task(files, capsys):
     assert [row["kind"] for row in rows(files)] == ["eval"] and rows(files)[0]["metrics"]["ndcg@100"]["mean"] == 1.0
     assert main([*raw(files), "--split", "test"]) == 0
     assert [row["kind"] for row in rows(files)] == ["eval", "unseal", "eval"]
-    assert all(row["command"].startswith("python -m recr1_lite ") and row["device"] for row in rows(files))
+    assert all(row["command"].startswith("python -m recr1_lite") and row["device"] for row in rows(files))
 
 
 def test_an_engine_by_address_and_options_of_a_task(files, capsys):
