@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from servers import search_server
 
@@ -184,6 +184,8 @@ LINES = st.tuples(st.sampled_from([*COMMANDS, "nothing"]), st.lists(st.sampled_f
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(line=LINES, own=st.booleans())
+@example(line=("prepare", []), own=False)
+@example(line=("train", []), own=True)
 def test_whatever_is_typed_ends_with_a_status_and_at_most_a_sentence(files, monkeypatch, capsys, line, own):
     """No network, an empty cache, runs elsewhere: what would train or download stops at once, for real."""
     monkeypatch.setenv("RECR1_CACHE", str(files / "cache"))

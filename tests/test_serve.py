@@ -268,7 +268,8 @@ serve.run(command(model=sys.argv[1], host="0.0.0.0"), tiny_profile("none"), TASK
 """
 
 
-def test_it_serves_until_ctrl_c_which_waits_for_no_answer_and_no_open_line(tmp_path):
+@pytest.mark.parametrize("stuck", [False, True])
+def test_it_serves_until_ctrl_c_which_waits_for_no_answer_and_no_open_line(tmp_path, stuck):
     model = save_tiny(tmp_path / "my-model")
     child = subprocess.Popen([sys.executable, "-c", SERVED, str(model)], stdout=-1, stderr=-1, text=True)
     try:
@@ -282,9 +283,9 @@ def test_it_serves_until_ctrl_c_which_waits_for_no_answer_and_no_open_line(tmp_p
         lines[0].sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")  # stays open
         assert b"200 OK" in lines[0].recv(4096)
         lines[1].sendall(b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")  # never ends
-        for line in lines[2:]:  # one is being answered for a minute, three wait
+        for line in lines[2:] if stuck else ():  # one is being answered for a minute, three wait
             line.sendall(b'POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n{"request": "stuck"}')
-        assert child.stdout.readline() == "at work\n"
+        assert not stuck or child.stdout.readline() == "at work\n"
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=30)
         assert out == "\nstopped serving\n" and not err and child.returncode == 0
