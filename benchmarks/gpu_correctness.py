@@ -103,8 +103,7 @@ def gradient(settings: dict, work: Path) -> dict:
     from recr1_lite.policy.models import load_policy, save_adapter
 
     folder = work / "correctness" / f"{settings['model']}-{settings['dtype']}"
-    # one advantage per rollout: stock knows no other
-    rollouts, profile = folder / "rollouts.json", replace(profile_of("cpu", settings, work), preset="modern")
+    rollouts, profile = folder / "rollouts.json", profile_of("cpu", settings, work)
     first = settings["side"] == "transformers"
     if first:
         shutil.rmtree(folder, ignore_errors=True)

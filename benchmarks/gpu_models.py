@@ -32,9 +32,10 @@ TEMPLATE = (
 
 
 def profile_of(base: str, settings: dict, work: Path) -> Profile:
-    """The profile `base` with a cell's model, dtype and sizes."""
+    """The profile `base` with a cell's model, dtype and sizes, and the preset that every trainer has."""
     model = model_source(settings["model"], settings["dtype"], work)
-    return replace(PROFILES[base], name="benchmark", model=model, dtype=settings["dtype"], **settings["sizes"])
+    fixed = dict(name="benchmark", preset="modern", model=model, dtype=settings["dtype"])
+    return replace(PROFILES[base], **fixed, **settings["sizes"])
 
 
 def model_source(name: str, dtype: str, work: Path) -> str:

@@ -96,6 +96,10 @@ def table(ledger: Ledger) -> pd.DataFrame:
     line = {"method": f"GRPO, mean of {len(runs)} seeds", "n": len(runs[0].rows)}
     for name in runs[0].summary:
         line[name] = show(over_seeds(np.array([result.rows[name] for result in runs]), garments))
+    for row in ledger.rows("train"):
+        best = max(row["val"], key=lambda point: point["mean"])
+        told = f"best on val {best['mean']:.3f} at step {best['step']}, at the end {row['val'][-1]['mean']:.3f}"
+        print(f"seed {row['seed']}: {told}; {row['seconds'] / 60:.1f} minutes")
     raw = next(rival for rival in rivals if rival.name == RawRewriter.name)
     gains = [(result.rows[metric] - raw.rows[metric]).mean() for result in runs]
     told = ", ".join(f"{gain:+.3f}" for gain in gains)

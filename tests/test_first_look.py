@@ -1,11 +1,14 @@
 """One request, three rewriters, and the adapter that comes with the kit."""
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny import tiny_policy, tiny_profile, toy_retriever, toy_task
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.models import save_adapter
 from recr1_lite.policy.rewriters import as_rewriter
+from recr1_lite.profiles import PROFILES
 from recr1_lite.recipes.first_look import as_text, shipped_adapter, side_by_side
 
 
@@ -33,4 +36,10 @@ def test_what_cannot_be_looked_at(tiny_folder):
 def test_the_shipped_adapter_is_small_and_has_its_card():
     folder = shipped_adapter("clothing")
     assert sum(path.stat().st_size for path in folder.iterdir()) < 20 * 2**20
-    assert "data" in (folder / "README.md").read_text() and (folder / "adapter_config.json").is_file()
+    weights = load_file(folder / "adapter_model.safetensors")
+    ranks = {weight.shape[0] for name, weight in weights.items() if "lora_A" in name}
+    assert ranks == {PROFILES["cpu"].lora_rank}
+    assert all(weight.dtype == torch.float16 and weight.isfinite().all() for weight in weights.values())
+    assert all(weight.any() for name, weight in weights.items() if "lora_B" in name)  # trained: they begin at 0
+    card = (folder / "README.md").read_text()
+    assert all(word in card for word in ("Apache-2.0", "CC0", "Sealed test", "validation"))

@@ -704,6 +704,7 @@ def test_draw_order_takes_every_example_once_an_epoch_and_grows_at_its_end():
 # the monitors' sentences
 
 HEALTHY = {"zero_advantage_share": 0.3, "truncated_share": 0.2, "distinct": 0.9}
+HEALTHY |= {"entropy": 3.0, "ndcg": 0.4, "completion_length": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -713,6 +714,10 @@ HEALTHY = {"zero_advantage_share": 0.3, "truncated_share": 0.2, "distinct": 0.9}
         ({"zero_advantage_share": 0.9}, "same, so they teach nothing"),
         ({"truncated_share": 0.95}, "run to the limit of 5 tokens"),
         ({"distinct": 0.2}, "stopped exploring"),
+        ({"entropy": 0.05}, "the entropy is all but gone"),
+        ({"entropy": 9.0}, "the text dissolves"),
+        ({"ndcg": 0.1}, "under half of what it was"),
+        ({"completion_length": 1.0}, "shrunk to nothing"),
     ],
 )
 def test_suspicions(tiny_folder, late, sentence):

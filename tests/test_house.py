@@ -52,7 +52,7 @@ def test_imports_run_down(path):
 
 
 def test_size():
-    """These marks go down, never up: who adds lines takes others away."""
+    """Who adds lines takes others away. The marks were raised once, from 50 and 12,950, for the ceiling and credit."""
     lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     modules = [path for path in MODULES if path.name != "__init__.py"]
     assert len(modules) <= 53 and sum(lines.values()) <= 13_600

@@ -48,9 +48,13 @@ def test_your_own_data_and_engine(own_files, tiny_folder, monkeypatch, capsys):
     assert "Sealed test, task custom" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
-def test_a_link_leads_somewhere(link):
-    assert (ROOT / link).exists(), link
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKS = {(page, link) for page in PAGES for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())}
+
+
+@pytest.mark.parametrize("page, link", sorted(LINKS), ids=lambda part: getattr(part, "stem", part))
+def test_a_link_leads_somewhere(page, link):
+    assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 @pytest.mark.parametrize("file", sorted(set(re.findall(r"`((?:\w+/)+\w+\.py)`", README))))

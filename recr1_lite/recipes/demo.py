@@ -151,7 +151,7 @@ def within_reach(loop: Loop, raw: EvalResult) -> list[ceiling.Method]:
     results = ceiling.score(methods, loop.task, "val", loop.ledger, loop.seed)
     print(methods_table([raw, *results], [raw.name], ledger=loop.ledger).to_string(index=False))
     if not any(compare(result, raw).low > 0 for result in results):
-        print("without an LLM nothing is shown to help here: each paired difference to the raw request includes 0")
+        print("without an LLM nothing is shown to help here: no paired difference to the raw request lies above 0")
     means = [result.summary[raw.metric].mean for result in results]
     return [methods[int(np.argmax(means))]] if methods else []
 

@@ -72,8 +72,7 @@ class Task(_Seal):
     `k_eval`: cut-offs of the ranking. `about`: source, licence, notes; validation adds `splits`, its counts, and the
     number of texts without a word to index. `few_shot`: a prompt with examples, a baseline. `rule`: what somebody who
     knows the shop could write down without a model, from a request to a rewrite ("": nothing to say) and the thought
-    behind it. Raises
-    RecR1Error for data that `validate` refuses, a cut-off below 1.
+    behind it. Raises RecR1Error for data that `validate` refuses, a cut-off below 1.
     """
 
     name: str

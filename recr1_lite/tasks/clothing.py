@@ -7,6 +7,7 @@ in the manner of ESCI (arXiv 2206.06588): the garment is the exact match, the ga
 
 import html
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,8 @@ PROMPT = Prompt(
 )
 # With one garment as the only relevant one the request is kept, and the query repeated four times after it: once, one
 # right word moves the ranking too little for a hundred rollouts to notice.
-EXACT_PROMPT = replace(PROMPT, mode="expand", weight=4, distinct=False)
+EXACT: dict[str, Any] = dict(mode="expand", weight=4, distinct=False)
+EXACT_PROMPT = replace(PROMPT, **EXACT)
 FEW_SHOT = replace(
     PROMPT,
     instruction="What did this customer buy? {request}",
@@ -38,7 +40,7 @@ FEW_SHOT = replace(
         ("They fit well in the waist, too long for me.", "pants, trousers, waist, long"),
     ),
 )
-EXACT_FEW_SHOT = replace(FEW_SHOT, mode="expand", weight=4, distinct=False)
+EXACT_FEW_SHOT = replace(FEW_SHOT, **EXACT)
 SUBSTITUTE = 0.1  # the gain of a garment of the same class, as in the KDD Cup 2022 on ESCI
 # What somebody who knows the shop could write down: the words of a message that name a garment. A teacher for SFT.
 GARMENTS = frozenset(
@@ -62,8 +64,8 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
     """The clothing task: messages are cut to their first `words` words, `seed` draws messages and splits.
 
     relevance: `graded` (the garment 1, the others of its class SUBSTITUTE; the rewrite alone is sent) or `exact` (the
-    garment alone; the request is sent with the rewrite behind it). Raises RecR1Error: `words` below 10,
-    another relevance, or the data cannot be fetched.
+    garment alone; the request is sent with the rewrite behind it). Raises RecR1Error: `words` below 10, another
+    relevance, or the data cannot be fetched.
     """
     chosen(RELEVANCE, relevance=relevance)
     if words < MIN_WORDS:
