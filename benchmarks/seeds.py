@@ -11,16 +11,17 @@ together. Differences are paired on the requests.
 import argparse
 import gc
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from bench import command
 
-from recr1_lite.common import run_script
+from recr1_lite.common import RecR1Error, run_script
 from recr1_lite.evaluate.ceiling import Method, fit, score
 from recr1_lite.evaluate.evaluation import EvalResult, evaluate, show
-from recr1_lite.ledger import Ledger
+from recr1_lite.ledger import Ledger, read_json
 from recr1_lite.policy.models import load_policy
 from recr1_lite.policy.rewriters import RawRewriter, as_rewriter
 from recr1_lite.profiles import get_profile
@@ -50,12 +51,10 @@ def over_seeds(values: np.ndarray, clusters: list[str]) -> Interval:
 def train(out: Path, profile, seeds: int) -> None:
     """One adapter per seed, in `out`/seed-N."""
     task = load_task("clothing").subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
-    engine, book = (
-        build_retriever("bm25", task.items),
-        Ledger(out / "ledger.jsonl").bind(run="seeds", command=command()),
-    )
+    engine = build_retriever("bm25", task.items)
+    book = Ledger(out / "ledger.jsonl").bind(run="seeds", command=command())
     for seed in range(seeds):
-        if (out / f"seed-{seed}" / "training.json").exists():
+        if (read_json(out / f"seed-{seed}" / "training.json") or {}).get("stopped") == "finished":
             continue
         print(f"\n== seed {seed}", flush=True)
         policy = load_policy(profile, seed)
@@ -81,33 +80,51 @@ def test(out: Path, profile, seeds: int) -> None:
             evaluate(trained, task, engine, "test", book, seed)
 
 
+def trainings(ledger: Ledger) -> list[str]:
+    """A line per seed: its best and its last validation, and its minutes."""
+    lines = []
+    for row in ledger.rows("train"):
+        best, last = max(row["val"], key=lambda point: point["mean"]), row["val"][-1]
+        told = f"best on val {best['mean']:.3f} at step {best['step']}, at the end {last['mean']:.3f}"
+        lines.append(f"seed {row['seed']}: {told}; {row['seconds'] / 60:.1f} minutes")
+    return lines
+
+
+def tested(ledger: Ledger) -> tuple[list[EvalResult], list[EvalResult]]:
+    """What the seeds and what the rivals scored on the test, the requests in one order."""
+    read = [EvalResult.from_row(row) for row in ledger.rows("eval") if row["split"] == "test"]
+    found = {one.name: replace(one, rows=one.rows.sort_values("example_id", ignore_index=True)) for one in read}
+    if len({tuple(result.rows["example_id"]) for result in found.values()}) != 1:
+        raise RecR1Error(f"{ledger.path} holds no test results, or some on other requests; run --train, then --test")
+    ours = {name for name in found if name.startswith(SEED[:-2])}
+    return [found[name] for name in found if name in ours], [found[name] for name in found if name not in ours]
+
+
+def gains(ledger: Ledger) -> str:
+    """Each seed's gain over the raw request, and where one more run is expected."""
+    runs, rivals = tested(ledger)
+    raw, metric = next(rival for rival in rivals if rival.name == RawRewriter.name), runs[0].metric
+    means = [float((run.rows[metric] - raw.rows[metric]).mean()) for run in runs]
+    told = ", ".join(f"{mean:+.3f}" for mean in means)
+    return f"gain over the raw request by seed: {told}; one more run: {show(next_run_interval(means), sign=True)}"
+
+
 def table(ledger: Ledger) -> pd.DataFrame:
-    """One row per method: n, the first metric and its exact form with intervals, GRPO (mean of the seeds) minus it."""
-    rows = {row["method"]: EvalResult.from_row(row) for row in ledger.rows("eval") if row["split"] == "test"}
-    runs = [result for name, result in rows.items() if name.startswith(SEED[:-2])]
-    rivals = [result for name, result in rows.items() if not name.startswith(SEED[:-2])]
-    metric, garments = runs[0].metric, list(runs[0].rows["cluster"])
-    trained = np.array([result.rows[metric] for result in runs])
+    """One row per method: n, its metrics with intervals, and GRPO (mean of the seeds) minus it, on the first metric."""
+    runs, rivals = tested(ledger)
+    garments = list(runs[0].rows["cluster"])
+    values = {metric: np.array([run.rows[metric] for run in runs]) for metric in runs[0].summary}
     lines = []
     for rival in rivals:
         line = {"method": rival.name, "n": len(rival.rows)} | {name: show(i) for name, i in rival.summary.items()}
-        less = trained - rival.rows[metric].to_numpy()
+        less = values[rival.metric] - rival.rows[rival.metric].to_numpy()
         lines.append(line | {"GRPO minus it": show(over_seeds(less, garments), sign=True)})
-    line = {"method": f"GRPO, mean of {len(runs)} seeds", "n": len(runs[0].rows)}
-    for name in runs[0].summary:
-        line[name] = show(over_seeds(np.array([result.rows[name] for result in runs]), garments))
-    for row in ledger.rows("train"):
-        best = max(row["val"], key=lambda point: point["mean"])
-        told = f"best on val {best['mean']:.3f} at step {best['step']}, at the end {row['val'][-1]['mean']:.3f}"
-        print(f"seed {row['seed']}: {told}; {row['seconds'] / 60:.1f} minutes")
-    raw = next(rival for rival in rivals if rival.name == RawRewriter.name)
-    gains = [(result.rows[metric] - raw.rows[metric]).mean() for result in runs]
-    told = ", ".join(f"{gain:+.3f}" for gain in gains)
-    print(f"gain over the raw request by seed: {told}; one more run: {show(next_run_interval(gains), sign=True)}")
+    line = {"method": f"GRPO, mean of {len(runs)} seeds", "n": len(garments)}
+    line |= {metric: show(over_seeds(scores, garments)) for metric, scores in values.items()}
     return pd.DataFrame([*lines, line | {"GRPO minus it": ""}])
 
 
-def main() -> int | None:
+def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, default=Path("build/seeds"), help="folder of adapters and ledger")
     options.add_argument("--ledger", type=Path, help="ledger of the table (default: the one in --out)")
@@ -122,9 +139,10 @@ def main() -> int | None:
     if given.test:
         test(given.out, profile, given.seeds)
     if not given.train or given.test:
-        found = table(Ledger(given.ledger or given.out / "ledger.jsonl"))
+        ledger = Ledger(given.ledger or given.out / "ledger.jsonl")
+        found = table(ledger)
+        print(*trainings(ledger), gains(ledger), "", sep="\n")
         print("\n".join(markdown_table(list(found.columns), found.astype(str).values.tolist())))
-    return None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import bench
 import faults
 import faults_files
 import faults_input
@@ -13,17 +14,21 @@ import grpo_step
 import numpy as np
 import pytest
 import retrieval
+import seeds
 import tasks
 import torch
 import transfer
 from safetensors.torch import save_file
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.ledger import Ledger
+from recr1_lite.report.page import markdown_table
 
 HELP = [
     (faults, "--fresh"),
     (grpo_step, "--rounds"),
     (retrieval, "--limit-gb"),
+    (seeds, "--train"),
     (tasks, "--data"),
     (transfer, "--adapter"),
 ]
@@ -223,3 +228,20 @@ def test_faults_knows_a_fault(tmp_path):
         found = faults_serve.judge("as it should be", b"POST /search", True, came, [b"/secret"])
         assert fault in found if fault else not found
     assert faults_input.misread("red dress", "compact", False) == ""
+
+
+def test_the_readme_shows_what_the_ledger_of_the_seeds_gives():
+    """Each figure of its table of results, and what it says of the seeds."""
+    ledger, readme = Ledger(bench.ROOT / "data" / "runs" / "seeds.jsonl"), (bench.ROOT / "README.md").read_text()
+    plain = readme.replace("**", "")
+    kept = seeds.table(ledger)[["method", "ndcg@100", "exact-ndcg@100", "GRPO minus it"]].values.tolist()
+    for row in markdown_table(["", "", "", ""], kept)[2:]:
+        assert row in plain, row
+    assert seeds.gains(ledger).partition("seed: ")[2].partition(";")[0] in plain
+    assert len(seeds.trainings(ledger)) == 5
+
+
+def test_the_interval_over_seeds_is_wider_than_over_requests_alone():
+    values = np.repeat([[0.1], [0.5]], 40, axis=1) + np.linspace(0, 0.1, 40)
+    both, one = (seeds.over_seeds(some, [f"g{at % 8}" for at in range(40)]) for some in (values, values[:1]))
+    assert both.mean == pytest.approx(0.35) and both.high - both.low > 0.3 > one.high - one.low > 0
