@@ -3,6 +3,8 @@
     python benchmarks/seeds.py --train     # one adapter per seed under build/seeds; goes on where it was stopped
     python benchmarks/seeds.py --test      # opens the test once, for all seeds and all rivals
     python benchmarks/seeds.py             # the table again, from the ledger alone
+    python benchmarks/seeds.py --train --out build/modern --set preset=modern    # another recipe, validation only
+    python benchmarks/seeds.py --train --method "rejection SFT"                  # as many samples as GRPO takes
 
 The headline is the mean over seeds. Its interval resamples the seeds and the garments: requests about one garment stand
 together. Differences are paired on the requests.
@@ -25,6 +27,8 @@ from recr1_lite.ledger import Ledger, read_json
 from recr1_lite.policy.models import load_policy
 from recr1_lite.policy.rewriters import RawRewriter, as_rewriter
 from recr1_lite.profiles import get_profile
+from recr1_lite.recipes import comparison
+from recr1_lite.recipes.comparison import Arena
 from recr1_lite.report.page import markdown_table
 from recr1_lite.search import build_retriever
 from recr1_lite.search.metrics import Interval, next_run_interval
@@ -32,7 +36,8 @@ from recr1_lite.tasks import load_task
 from recr1_lite.train.grpo import train_task
 
 RESAMPLES = 2000
-SEED = "GRPO, seed {}"
+GRPO = comparison.GRPO
+SEED = "{}, seed {}"
 
 
 def over_seeds(values: np.ndarray, clusters: list[str]) -> Interval:
@@ -48,80 +53,111 @@ def over_seeds(values: np.ndarray, clusters: list[str]) -> Interval:
     return Interval(float(values.mean()), float(low), float(high), values.shape[1])
 
 
-def train(out: Path, profile, seeds: int) -> None:
-    """One adapter per seed, in `out`/seed-N."""
+def world(profile):
+    """The task of the demo at the profile's sizes, and its engine."""
     task = load_task("clothing").subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
-    engine = build_retriever("bm25", task.items)
-    book = Ledger(out / "ledger.jsonl").bind(run="seeds", command=command())
-    for seed in range(seeds):
-        if (read_json(out / f"seed-{seed}" / "training.json") or {}).get("stopped") == "finished":
+    return task, build_retriever("bm25", task.items)
+
+
+def folder(out: Path, method: str, seed: int) -> Path:
+    return out / f"seed-{seed}" / ("" if method == GRPO else comparison.slug(method))
+
+
+def train(out: Path, profile, method: str, seeds: list[int], options: dict) -> None:
+    """One adapter per seed. Rejection SFT may draw as many samples as GRPO does, and takes the time that it takes."""
+    task, engine = world(profile)
+    for seed in seeds:
+        place = folder(out, method, seed)
+        if (read_json(place / "training.json") or {}).get("stopped") == "finished":
             continue
-        print(f"\n== seed {seed}", flush=True)
-        policy = load_policy(profile, seed)
-        train_task(policy, task, engine, profile, out / f"seed-{seed}", seed, book, resume=True)
-        del policy
+        print(f"\n== {method}, seed {seed}", flush=True)
+        book = Ledger(out / "ledger.jsonl").bind(run="seeds", profile=profile.name, seed=seed, command=command())
+        if method == GRPO:
+            train_task(
+                load_policy(profile, seed), task, engine, profile, place, seed, book, options=options, resume=True
+            )
+        else:
+            (out / f"seed-{seed}").mkdir(parents=True, exist_ok=True)
+            comparison.train_method(Arena(task, engine, profile, task.rule, out / f"seed-{seed}", seed, book), method)
         gc.collect()  # a trainer and its policy refer to each other
 
 
-def test(out: Path, profile, seeds: int) -> None:
-    """Every rival and every seed on the sealed test, in one opening."""
-    task = load_task("clothing").subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
-    engine = build_retriever("bm25", task.items)
-    book = Ledger(out / "ledger.jsonl").bind(run="seeds", profile=profile.name, command=command())
-    untrained, fitted = load_policy(profile, trainable=False), fit(task, engine)
-    rivals = [Method(RawRewriter(), engine), *fitted]
-    rivals.append(Method(as_rewriter(untrained, task.prompt, profile, "zero-shot"), engine))
-    rivals.append(Method(as_rewriter(untrained, task.few_shot, profile, "few-shot"), engine))
-    with task.testing("every seed and every rival", book):
+def test(out: Path, profile, method: str, name: str, seeds: list[int]) -> None:
+    """Every seed on the sealed test, and every rival where the ledger has none, in one opening."""
+    task, engine = world(profile)
+    book, rivals = Ledger(out / "ledger.jsonl").bind(run="seeds", profile=profile.name, command=command()), []
+    if not any(row["method"] == RawRewriter.name for row in book.rows("eval")):
+        untrained = load_policy(profile, trainable=False)
+        rivals = [Method(RawRewriter(), engine), *fit(task, engine)]
+        for prompt, asked in ((task.prompt, "zero-shot"), (task.few_shot, "few-shot")):
+            rivals.append(Method(as_rewriter(untrained, prompt, profile, asked), engine))
+    with task.testing(f"{name}, {len(seeds)} seeds, {len(rivals)} rivals", book):
         score(rivals, task, "test", book)
-        for seed in range(seeds):
-            policy = load_policy(profile, seed, adapter=out / f"seed-{seed}" / "best", trainable=False)
-            trained = as_rewriter(policy, task.prompt, profile, SEED.format(seed))
-            evaluate(trained, task, engine, "test", book, seed)
+        for seed in seeds:
+            policy = load_policy(profile, seed, adapter=folder(out, method, seed) / "best", trainable=False)
+            evaluate(
+                as_rewriter(policy, task.prompt, profile, SEED.format(name, seed)), task, engine, "test", book, seed
+            )
 
 
 def trainings(ledger: Ledger) -> list[str]:
-    """A line per seed: its best and its last validation, and its minutes."""
+    """A line per training: its best and its last validation, and its minutes."""
     lines = []
     for row in ledger.rows("train"):
         best, last = max(row["val"], key=lambda point: point["mean"]), row["val"][-1]
+        made = f"{row['method']}, {row['config']['preset']}, {last['step']} steps, seed {row['seed']}"
         told = f"best on val {best['mean']:.3f} at step {best['step']}, at the end {last['mean']:.3f}"
-        lines.append(f"seed {row['seed']}: {told}; {row['seconds'] / 60:.1f} minutes")
+        lines.append(f"{made}: {told}; {row['seconds'] / 60:.1f} minutes")
     return lines
 
 
-def tested(ledger: Ledger) -> tuple[list[EvalResult], list[EvalResult]]:
-    """What the seeds and what the rivals scored on the test, the requests in one order."""
+def tested(ledger: Ledger) -> dict[str, list[EvalResult]]:
+    """What each method scored on the test, a result per seed, the requests in one order; GRPO last."""
     read = [EvalResult.from_row(row) for row in ledger.rows("eval") if row["split"] == "test"]
     found = {one.name: replace(one, rows=one.rows.sort_values("example_id", ignore_index=True)) for one in read}
     if len({tuple(result.rows["example_id"]) for result in found.values()}) != 1:
         raise RecR1Error(f"{ledger.path} holds no test results, or some on other requests; run --train, then --test")
-    ours = {name for name in found if name.startswith(SEED[:-2])}
-    return [found[name] for name in found if name in ours], [found[name] for name in found if name not in ours]
+    methods: dict[str, list[EvalResult]] = {}
+    for name, result in found.items():
+        methods.setdefault(name.rpartition(", seed ")[0] or name, []).append(result)
+    return {name: methods[name] for name in sorted(methods, key=lambda name: name == GRPO)}
+
+
+def scores(runs: list[EvalResult], metric: str) -> np.ndarray:
+    """(seeds, requests)"""
+    return np.array([run.rows[metric] for run in runs])
 
 
 def gains(ledger: Ledger) -> str:
     """Each seed's gain over the raw request, and where one more run is expected."""
-    runs, rivals = tested(ledger)
-    raw, metric = next(rival for rival in rivals if rival.name == RawRewriter.name), runs[0].metric
-    means = [float((run.rows[metric] - raw.rows[metric]).mean()) for run in runs]
+    methods = tested(ledger)
+    (raw,), runs = methods[RawRewriter.name], methods[GRPO]
+    means = (scores(runs, raw.metric) - scores([raw], raw.metric)).mean(1).tolist()
     told = ", ".join(f"{mean:+.3f}" for mean in means)
     return f"gain over the raw request by seed: {told}; one more run: {show(next_run_interval(means), sign=True)}"
 
 
 def table(ledger: Ledger) -> pd.DataFrame:
     """One row per method: n, its metrics with intervals, and GRPO (mean of the seeds) minus it, on the first metric."""
-    runs, rivals = tested(ledger)
-    garments = list(runs[0].rows["cluster"])
-    values = {metric: np.array([run.rows[metric] for run in runs]) for metric in runs[0].summary}
-    lines = []
-    for rival in rivals:
-        line = {"method": rival.name, "n": len(rival.rows)} | {name: show(i) for name, i in rival.summary.items()}
-        less = values[rival.metric] - rival.rows[rival.metric].to_numpy()
-        lines.append(line | {"GRPO minus it": show(over_seeds(less, garments), sign=True)})
-    line = {"method": f"GRPO, mean of {len(runs)} seeds", "n": len(garments)}
-    line |= {metric: show(over_seeds(scores, garments)) for metric, scores in values.items()}
-    return pd.DataFrame([*lines, line | {"GRPO minus it": ""}])
+    methods = tested(ledger)
+    runs = methods[GRPO]
+    garments, lines = list(runs[0].rows["cluster"]), []
+    for name, others in methods.items():
+        line = {"method": name + f", mean of {len(others)} seeds" * (len(others) > 1), "n": len(garments)}
+        for metric, interval in others[0].summary.items():
+            line[metric] = show(over_seeds(scores(others, metric), garments) if len(others) > 1 else interval)
+        theirs = scores(others, others[0].metric)
+        less = scores(runs, runs[0].metric) - (theirs if len(theirs) == len(runs) else theirs.mean(0))
+        lines.append(line | {"GRPO minus it": "" if name == GRPO else show(over_seeds(less, garments), sign=True)})
+    return pd.DataFrame(lines)
+
+
+def setting(text: str) -> tuple[str, object]:
+    """A field of a profile from NAME=VALUE."""
+    name, _, value = text.partition("=")
+    if (now := vars(get_profile("cpu")).get(name)) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE of a profile with a number or a word")
+    return name, type(now)(value)
 
 
 def main() -> None:
@@ -129,20 +165,25 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("build/seeds"), help="folder of adapters and ledger")
     options.add_argument("--ledger", type=Path, help="ledger of the table (default: the one in --out)")
     options.add_argument("--profile", default="cpu")
-    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--set", type=setting, nargs="*", default=[], help="other settings of the profile: NAME=VALUE")
+    options.add_argument("--decay", action="store_true", help="let GRPO's learning rate fall to 0 in a line")
+    options.add_argument("--method", choices=(GRPO, comparison.REJECTION), default=GRPO)
+    options.add_argument("--name", help="of the method in the table (default: as --method)")
+    options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     options.add_argument("--train", action="store_true")
     options.add_argument("--test", action="store_true")
     given = options.parse_args()
-    profile = get_profile(given.profile)
+    profile = replace(get_profile(given.profile), **dict(given.set))
     if given.train:
-        train(given.out, profile, given.seeds)
+        decay = dict(lr_scheduler_type="linear", warmup_steps=2) if given.decay else {}
+        train(given.out, profile, given.method, given.seeds, decay)
     if given.test:
-        test(given.out, profile, given.seeds)
+        test(given.out, profile, given.method, given.name or given.method, given.seeds)
+    ledger = Ledger(given.ledger or given.out / "ledger.jsonl")
+    print(*trainings(ledger), sep="\n")
     if not given.train or given.test:
-        ledger = Ledger(given.ledger or given.out / "ledger.jsonl")
         found = table(ledger)
-        print(*trainings(ledger), gains(ledger), "", sep="\n")
-        print("\n".join(markdown_table(list(found.columns), found.astype(str).values.tolist())))
+        print(gains(ledger), "", *markdown_table(list(found.columns), found.astype(str).values.tolist()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ batch's standard deviation (arXiv 2508.08221), temperature 1. `words`: `modern` 
 rollout (`credit`); for the style `compact`, where a beginning of the answer is an answer.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -239,12 +240,13 @@ def train_task(
     seed: int = 0,
     ledger: Ledger | None = None,
     checked: bool = False,
+    options: Mapping | None = None,
     **run,
 ) -> Training:
     """GRPO on the task's training requests; val picks the best adapter. A "train" row goes to the ledger.
 
-    checked: the engine has passed `check_engine`. run: resume, progress and watch of `Run`. A ledger that is bound to
-    the run of this folder gets the run's id."""
+    checked: the engine has passed `check_engine`. options: fields of TRL's GRPOConfig. run: resume, progress and watch
+    of `Run`. A ledger that is bound to the run of this folder gets the run's id."""
 
     def on_val(rewriter) -> Interval:
         result = evaluate(rewriter, task, retriever, "val", progress=False)
@@ -258,7 +260,7 @@ def train_task(
     book, place = ledger or Ledger(), Run(Path(folder), validate, seed, task=task, **run)
     book.check()
     raw, scorer = on_val(RawRewriter()), Scorer(retriever, task.train, task.prompt, task.k_train)
-    done = train(policy, task.train, scorer, profile, place)
+    done = train(policy, task.train, scorer, profile, place, **(options or {}))
     row: dict = {"kind": "train", "method": "GRPO", "task": task.name, "config": asdict(profile), "curve": done.curve}
     row |= {"val": done.val, "best_step": done.best_step, "seconds": round(done.seconds, 1), "stopped": done.stopped}
     row |= {"metric": task.metrics[0], "baselines": {RawRewriter.name: raw._asdict()}}
