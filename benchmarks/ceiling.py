@@ -3,24 +3,52 @@ task's rule, learned words, a classifier. Validation requests only; the test sta
 
     python benchmarks/ceiling.py clothing
     python benchmarks/ceiling.py movielens ahead=1        # with options of the task's loader
+    python benchmarks/ceiling.py msrd --data FOLDER       # msrd or office, of FOLDER (see tasks.py)
+    python benchmarks/ceiling.py clothing --ledger FILE   # keep the rows too
+
+Where no method here gains anything over the raw request, rewriting is not shown to help, and there is nothing to train.
 """
 
+import argparse
 import sys
+from pathlib import Path
+
+from bench import command
+from tasks import CEILING
 
 from recr1_lite.common import run_script
 from recr1_lite.evaluate.ceiling import ceiling
-from recr1_lite.evaluate.evaluation import methods_table
+from recr1_lite.evaluate.evaluation import compare, evaluate_recommender, methods_table, show
+from recr1_lite.evaluate.recommenders import baselines
+from recr1_lite.ledger import Ledger
 from recr1_lite.report.page import markdown_table
 from recr1_lite.search import build_retriever
 from recr1_lite.tasks import load_task, read_options
 
 
 def main() -> None:
-    name, *given = sys.argv[1:] or ["clothing"]
-    task = load_task(name, **read_options(name, given))
-    found = methods_table(ceiling(task, build_retriever("bm25", task.items)), ["raw request"])
-    found = found.drop(columns=["tokens", "seconds"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", nargs="?", default="clothing")
+    parser.add_argument("option", nargs="*", help="NAME=VALUE of the task's loader")
+    parser.add_argument("--data", type=Path, help="folder of msrd/ and amazon_office/")
+    parser.add_argument("--ledger", type=Path, help="file for the rows (default: none)")
+    given = parser.parse_args()
+    outside = given.data and given.task in CEILING
+    task = (
+        CEILING[given.task](given.data) if outside else load_task(given.task, **read_options(given.task, given.option))
+    )
+    book = Ledger(given.ledger).bind(run=f"ceiling-{task.name}", command=command()) if given.ledger else None
+    raw, *others = results = ceiling(task, build_retriever("bm25", task.items), ledger=book)
+    rivals = [
+        evaluate_recommender(one, task, "val", book) for one in (baselines(task) if "history" in task.train else [])
+    ]
+    found = methods_table([*results, *rivals], [raw.name], ledger=book).drop(columns=["tokens", "seconds"])
     print("\n".join(markdown_table(list(found.columns), found.astype(str).values.tolist())))
+    best = max(others, key=lambda result: result.summary[result.metric].mean)
+    gain = compare(best, raw)
+    print(f"\nbest without an LLM: {best.name}, {show(gain, sign=True)} to the raw request")
+    if gain.low <= 0:
+        print("no gain is shown over the raw request: there is nothing here for a rewriter to learn")
 
 
 if __name__ == "__main__":
