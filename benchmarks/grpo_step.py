@@ -1,6 +1,8 @@
 """Seconds of one GRPO step: stock TRL and this kit's trainer in turn, on the same model, prompts and rollouts.
 
 python benchmarks/grpo_step.py [--steps 3] [--prompts 8] [--group 8] [--tokens 16] [--rounds 2] [--json out.json]
+python benchmarks/grpo_step.py --micro 8           # rollouts in one backward pass, of both sides
+python benchmarks/grpo_step.py --growth            # this kit's step alone, one size growing at a time
 
 The real SmolLM2-135M on real clothing requests. Each run is a fresh process (ours, stock, ours, stock, ...); its first
 step warms up and is not counted. Both generate rollouts of their own, which is timed; then both are given the rollouts
@@ -30,7 +32,10 @@ SIZES = {
     "group": (8, "rollouts of a prompt"),
     "tokens": (16, "tokens of a rollout at most"),
     "rounds": (2, "runs of each of the two"),
+    "micro": (0, "rollouts in one backward pass; 0: the whole step"),
 }
+# prompts, group, tokens, rollouts in one backward pass
+GROWTH = [(8, group, 16, 8 * group) for group in (4, 8, 16, 32)] + [(2, 8, tokens, 8) for tokens in (8, 32, 128, 512)]
 PARTS = ("rollout", "update", "total")
 SAME = 1e-4  # largest relative difference of the gradients that counts as none
 
@@ -40,7 +45,10 @@ def main() -> int:
     for name, (default, words) in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=words)
     parser.add_argument("--json", type=Path, help="file for the figures, the device, versions and the command")
+    parser.add_argument("--growth", action="store_true", help="a table of how a step of this kit grows")
     options = parser.parse_args()
+    if options.growth:
+        return growth(options.json)
     sizes, rows = {name: getattr(options, name) for name in SIZES}, []
     with tempfile.TemporaryDirectory() as work:
         for side in SIDES * options.rounds:
@@ -58,6 +66,26 @@ def main() -> int:
     return 0 if difference <= SAME else 1
 
 
+def growth(file: Path | None) -> int:
+    """One step per size after one that warms up, each size in a process of its own."""
+    print(
+        "| prompts x group, tokens | rollout, s | update, s | step, s | peak, MB |\n|---|---|---|---|---|", flush=True
+    )
+    made = []
+    for prompts, group, tokens, micro in GROWTH:
+        sizes = {"steps": 1, "prompts": prompts, "group": group, "tokens": tokens, "micro": micro}
+        with tempfile.TemporaryDirectory() as work:
+            row, error, _ = Child(measure, "ours", sizes, Path(work), method="spawn").result(86_400)
+        if error:
+            raise RecR1Error(f"the step of {prompts} x {group}, {tokens} tokens ended with {error}; mend that")
+        cells = [f"{median(row[part]):.1f}" for part in PARTS] + [f"{row['peak_rss_mb']:,}"]
+        print(f"| {prompts} x {group}, {tokens} | {' | '.join(cells)} |", flush=True)
+        made.append({"sizes": sizes, **row})
+    if file:
+        atomic_write(file, json.dumps({"command": command(), "runs": made}, indent=1) + "\n")
+    return 0
+
+
 def measure(side: str, sizes: dict, work: Path) -> dict:
     """One run of one side: its times and memory; its first gradient goes into <side>.safetensors."""
     import torch
@@ -72,6 +100,7 @@ def measure(side: str, sizes: dict, work: Path) -> dict:
     given = json.loads(rollouts.read_text()) if rollouts.exists() else None
     task, steps = load_task("clothing"), sizes["steps"] + 1
     shape = dict(prompts_per_step=sizes["prompts"], group_size=sizes["group"], max_completion_tokens=sizes["tokens"])
+    shape |= dict(micro_batch=sizes["micro"] or None)
     profile = replace(PROFILES["cpu"], preset="modern", steps=steps, validate_every=steps, **shape)
     world = task.train, task.prompt, BM25Retriever.build(task.items), task.k_train
     done, made, seconds = one_run(

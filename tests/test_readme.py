@@ -48,7 +48,8 @@ def test_your_own_data_and_engine(own_files, tiny_folder, monkeypatch, capsys):
     assert "Sealed test, task custom" in capsys.readouterr().out
 
 
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 LINKS = {(page, link) for page in PAGES for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())}
 
 
@@ -57,6 +58,13 @@ def test_a_link_leads_somewhere(page, link):
     assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("file", sorted(set(re.findall(r"`((?:\w+/)+\w+\.py)`", README))))
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+
+
+@pytest.mark.parametrize("file", sorted(set(re.findall(r"`((?:\w+/)+\w+\.py)`", TEXT))))
 def test_a_file_that_is_named_is_there(file):
     assert (ROOT / file).exists() or (ROOT / "recr1_lite" / file).exists(), file
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
