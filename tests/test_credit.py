@@ -5,6 +5,7 @@ import itertools
 import pandas as pd
 import pytest
 import torch
+from recr1_lite.train.credit import still_to_come, word_credit, word_starts
 from tiny import tiny_profile, toy_retriever, toy_task
 
 from recr1_lite.common import RecR1Error
@@ -12,7 +13,6 @@ from recr1_lite.policy.models import load_policy
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train import grpo
-from recr1_lite.train.credit import still_to_come, word_credit, word_starts
 from recr1_lite.train.loop import Run
 from recr1_lite.train.rewards import Scorer
 

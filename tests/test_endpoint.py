@@ -14,8 +14,14 @@ from tiny import PROMPT, requests, tiny_policy
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.deploy.serve import local_server
-from recr1_lite.policy.endpoint import Answer, EndpointError, EndpointRewriter, Failure, from_environment
-from recr1_lite.policy.rewriters import ModelRewriter
+from recr1_lite.policy.rewriters import (
+    Answer,
+    EndpointError,
+    EndpointRewriter,
+    Failure,
+    ModelRewriter,
+    from_environment,
+)
 from recr1_lite.tasks.prompts import PROMPTS, Rewrite
 
 KEY = "sk-very-secret-0123456789"

@@ -19,7 +19,6 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.deploy.serve import local_server
 from recr1_lite.policy import models
 from recr1_lite.policy.backend import Backend
-from recr1_lite.policy.endpoint import EndpointRewriter
 from recr1_lite.policy.models import (
     PARITY_TOLERANCE,
     Policy,
@@ -29,7 +28,7 @@ from recr1_lite.policy.models import (
     save_merged,
     token_logps,
 )
-from recr1_lite.policy.rewriters import ModelRewriter
+from recr1_lite.policy.rewriters import EndpointRewriter, ModelRewriter
 from recr1_lite.policy.rollouts import generate_grouped
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.grpo import train

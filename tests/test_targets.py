@@ -18,8 +18,7 @@ from servers import server
 from tiny import PROMPT, examples, tiny_policy, tiny_profile, toy_retriever
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.policy.endpoint import EndpointRewriter
-from recr1_lite.policy.rewriters import as_rewriter
+from recr1_lite.policy.rewriters import EndpointRewriter, as_rewriter
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.train.rewards import Scorer
 from recr1_lite.train.targets import (

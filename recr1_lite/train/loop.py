@@ -4,7 +4,6 @@ and the watch over it: validation, the best adapter, a line per step, a sentence
 import hashlib
 import importlib.util
 import json
-import math
 import signal
 import sys
 import threading
@@ -16,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from transformers import PrinterCallback, TrainerCallback
@@ -31,44 +31,45 @@ from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import Task, sealed
 from recr1_lite.tasks.prompts import Prompt
 
-SAME = ("reward", "reward_std", "entropy", "kl", "distinct", "ndcg", "raw_ndcg", "gain", "grad_norm")
-NAMES = {name: name for name in SAME}  # TRL's name in the log -> this kit's name in a step's row
+# TRL's name in the log -> this kit's name in a step's row
+NAMES = {name: name for name in ("reward", "reward_std", "entropy", "kl", "distinct", "ndcg", "raw_ndcg", "gain")}
 NAMES |= {"frac_reward_zero_std": "zero_advantage_share", "zero_advantage": "zero_advantage_share"}
 NAMES |= {"completions/mean_length": "completion_length", "completions/clipped_ratio": "truncated_share"}
-NAMES |= {"clip_ratio/region_mean": "clip_ratio", "kl_to_untrained": "kl"}
+NAMES |= {"grad_norm": "grad_norm", "clip_ratio/region_mean": "clip_ratio", "kl_to_untrained": "kl"}
 # what a step's line shows, where its trainer logs it (unsloth's logs no entropy)
 LINE = {"reward": "reward {:.3f}", "gain": "gain {:+.3f}", "zero_advantage_share": "zero-advantage {:.0%}"}
 LINE |= {"completion_length": "length {:.1f}", "entropy": "entropy {:.2f}", "seconds": "{:.1f} s"}
-# Of a profile: what may be another when a run goes on, because it changes no number but for rounding, or is looked at
-# apart: the model, and the steps, of which there may be more while the learning rate is constant.
-FREE = ["name", "about", "model", "report_to", "steps", "sft_epochs", "max_prompt_tokens", "micro_batch", "batch_size"]
-FREE += ["gradient_checkpointing"]
-# and of what the trainer or the recipe makes no use, by the names' beginnings
+# Of a profile, by the beginnings of names, what may be another when a run goes on: it changes no number but for rounding,
+# or is looked at apart (the model, and the steps, of which there may be more while the learning rate is constant).
+FREE = ("name", "about", "model", "report_to", "steps", "sft_epochs", "max_prompt_tokens", "micro_batch", "batch_size")
+FREE += ("gradient_checkpointing",)
+# and what the trainer or the recipe makes no use of
 UNUSED = {"GRPO": ("sft_", "n_", "best_of"), "demo": ("sft_", "best_of"), "compare": ("n_headroom", "n_capability")}
 UNUSED |= {"SFT": ("preset", "recipe", "prompts_", "group_", "rollout_", "learning_rate", "fast_", "n_", "best_of")}
-ENTROPY = 0.1, 1.5  # nats per token below which a policy has collapsed, times its start above which it dissolves
-Watch = Callable[[list[dict], list[dict]], object]  # gets the rows of the steps and of the validations so far
-Validate = Callable[[MergedCopy | None], Interval]  # gets the merged copy of the policy
+COLLAPSED, DISSOLVED = (
+    0.1,
+    1.5,
+)  # nats per token below which a policy has collapsed, times its start above which it dissolves
 
 
 @dataclass(frozen=True)
 class Run:
     """Where a run goes, and what goes on beside it.
 
-    folder: gets `run.json`, `checkpoint-N`, `best`, `last` and `training.json`. validate: called before the first step,
-    every `profile.validate_every` steps and after the last; the adapter that it likes best is kept. seed: of the
-    rollouts and the order. resume: go on from the newest whole checkpoint, to the same adapter as an uninterrupted run
-    (CPU, float32), with the policy loaded as it was at first. progress: print a line per step. watch: called with the
-    rows of all steps and of all validations so far, before the first step and after each (`curves.LiveCurves` draws
-    them). task: whose examples these are; its prompts are measured before the start, those of the sealed test too.
-    made: what else makes the run, such as the adapter that it starts from."""
+    folder: gets `run.json`, `checkpoint-N`, `best`, `last` and `training.json`. validate: scores the policy (it gets
+    its merged copy) before the first step, every `profile.validate_every` steps and after the last; the adapter that it
+    likes best is kept. seed: of the rollouts and the order. resume: go on from the newest whole checkpoint, to the same
+    adapter as an uninterrupted run (CPU, float32), with the policy loaded as it was at first. progress: print a line
+    per step. watch: gets the rows of all steps and of all validations so far, before the first step and after each
+    (`curves.LiveCurves` draws them). task: whose examples these are; its prompts are measured before the start, those
+    of the sealed test too. made: what else makes the run, such as the adapter that it starts from."""
 
     folder: Path
-    validate: Validate | None = None
+    validate: Callable[[MergedCopy | None], Interval] | None = None
     seed: int = 0
     resume: bool = False
     progress: bool = True
-    watch: Watch | None = None
+    watch: Callable[[list[dict], list[dict]], object] | None = None
     task: Task | None = None
     made: Mapping = field(default_factory=dict)
 
@@ -111,11 +112,10 @@ def made_by(kind: str, policy: Policy, profile: Profile, prompt: Prompt, seed: i
     for name, weight in policy.model.named_parameters():
         if "lora_" not in name:  # the first numbers of each matrix tell one model from another
             weights.update(f"{tuple(weight.shape)}{weight.flatten()[:8].tolist()}".encode())
-    shaping = {name: value for name, value in vars(profile).items() if not name.startswith(UNUSED[kind])}
-    told: dict = {"by": kind, "task": task and task.name, "seed": seed}
-    told |= {"model": {"name": model_name(profile), "weights": weights.hexdigest()[:16]}}
-    told |= {"profile": {name: value for name, value in shaping.items() if name not in FREE}, "prompt": asdict(prompt)}
-    return told | more | {"data": task and task.fingerprint}
+    model = {"name": model_name(profile), "weights": weights.hexdigest()[:16]}
+    used = {name: value for name, value in vars(profile).items() if not name.startswith(UNUSED[kind] + FREE)}
+    told = {"by": kind, "task": task and task.name, "seed": seed, "model": model, "profile": used}
+    return told | {"prompt": asdict(prompt)} | more | {"data": task and task.fingerprint}
 
 
 def model_name(profile: Profile) -> str:
@@ -359,32 +359,25 @@ def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str
 
     Small models collapse when they run long (rasbt's GRPO of chapter 6 between steps 50 and 100); the adapter that was
     best on val is kept, so that a run may be stopped there."""
-    recent = curve[-window:]
-    if len(recent) < window:
+    names = ["zero_advantage_share", "truncated_share", "distinct", "entropy", "ndcg", "completion_length"]
+    means = pd.DataFrame(curve, columns=names, dtype=float).rolling(window).mean()
+    if len(means) < window:
         return []
-
-    def mean(key: str) -> float:
-        return sum(row.get(key, math.nan) for row in recent) / window
-
-    def best(key: str) -> float:
-        """Of the windows so far, but for the last."""
-        sums = [sum(row.get(key, math.nan) for row in curve[at : at + window]) for at in range(len(curve) - window)]
-        return max(sums, default=math.nan) / window
-
+    now, first, best = means.iloc[-1], curve[0], means[:-1].max()  # what no trainer logs is NaN, and never suspicious
     kept = "the adapter that was best on val is kept"
-    limit = f"completions now run to the limit of {profile.max_completion_tokens} tokens"
-    cut = mean("truncated_share") > 0.9 and curve[0].get("truncated_share", 1.0) < 0.5
     signs = {
         "over 80% of the groups pay all their rollouts the same, so they teach nothing; raise the temperature or the "
-        "group size, or look at the reward": mean("zero_advantage_share") > 0.8,
-        f"{limit}; look at some of them, and raise the limit or use the length_penalised recipe": cut,
+        "group size, or look at the reward": now["zero_advantage_share"] > 0.8,
+        f"completions now run to the limit of {profile.max_completion_tokens} tokens; look at some of them, and raise "
+        "the limit or use the length_penalised recipe": now["truncated_share"] > 0.9
+        and first.get("truncated_share", 1.0) < 0.5,
         "rollouts of one group are mostly the same text; the policy has stopped exploring: lower the learning rate or "
-        "raise the temperature": mean("distinct") < 0.3,
-        f"the entropy is all but gone, so nothing new is tried; stop here ({kept})": mean("entropy") < ENTROPY[0],
-        f"the entropy is far above its start, so the text dissolves; lower the learning rate ({kept})": mean("entropy")
-        > ENTROPY[1] * curve[0].get("entropy", math.inf),
-        f"the nDCG of the rollouts is under half of what it was; lower the learning rate ({kept})": mean("ndcg")
-        < best("ndcg") / 2,
-        f"answers have shrunk to nothing; look at the reward for silence ({kept})": mean("completion_length") < 1.5,
+        "raise the temperature": now["distinct"] < 0.3,
+        f"the entropy is all but gone, so nothing new is tried; stop here ({kept})": now["entropy"] < COLLAPSED,
+        f"the entropy is far above its start, so the text dissolves; lower the learning rate ({kept})": now["entropy"]
+        > DISSOLVED * first.get("entropy", np.inf),
+        f"the nDCG of the rollouts is under half of what it was; lower the learning rate ({kept})": now["ndcg"]
+        < best["ndcg"] / 2,
+        f"answers have shrunk to nothing; look at the reward for silence ({kept})": now["completion_length"] < 1.5,
     }
     return [sentence for sentence, seen in signs.items() if seen]
