@@ -5,7 +5,6 @@ import itertools
 import pandas as pd
 import pytest
 import torch
-from recr1_lite.train.credit import still_to_come, word_credit, word_starts
 from tiny import tiny_profile, toy_retriever, toy_task
 
 from recr1_lite.common import RecR1Error
@@ -14,7 +13,7 @@ from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train import grpo
 from recr1_lite.train.loop import Run
-from recr1_lite.train.rewards import Scorer
+from recr1_lite.train.rewards import Scorer, still_to_come, word_credit, word_starts
 
 WORDS, STEPS, GROUP = 3, 2, 2
 
@@ -83,10 +82,9 @@ def test_a_word_that_no_index_holds_earns_nothing_itself():
     items = pd.DataFrame({"item_id": ["1", "2"], "title": ["a", "b"], "text": ["red dress", "blue coat of wool"]})
     examples = pd.DataFrame({"example_id": ["e"], "request": ["something"], "relevant": [{"1": 1.0}]})
     scorer = Scorer(BM25Retriever.build(items), examples, Prompt("compact", "{request}"), 10)
-    credit = word_credit(scorer, "ndcg", Letters(), 2)
     ids = torch.tensor([[3, 1, 2, 0], [3, 5, 0, 0]])  # "of dress" and "of blue"
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
-    found = credit(["e", "e"], ids, mask)
+    found = word_credit(scorer, "ndcg", Letters(), 2, ["e", "e"], ids, mask)
     assert found[0, 0] == found[0, 1] == found[0, 2] > 0  # "of" takes nothing from the word after it
     assert found[0, 3] == 0  # nothing is still to come: the end of the answer
     assert found[1, 1] == -found[0, 1]

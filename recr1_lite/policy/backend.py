@@ -85,7 +85,7 @@ def choose(
     vllm = profile.fast_inference and name == "unsloth" and not missing["vllm"]
     if profile.fast_inference and not vllm:
         why = missing["vllm"] or "it is used through unsloth only" if found.cuda else "vLLM needs a CUDA GPU"
-        reasons.append(f"rollouts come from the kit's own generation, without vLLM: {why}")
+        reasons.append(f"rollouts without vLLM: {why}")
     return Backend(name, dtype, vllm, tuple(reasons))
 
 

@@ -13,19 +13,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from transformers import set_seed
 
-from recr1_lite.common import RecR1Error, bar
+from recr1_lite.common import RecR1Error, bar, writing
 from recr1_lite.ledger import append_line
 from recr1_lite.policy.rewriters import EndpointRewriter, ModelRewriter, Rewriter
 from recr1_lite.tasks.prompts import Rewrite, split_thoughts
 from recr1_lite.tasks.readers import read_rows
+from recr1_lite.train.loop import alone
 from recr1_lite.train.rewards import Scorer
 
 CHUNK = 8  # examples whose rollouts are drawn together, from one seed
@@ -54,10 +55,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Budget:
-    """Where to stop asking a server: money in the currency of the prices (per million tokens), or requests."""
+    """Where to stop asking a server: money in the currency of the prices per million tokens; None: nowhere."""
 
-    money: float = math.inf
-    requests: float = math.inf
+    money: float | None = None
     input_price: float = 0.0
     output_price: float = 0.0
 
@@ -74,22 +74,18 @@ class TargetFile:
     def __init__(self, path: str | os.PathLike, settings: Mapping):
         self.path, self.settings = Path(path), json.loads(json.dumps(dict(settings)))
         self.rows: dict[str, dict] = {}
-        self._guard, self._lock = threading.Lock(), FileLock(f"{self.path}.lock")
+        self._guard, self._held = threading.Lock(), ExitStack()
 
     def __enter__(self) -> "TargetFile":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
+        with ExitStack() as held:
+            held.enter_context(alone(Path(f"{self.path}.lock"), f"{self.path} is being written by another run"))
             self._read()
-        except Timeout:
-            raise RecR1Error(f"{self.path} is being written by another run; wait, or give another file") from None
-        except BaseException:
-            self._lock.release()
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
-        self._lock.release()
+        self._held.close()
 
     def keep(self, row: Mapping) -> None:
         """Write a row to the disk before anything else happens; an example that is there already is left alone."""
@@ -99,11 +95,8 @@ class TargetFile:
                 self.rows[row["example_id"]] = dict(row)
 
     def _write(self, row: Mapping) -> None:
-        try:
+        with writing(self.path):
             append_line(self.path, json.dumps(row).encode("ascii") + b"\n")
-        except OSError as problem:
-            advice = "free space or mend its permissions, and run again: what it holds is kept"
-            raise RecR1Error(f"{self.path} cannot be written ({problem.strerror}); {advice}") from problem
 
     def _read(self) -> None:
         content = self.path.read_bytes() if self.path.exists() else b""
@@ -128,11 +121,10 @@ class TargetFile:
             raise RecR1Error(f"{made}; give another file, or the settings it was made with")
 
 
-def collect(path, examples: pd.DataFrame, settings: Mapping, ask: Callable) -> pd.DataFrame:
-    """The targets of `examples`, in their order, from the file at `path`; what it lacks is asked for first.
+def collect(path, examples: pd.DataFrame, settings: Mapping, ask: Callable[[TargetFile], None]) -> pd.DataFrame:
+    """The targets of `examples`, in their order, from the file at `path`; `ask` keeps there what it lacks.
 
-    ask(file): calls file.keep(row) for what is not in file.rows. A stop loses nothing that was kept.
-    """
+    A stop loses nothing that was kept."""
     with TargetFile(path, settings) as file:
         ask(file)
         found = [file.rows[example] for example in examples["example_id"] if example in file.rows]
@@ -263,7 +255,7 @@ def read_pairs(path: str | os.PathLike, examples: pd.DataFrame) -> pd.DataFrame:
 
 
 def from_endpoint(
-    rewriter: EndpointRewriter, examples: pd.DataFrame, path, budget: Budget | None = None, progress: bool = True
+    rewriter: EndpointRewriter, examples: pd.DataFrame, path, budget: Budget | None = None
 ) -> pd.DataFrame:
     """One answer of a server for each example, each kept when it arrives; equal requests are sent once.
 
@@ -272,10 +264,12 @@ def from_endpoint(
     answer that did not parse has the rewrite "": it is paid for and kept; leave it out of what is trained on.
     """
     budget, fields = budget or Budget(), rewriter.fields
+    money = math.inf if budget.money is None else budget.money
     settings = {"url": rewriter.url, "prompt": repr(rewriter.prompt), **fields}
     settings |= {"thinking": rewriter.prompt.thinking or None}
     most = int(fields.get("max_tokens") or fields.get("max_completion_tokens") or 4096) * int(fields.get("n") or 1)
     longest = max(len(str(rewriter.prompt.messages(request)).encode()) for request in examples["request"]) * 2 // 3 + 1
+    worst = budget.price(longest, most)
     asking = examples.groupby("request", sort=False)["example_id"].agg(list)
 
     def keep(file: TargetFile, request: str, row: Mapping) -> None:
@@ -286,7 +280,7 @@ def from_endpoint(
 
     def ask_one(file: TargetFile, request: str) -> float:
         start, (answer, parsed) = time.perf_counter(), rewriter.answer(request)
-        if budget.money < math.inf and None in (answer.prompt_tokens, answer.tokens):
+        if money < math.inf and None in (answer.prompt_tokens, answer.tokens):
             rewriter.tell(f"{rewriter.url} does not say what it used; what it leaves out is booked at the worst")
         thought = " ".join((answer.thought or "".join(split_thoughts(answer.text)[1])).split())
         row: dict = {"request": request, "rewrite": parsed.query, "thought": thought, "samples": 1}
@@ -302,21 +296,18 @@ def from_endpoint(
         for request in asking.index.intersection(list(known), sort=False):
             keep(file, request, known[request])
         spent = sum(row["money"] for row in file.rows.values())
-        left = budget.requests - sum(row["samples"] for row in file.rows.values())
         todo = [request for request in asking.index if request not in known]
         running: set[Future] = set()
         pool = ThreadPoolExecutor(rewriter.workers)
 
         def may_ask() -> bool:
-            worst = spent + budget.price(longest, most) * (len(running) + 1)
-            return left > 0 and len(running) < rewriter.workers and worst <= budget.money
+            return len(running) < rewriter.workers and spent + worst * (len(running) + 1) <= money
 
         try:
-            with bar(total=len(todo), desc=rewriter.name, unit="request", progress=progress) as shown:
+            with bar(total=len(todo), desc=rewriter.name, unit="request") as shown:
                 while todo or running:
                     while todo and may_ask():
                         running.add(pool.submit(ask_one, file, todo.pop(0)))
-                        left -= 1
                     if not running:
                         break
                     done, running = wait(running, return_when=FIRST_COMPLETED)
