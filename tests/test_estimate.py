@@ -39,7 +39,6 @@ def profile(**changes):
 
 
 def update(name: str, config=None, **changes) -> dict[str, int]:
-    """The parts of the update phase."""
     return training_memory(profile(**changes), name, config).parts["update"]
 
 

@@ -115,7 +115,7 @@ def shared_prefill(model, prompt_ids, prompt_mask, states=False) -> tuple[Dynami
     return cache, mask[inverse], last[:, -1:], inverse
 
 
-def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None) -> torch.Tensor:
+def sample(logits, temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
     """One token per row from softmax(logits / temperature), cut to its top_p nucleus; temperature 0: greedy.
 
     Inverse-CDF: one uniform number a row. (`torch.multinomial` draws one exponential for each of the 49,152
@@ -129,7 +129,7 @@ def sample(logits, temperature: float = 1.0, top_p: float = 1.0, generator=None)
         probabilities[(probabilities.cumsum(-1) - probabilities) >= top_p] = 0
     cumulative = probabilities.cumsum(-1)
     # above 0 and up to 1, so that no token of probability 0 is ever drawn
-    draw = 1 - torch.rand(len(logits), 1, device=logits.device, generator=generator)
+    draw = 1 - torch.rand(len(logits), 1, device=logits.device)
     token = torch.searchsorted(cumulative, draw * cumulative[:, -1:])
     return (order.gather(-1, token) if top_p < 1 else token).squeeze(-1)
 

@@ -56,12 +56,10 @@ def config_of(model: str):
         kind, *sizes = PUBLISHED[model]
         return AutoConfig.for_model(kind, **dict(zip(SIZES, sizes)), tie_word_embeddings=True)
     try:
-        if not (Path(model) / "config.json").is_file():
-            raise ValueError("it is no folder with a config.json")
-        config = AutoConfig.from_pretrained(model, local_files_only=True)
-        if config.model_type not in ("llama", "qwen2"):
-            raise ValueError(f"a model of kind {config.model_type!r} is not counted here")
-        return config
+        config = AutoConfig.from_pretrained(Path(model), local_files_only=True)
+        if config.model_type in ("llama", "qwen2"):
+            return config
+        reason = f"a model of kind {config.model_type!r} is not counted here"
     except Exception as error:  # transformers, huggingface_hub and json have no error in common
         reason = " ".join(str(error).split())[:200].rstrip(".")
     names = ", ".join(PUBLISHED)
@@ -205,24 +203,25 @@ def with_group(profile: Profile, group: int) -> Profile:
 
 
 def smaller(profile: Profile, backend: str) -> Iterator[tuple[str, Profile]]:
-    """(what changes, the profile then) of every step down that there is, in the order in which to try them."""
-    prompts, group = profile.prompts_per_step, profile.group_size
-    rows, unit = prompts * group, group if backend == "unsloth" else 1
-    micro, batch = profile.micro_batch or rows, min(profile.rollout_batch or rows, rows)
-    size = {name: parameters(config_of(name)) for name in [*PUBLISHED, profile.model]}
-    steps = {
-        "max_completion_tokens": (profile.max_completion_tokens // 2, {}),
-        "micro_batch": (next((n for n in range(micro // 2, 0, -1) if rows % n == 0 and n % unit == 0), 0), {}),
-        "rollout_batch": (batch // group // 2 * group if backend != "stock" else 0, {}),
-        "prompts_per_step": (prompts // 2, {"micro_batch": math.gcd(prompts // 2 * group, micro)}),
-        "group_size": (group // 2 if group > 3 else 0, vars(with_group(profile, max(2, group // 2)))),
-        "gradient_checkpointing": (not profile.gradient_checkpointing, {}),
-        "load_in_4bit": (not profile.load_in_4bit and _on_cuda(profile, backend), {}),
-        "model": (max((n for n in PUBLISHED if size[n] < size[profile.model]), key=lambda n: size[n], default=""), {}),
-    }
-    for name, (value, more) in steps.items():
-        if value:
-            yield f"{name}={value}, not {getattr(profile, name)}", replace(profile, **{**more, name: value})
+    """(what changes, the profile then) of every step down that can be trained, in the order in which to try them."""
+    models = [name for name in PUBLISHED if parameters(config_of(name)) < parameters(config_of(profile.model))]
+    others = {"gradient_checkpointing": True, "load_in_4bit": _on_cuda(profile, backend)}
+    others["model"] = [profile.model, *models][-1]
+    for name in ("max_completion_tokens", "micro_batch", "rollout_batch", "prompts_per_step", "group_size"):
+        value, least = (
+            getattr(profile, name) or profile.prompts_per_step * profile.group_size,
+            1 + (name == "group_size"),
+        )
+        for less in range(value // 2, least - 1, -1):
+            then = with_group(profile, less) if name == "group_size" else replace(profile, **{name: less})
+            rows = then.prompts_per_step * then.group_size
+            micro, unit = then.micro_batch or rows, then.group_size if backend == "unsloth" else 1
+            if rows % micro == micro % unit == (then.rollout_batch or rows) % then.group_size == 0:
+                yield f"{name}={less}, not {getattr(profile, name)}", then
+                break
+    for name, other in others.items():
+        if other != (was := getattr(profile, name)):
+            yield f"{name}={other}, not {was}", replace(profile, **{name: other})
 
 
 def print_estimate(profile: Profile, backend: str | None = None, card: float | None = None) -> int:
@@ -235,14 +234,18 @@ def print_estimate(profile: Profile, backend: str | None = None, card: float | N
     card = CARDS.get(profile.name, total / GB) if card is None else card
     if not card > 0:
         raise RecR1Error(f"--memory {card} GB is no card; give the GB of one")
-    needed, left = training_memory(profile, backend), card - training_memory(profile, backend).peak / GB
-    form = "4-bit, " * profile.load_in_4bit + profile.dtype
-    print(f"{profile.model} ({parameters(config_of(profile.model)) / 1e9:.2f}B), {form}, {backend}: ", end="")
-    print(f"{profile.prompts_per_step} prompts of {profile.max_prompt_tokens} tokens x {profile.group_size} ", end="")
-    micro = profile.micro_batch or profile.prompts_per_step * profile.group_size
+    needed, micro = (
+        training_memory(profile, backend),
+        profile.micro_batch or profile.prompts_per_step * profile.group_size,
+    )
+    left, form = card - needed.peak / GB, "4-bit, " * profile.load_in_4bit + profile.dtype
     how = ", checkpointing" * profile.gradient_checkpointing
-    print(f"rollouts of {profile.max_completion_tokens}, {micro} in a backward pass{how}")
-    print(f"\n{needed.table().to_string(float_format='{:.2f}'.format)}")
+    print(
+        f"{profile.model} ({parameters(config_of(profile.model)) / 1e9:.2f}B), {form}, {backend}: "
+        f"{profile.prompts_per_step} prompts of {profile.max_prompt_tokens} tokens x {profile.group_size} rollouts of "
+        f"{profile.max_completion_tokens}, {micro} in a backward pass{how}"
+        f"\n\n{needed.table().to_string(float_format='{:.2f}'.format)}"
+    )
     verdict = f"peak {needed.peak / GB:.2f} GB, in the {needed.phase} phase, of {card:.4g} GB"
     if left >= MARGIN * card:
         print(f"{verdict}: fits, {left:.2f} GB to spare ({left / card:.0%})")
