@@ -32,11 +32,11 @@ from recr1_lite.train.loop import Run, check_adapter, draw_order, last_checkpoin
 from recr1_lite.train.rewards import Scorer
 
 
-def run(profile, folder, retriever=None, n: int = 6, policy: Policy | None = None, **options):
+def run(profile, folder, retriever=None, n: int = 6, policy: Policy | None = None, prompt=PROMPT, **options):
     """Train a fresh policy, or this one, on n examples; options: of Run, of `train` and of TRL's configuration."""
     names = {field.name for field in fields(Run)} & options.keys()
     place = Run(Path(folder), **({"progress": False} | {name: options.pop(name) for name in names}))
-    scorer = Scorer(retriever or toy_retriever(), examples(n), PROMPT, 10)
+    scorer = Scorer(retriever or toy_retriever(), examples(n), prompt, 10)
     fixed = {"lr_scheduler_type": "constant", "warmup_steps": 0}
     policy = policy or load_policy(profile, place.seed)
     return train(policy, examples(n), scorer, profile, place, **(fixed | options))
@@ -96,16 +96,12 @@ def watched(trainer_class, completions=None, scale: float = 0.0):
     return Watched
 
 
-def random_completions(rows: int, seed: int = 0) -> list[list[int]]:
+def random_completions(rows: int) -> list[list[int]]:
     """Of 1 to 5 tokens, half of them ended."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(0, 5, (rows,), generator=generator).tolist()
-    return [
-        torch.randint(4, 124, (length + 1,), generator=generator).tolist()
-        if row % 2
-        else [*torch.randint(4, 124, (length,), generator=generator).tolist(), 3]
-        for row, length in enumerate(lengths)
-    ]
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 6, (rows,)).tolist()
+    written = [torch.randint(4, 124, (length,)).tolist() for length in lengths]
+    return [row if at % 2 else [*row[:-1], 3] for at, row in enumerate(written)]
 
 
 @pytest.mark.parametrize(
@@ -359,9 +355,8 @@ def test_the_best_adapter_is_the_best_validation_point(tiny_folder, tmp_path):
     weights = {}
 
     def validate(merged) -> Interval:
-        weights[len(weights) * 2] = [
-            weight.clone() for name, weight in policy.model.named_parameters() if ".default." in name
-        ]
+        named = policy.model.named_parameters()
+        weights[len(weights) * 2] = [weight.clone() for name, weight in named if ".default." in name]
         return Interval([0.2, 0.5, 0.5, 0.4][len(weights) - 1], 0.0, 1.0, 8)
 
     done = run(profile, tmp_path / "run", policy=policy, validate=validate, seed=3)
@@ -443,19 +438,18 @@ def test_the_sealed_test_stays_closed_while_a_trainer_runs(tiny_folder, tmp_path
 
 KILLED = """
 import os, signal, sys
-sys.path[:0] = {paths!r}
+sys.path[:0] = sys.argv[3:]
 import torch
 from test_grpo import run, scripted
 from tiny import tiny_profile
-from recr1_lite.policy.models import load_policy
 torch.set_num_threads({threads})
 validate, asked = scripted(.1, .3, .2)
 def deadly(merged):
     if len(asked) == 2:
         os.kill(os.getpid(), signal.SIGKILL)  # at step 4, validated but not yet saved
     return validate(merged)
-profile = tiny_profile({model!r}, preset="paper", steps=6, learning_rate=5e-2)
-run(profile, {folder!r}, n=3, validate=deadly, seed=1, beta=0.2)
+profile = tiny_profile(sys.argv[1], preset="paper", steps=6, learning_rate=5e-2)
+run(profile, sys.argv[2], n=3, validate=deadly, seed=1, beta=0.2)
 """
 
 
@@ -466,14 +460,10 @@ def test_resume_after_kill_equals_the_uninterrupted_run(tiny_folder, tmp_path):
     options = dict(n=3, seed=1, beta=0.2)
     whole = run(profile, tmp_path / "whole", validate=validate, **options)
 
-    here = Path(__file__).parent
-    code = KILLED.format(
-        paths=[str(here), str(here.parent)],
-        threads=torch.get_num_threads(),
-        model=str(tiny_folder),
-        folder=str(tmp_path / "killed"),
-    )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    here, code = Path(__file__).parent, KILLED.format(threads=torch.get_num_threads())
+    places = [tiny_folder, tmp_path / "killed", here, here.parent]
+    command = [sys.executable, "-c", code, *map(str, places)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert last_checkpoint(tmp_path / "killed").name == "checkpoint-2"
 
@@ -487,59 +477,36 @@ def test_resume_after_kill_equals_the_uninterrupted_run(tiny_folder, tmp_path):
         assert {**ours, "seconds": 0} == pytest.approx({**theirs, "seconds": 0}, abs=1e-4)
 
 
-def stopping(after: int):
-    """A retriever that presses Ctrl-C at its `after`-th search."""
-    toy, calls = toy_retriever(), []
-
-    def search(queries, k):
-        calls.append(queries)
-        if len(calls) == after:
-            os.kill(os.getpid(), signal.SIGINT)
-        return [hits.ids for hits in toy.search(queries, k)]
-
-    search.__qualname__ = toy.fn.__qualname__  # the run that goes on must not take it for another engine
-    return CallableRetriever(search)
-
-
 def test_ctrl_c_keeps_everything_and_resume_goes_on(tiny_folder, tmp_path, capfd):
-    profile = tiny_profile(tiny_folder, steps=5, learning_rate=5e-2, validate_every=2)
+    profile, seen = tiny_profile(tiny_folder, steps=5, learning_rate=5e-2, validate_every=2), []
     whole = run(profile, tmp_path / "whole", validate=scripted(0.1, 0.2, 0.3, 0.4)[0])
-    handler = signal.getsignal(signal.SIGINT)
-    stopped = run(profile, tmp_path / "run", stopping(3), validate=scripted(0.1, 0.2)[0])
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert "stopping after this step" in capfd.readouterr().err
-    assert stopped.stopped == "interrupted" and [row["step"] for row in stopped.curve] == [1, 2, 3]
-    assert json.loads((tmp_path / "run" / "training.json").read_text())["stopped"] == "interrupted"
-    assert load_policy(profile, adapter=tmp_path / "run" / "last", trainable=False)
-    assert stopped.best_step == 2 and stopped.adapter.is_dir()
-    assert last_checkpoint(tmp_path / "run").name == "checkpoint-3"
-
-    resumed = run(profile, tmp_path / "run", validate=scripted(0.3, 0.4)[0], resume=True)
-    assert resumed.stopped == "finished" and resumed.best_step == 5
-    assert [point["step"] for point in resumed.val] == [0, 2, 4, 5]
-    assert same(adapter(resumed.adapter), adapter(whole.adapter))
-
-    again = run(profile, tmp_path / "run", validate=scripted()[0], resume=True)
-    assert same(adapter(again.adapter), adapter(whole.adapter)) and again.curve == resumed.curve
-    longer = run(replace(profile, steps=6), tmp_path / "run", validate=scripted(0.1)[0], resume=True)
-    assert [row["step"] for row in longer.curve] == [1, 2, 3, 4, 5, 6] and longer.best_step == 5
-
-
-def test_watch_sees_every_step_and_the_past_of_a_resumed_run(tiny_folder, tmp_path):
-    profile, seen = tiny_profile(tiny_folder, steps=4, validate_every=2), []
 
     def watch(curve, val):
         seen.append(([row["step"] for row in curve], [point["step"] for point in val]))
-        if len(curve) == 1:
+        if len(curve) == 2:
             signal.raise_signal(signal.SIGINT)  # pressed between two steps: the next one is still made
 
-    first = run(profile, tmp_path / "run", validate=scripted(0.1, 0.2)[0], watch=watch)
-    assert first.stopped == "interrupted" and seen == [([], [0]), ([1], [0]), ([1, 2], [0, 2])]
+    handler, place = signal.getsignal(signal.SIGINT), tmp_path / "run"
+    stopped = run(profile, place, validate=scripted(0.1, 0.2)[0], watch=watch)
+    assert signal.getsignal(signal.SIGINT) is handler and "stopping after this step" in capfd.readouterr().err
+    assert seen == [([], [0]), ([1], [0]), ([1, 2], [0, 2]), ([1, 2, 3], [0, 2])]
+    assert stopped.stopped == json.loads((place / "training.json").read_text())["stopped"] == "interrupted"
+    assert load_policy(profile, adapter=place / "last", trainable=False)
+    assert stopped.best_step == 2 and stopped.adapter.is_dir()
+    assert last_checkpoint(place).name == "checkpoint-3"
+
     seen.clear()
-    whole = run(profile, tmp_path / "run", validate=scripted(0.3)[0], watch=watch, resume=True)
-    assert seen[0] == ([1, 2], [0, 2]) and seen[-1] == ([1, 2, 3, 4], [0, 2, 4])
-    assert whole.curve[:2] == first.curve
-    assert whole.seconds > first.seconds > 0  # of the whole run, not of its second part
+    resumed = run(profile, place, validate=scripted(0.3, 0.4)[0], watch=watch, resume=True)
+    assert seen[0] == ([1, 2, 3], [0, 2]) and seen[-1] == ([1, 2, 3, 4, 5], [0, 2, 4, 5])
+    assert resumed.curve[:3] == stopped.curve
+    assert resumed.seconds > stopped.seconds > 0, "of the whole run, not of its second part"
+    assert resumed.stopped == "finished" and resumed.best_step == 5
+    assert same(adapter(resumed.adapter), adapter(whole.adapter))
+
+    again = run(profile, place, validate=scripted()[0], resume=True)
+    assert same(adapter(again.adapter), adapter(whole.adapter)) and again.curve == resumed.curve
+    longer = run(replace(profile, steps=6), place, validate=scripted(0.1)[0], resume=True)
+    assert [row["step"] for row in longer.curve] == [1, 2, 3, 4, 5, 6] and longer.best_step == 5
 
 
 def test_a_second_ctrl_c_stops_at_once(tiny_folder, tmp_path):
@@ -578,16 +545,11 @@ def test_a_best_adapter_lost_between_checkpoint_and_copy_is_made_again(tiny_fold
 
 def test_incomplete_checkpoints_are_ignored(tmp_path):
     assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "none") is None
-    for name, state in [
-        ("checkpoint-2", "{}"),
-        ("checkpoint-10", "{}"),
-        ("checkpoint-11", '{"global_step": 1'),
-        ("checkpoint-12", None),
-        ("checkpoint-old", "{}"),
-    ]:
-        (tmp_path / name).mkdir()
+    states = {"2": "{}", "10": "{}", "11": '{"global_step": 1', "12": None, "old": "{}"}
+    for name, state in states.items():
+        (tmp_path / f"checkpoint-{name}").mkdir()
         if state is not None:
-            (tmp_path / name / "trainer_state.json").write_text(state)
+            (tmp_path / f"checkpoint-{name}" / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
 
 
@@ -602,13 +564,10 @@ def test_only_the_run_that_was_stopped_goes_on(tiny_folder, tmp_path, capfd):
         run(profile, place)
 
     def again(n: int = 6, options=None, prompt=PROMPT, **changes):
-        changed = replace(profile, **changes)
-        scorer = Scorer(toy_retriever(), examples(n), prompt, 10)
-        fixed = {"lr_scheduler_type": "constant", "warmup_steps": 0} | (options or {})
-        train(load_policy(changed), examples(n), scorer, changed, Run(place, resume=True, progress=False), **fixed)
+        run(replace(profile, **changes), place, None, n, prompt=prompt, resume=True, **(options or {}))
 
-    fields = [("learning_rate", 1e-5), ("group_size", 2), ("recipe", "paper"), ("preset", "paper"), ("lora_rank", 2)]
-    for name, value in [*fields, ("prompts_per_step", 3), ("validate_every", 2), ("max_completion_tokens", 4)]:
+    fields = dict(learning_rate=1e-5, group_size=2, recipe="paper", preset="paper", lora_rank=2, prompts_per_step=3)
+    for name, value in (fields | dict(validate_every=2, max_completion_tokens=4)).items():
         was = re.escape(f"profile.{name} was {json.dumps(getattr(profile, name))} and is now {json.dumps(value)};")
         with pytest.raises(RecR1Error, match=was):
             again(**{name: value})
@@ -623,9 +582,8 @@ def test_only_the_run_that_was_stopped_goes_on(tiny_folder, tmp_path, capfd):
     ):
         with pytest.raises(RecR1Error, match=message):
             again(**changes)
-    again(
-        micro_batch=4, batch_size=3, max_prompt_tokens=80, report_to="none", about="more memory", sft_batch=2, steps=3
-    )
+    memory = dict(micro_batch=4, batch_size=3, max_prompt_tokens=80, about="more memory")
+    again(report_to="none", sft_batch=2, steps=3, **memory)
     assert record_of(place) == told and last_checkpoint(place).name == "checkpoint-3"
 
     task = toy_task()

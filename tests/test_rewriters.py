@@ -10,7 +10,7 @@ from tiny import PROMPT, requests, tiny_policy, tiny_profile
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.models import load_policy
-from recr1_lite.policy.rewriters import ModelRewriter, RawRewriter, Rewriter, encode
+from recr1_lite.policy.rewriters import ModelRewriter, RawRewriter, encode
 from recr1_lite.policy.rollouts import MergedCopy
 from recr1_lite.tasks.prompts import Outcome, Prompt, Rewrite
 
@@ -31,14 +31,6 @@ def tokens_alone(policy, prompt: Prompt, request: str, limit: int) -> list[int]:
 def test_the_raw_request():
     assert RawRewriter().complete(["a b", ""]) == [Rewrite("a b", "", "ok", 0), Rewrite("", "", "ok", 0)]
     assert RawRewriter().rewrite(["a b"]) == ["a b"] and RawRewriter().name == "raw request"
-
-
-def test_a_rewriter_of_your_own():
-    class Upper(Rewriter):
-        def complete(self, requests):
-            return [Rewrite(request.upper(), request, "ok", 1) for request in requests]
-
-    assert Upper().rewrite(["a", "b"]) == ["A", "B"]
 
 
 def test_each_answer_is_the_one_to_its_request_alone(policy):
@@ -79,13 +71,10 @@ def test_a_cut_answer_is_truncated_and_a_failed_one_sends_nothing_or_the_request
 
 def test_too_long_a_prompt_names_the_numbers(policy):
     long = ModelRewriter(policy, PROMPT, "tiny", 4, max_prompt_tokens=20)
+    assert long.complete([]) == []
     assert len(long.complete(["w1 " * 10])) == 1
     with pytest.raises(RecR1Error, match="a prompt has 36 tokens and the limit is 20"):
         long.complete(["w1", "w1 " * 30])
-
-
-def test_no_requests(policy):
-    assert ModelRewriter(policy, PROMPT, "tiny", 4).complete([]) == []
 
 
 def test_encode_pads_on_the_left_and_adds_no_start_token(policy):

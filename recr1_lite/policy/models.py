@@ -52,12 +52,10 @@ def load_policy(
 ) -> Policy:
     """The profile's model with a LoRA adapter: a fresh one, or the one saved in the folder `adapter`.
 
-    The model is an asset of this kit, a local folder, a GGUF file, or a name on the Hub. The seed is set before the
-    adapter is made, so that its random half is the same in every run with that seed. `trainable=False` without
-    `adapter` gives the bare model. backend: "unsloth" or "transformers", default as `backend.choose` finds; what it
-    does not grant is said in one line on stderr. Raises RecR1Error for a model or an adapter that cannot be read, and
-    for 4-bit without bitsandbytes.
-    """
+    The model is an asset of this kit, a local folder, a GGUF file, or a name on the Hub. The seed makes the adapter's
+    random half. `trainable=False` without `adapter` gives the bare model. backend: "unsloth" or "transformers",
+    default as `backend.choose` finds; what it does not grant is said in one line on stderr. Raises RecR1Error for a
+    model or an adapter that cannot be read, and for 4-bit without bitsandbytes."""
     set_seed(seed)
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         raise RecR1Error(f"there is no adapter in {str(adapter)!r} (adapter_config.json is missing); train one first")
@@ -107,10 +105,8 @@ def _load_plain(profile: Profile, source: str, seed: int, adapter: str | Path | 
 
 
 def save_adapter(policy: Policy, folder: str | Path) -> Path:
-    """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all.
-
-    It names its model as the profile does, so that an adapter made here can be used and given away elsewhere.
-    """
+    """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all. It names its model as the
+    profile does, so that it can be used and given away elsewhere."""
 
     def write(work: Path) -> None:
         policy.model.save_pretrained(work, selected_adapters=["default"], save_embedding_layers=False)

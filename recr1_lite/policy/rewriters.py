@@ -60,10 +60,7 @@ class RawRewriter(Rewriter):
 
 
 class RuleRewriter(Rewriter):
-    """A plain function from a request to its rewrite ("": nothing to say) and the thought behind it, as a rewriter.
-
-    Where it is silent, the request is sent.
-    """
+    """A plain function from a request to its rewrite ("": nothing to say, and the request is sent) and the thought."""
 
     def __init__(self, rule: Callable[[str], tuple[str, str]], prompt: Prompt, name: str = "rule"):
         self.rule, self.prompt, self.name = rule, prompt, name
@@ -75,10 +72,8 @@ class RuleRewriter(Rewriter):
 
 
 class ModelRewriter(Rewriter):
-    """A model asked with a prompt: greedy by default, sampled when temperature > 0.
-
-    `merged` (a MergedCopy of the policy) makes generation faster; without it one is made where the weights allow.
-    """
+    """A model asked with a prompt: greedy by default, sampled when temperature > 0. `merged`: a MergedCopy of the
+    policy, which generates faster; by default one is made where the weights allow."""
 
     def __init__(
         self,
@@ -142,11 +137,8 @@ def as_rewriter(
 
 
 class Answer(NamedTuple):
-    """What a server said. tokens, prompt_tokens: generated, and of the prompt; None where it does not say.
-
-    truncated: by max_tokens. refused: the model declined, a filter stopped it, or it called a tool; what it said is no
-    answer. thought: what a reasoning model said in a field of its own.
-    """
+    """What a server said. tokens, prompt_tokens: None where it does not say. truncated: by max_tokens. refused: the
+    model declined, a filter stopped it, or it called a tool. thought: what it said in a field of its own."""
 
     text: str
     tokens: int | None
@@ -165,8 +157,7 @@ class EndpointRewriter(Rewriter):
     assistant message, with the two settings that vLLM wants for that. `extra`: further fields of the body; None takes
     one out (for models that refuse max_tokens: {"max_tokens": None, "max_completion_tokens": 64}). Timeouts, lost
     connections, 408, 409, 429 and 5xx, inside a status 200 too, are tried again `retries` times, any other failure
-    never. `timeout`: seconds of silence. Raises RecR1Error for a missing address or model, and a broken key.
-    """
+    never. `timeout`: seconds of silence. Raises RecR1Error for a missing address or model, and a broken key."""
 
     def __init__(
         self,
@@ -366,9 +357,10 @@ def _usage(usage: Any, said: bool) -> tuple[int | None, int | None]:
     """Tokens of the prompt and of the answer, None where the server does not say so: 0 for a text is no count."""
     usage = usage if isinstance(usage, dict) else {}
     prompt, made, both = (_count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
-    if both is not None:  # a count that leaves the thought out is smaller than the rest of the total
-        prompt = both - made if prompt is None and made is not None else prompt
-        made = max(made or 0, both - prompt) if prompt is not None else made
+    if both and prompt:  # a count that leaves the thought out is smaller than the rest of the total
+        made = max(made or 0, both - prompt)
+    elif both and made:
+        prompt = both - made
     return prompt or None, made if made or made == 0 and not said else None
 
 

@@ -36,10 +36,8 @@ PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral"}  # logits are head(states),
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """Grouped-query attention that copies no key or value: query heads of one key head become query rows.
 
-    Stock attention on a CPU repeats keys and values for every query head and rebuilds the mask in every
-    layer, which costs as much as the matrix products. Shapes: query (B, H, T, D), key and value (B, K, L,
-    D), out (B, T, H, D).
-    """
+    Stock attention on a CPU repeats keys and values for every query head and rebuilds the mask in every layer, which
+    costs as much as the matrix products. Shapes: query (B, H, T, D), key and value (B, K, L, D), out (B, T, H, D)."""
     rows, heads, length, width = query.shape
     keys = key.size(1)
     if keys == heads or attention_mask is None:
@@ -82,9 +80,7 @@ def until_end(row: list[int], ends: Collection[int]) -> tuple[list[int], bool]:
 
 def common_prefix(model, prompt_ids, prompt_mask) -> int:
     """How many of the tokens that all left-padded prompts (U, L) begin with to run once; every prompt keeps its last.
-
-    0 where that saves little, and for a model with a sliding window, which would count the padding in the middle.
-    """
+    0 where that saves little, and for a model with a sliding window, which would count the padding in the middle."""
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
     length = min(len(os.path.commonprefix(rows)), *(len(row) - 1 for row in rows))
     windowed = getattr(model.config.get_text_config(), "sliding_window", None)
@@ -253,10 +249,8 @@ def _forward(model, states: bool, **inputs) -> torch.Tensor:
 class MergedCopy:
     """The base model with the adapter folded into its weights, refreshed before each round of rollouts.
 
-    A merged model generates faster than base + adapter. The copy is rewritten from the untouched base each
-    time, so no rounding error builds up over steps (merging and un-merging in place would drift). Costs one
-    copy of the adapted layers' weights; everything else is shared.
-    """
+    It generates faster than base + adapter. It is rewritten from the untouched base each time, so no rounding error
+    builds up (merging and un-merging in place would drift). Costs one copy of the adapted layers' weights."""
 
     def __init__(self, policy: PeftModel):
         base: Any = policy.get_base_model()
@@ -278,8 +272,7 @@ class MergedCopy:
 
     @classmethod
     def of(cls, model) -> "MergedCopy | None":
-        """A merged copy where one can be made: a LoRA policy of transformers whose base weights are not
-        quantised; else None."""
+        """A merged copy of a LoRA policy of transformers whose base weights are not quantised; else None."""
         if not isinstance(model, PeftModel) or getattr(model, "is_loaded_in_4bit", False) or is_unsloth(model):
             return None
         return cls(model)

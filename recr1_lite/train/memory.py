@@ -111,8 +111,6 @@ def training_memory(profile: Profile, backend: str = "unsloth", config=None) -> 
     backend: unsloth, transformers (this kit's trainer) or stock (TRL's). config: of the model, default the profile's.
     """
     prompt, new, group = profile.max_prompt_tokens, profile.max_completion_tokens, profile.group_size
-    if backend not in ("unsloth", "transformers", "stock"):
-        raise RecR1Error(f"there is no backend {backend!r}; take unsloth, transformers or stock")
     config, size, rows = config or config_of(profile.model), BYTES[profile.dtype], profile.prompts_per_step * group
     layers, hidden, wide = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     adapter = FLOAT32 * profile.lora_rank * layers * sum(map(sum, matrices(config)))

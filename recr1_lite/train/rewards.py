@@ -28,11 +28,8 @@ FREE_WORDS, WORD_LIMIT, LENGTH_COST = 16, 64, 0.1
 
 
 class Scored(NamedTuple):
-    """One completion: how it parsed, what was sent to the retriever, and what came of it.
-
-    ndcg: of the query sent (in `expand` mode a failed parse sends the request alone); raw_ndcg: of the request itself;
-    both 0 to 1 at the scorer's k. words: of the parsed rewrite, 0 unless ok.
-    """
+    """One completion. query: as sent. ndcg: of it (in `expand` mode a failed parse sends the request alone); raw_ndcg:
+    of the request itself; both 0 to 1 at the scorer's k. words: of the parsed rewrite, 0 unless ok."""
 
     outcome: Outcome
     query: str
@@ -87,18 +84,17 @@ class Scorer:
 
     examples: DataFrame of example_id, request, relevant ({item_id: gain}). Targets are keyed by example_id, so two
     users with the same words keep their own. A column `exclude` (ids) takes items out of an example's rankings, as in
-    `evaluate`. k: cut-off of the nDCG, whose gains are `linear` or `exponential`. Raises RecR1Error for a
-    missing column, an example_id that comes twice, a bad k or gain.
-    """
+    `evaluate`. k: cut-off of the nDCG, whose gains are `linear` or `exponential`. Raises RecR1Error for a missing
+    column, an example_id that comes twice, a bad k or gain."""
 
     def __init__(self, retriever: Any, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
         for column in ("example_id", "request", "relevant"):
             if column not in examples.columns:
                 raise RecR1Error(f"the examples have no column {column!r}; pass task.train or task.val")
-        ids = list(examples["example_id"])
-        if len(set(ids)) != len(ids):
-            twice = Counter(ids).most_common(1)[0][0]
-            raise RecR1Error(f"example_id {twice!r} comes twice, so its target is unclear; keep one of them")
+        ids = examples["example_id"].tolist()
+        if (twice := examples["example_id"].duplicated()).any():
+            first = examples["example_id"][twice].iloc[0]
+            raise RecR1Error(f"example_id {first!r} comes twice, so its target is unclear; keep one of them")
         ndcg([], {}, k, gain)  # a bad k or gain fails here, not in the first step of a run
         self.retriever, self.prompt, self.k, self.gain, self.known = retriever, prompt, int(k), gain, ids_of(examples)
         self.requests = dict(zip(ids, examples["request"]))
@@ -118,10 +114,9 @@ class Scorer:
     ) -> list[Scored]:
         """One `Scored` per completion, in order.
 
-        completions: what the model generated, without the prompt's prefix (it is put back here). truncated: which of
-        them hit the token limit; None: not known. Raises RecR1Error for an unknown example_id or lists of different
-        lengths, RetrieverError with the query when a search fails.
-        """
+        completions: what the model generated, without the prompt's prefix. truncated: which of them hit the token
+        limit; None: not known. Raises RecR1Error for an unknown example_id or lists of different lengths,
+        RetrieverError with the query when a search fails."""
         truncated = [False] * len(completions) if truncated is None else truncated
         if not len(example_ids) == len(completions) == len(truncated):
             given = f"{len(example_ids)} example ids, {len(completions)} completions, {len(truncated)} truncation flags"
@@ -153,19 +148,17 @@ class Scorer:
 def reward_functions(recipe: str, scorer: Scorer, end_ids: Collection[int] = ()) -> list[Callable[..., list[float]]]:
     """The recipe as reward functions for TRL's GRPOTrainer, one per component, weight 1 each (TRL's default).
 
-    TRL calls f(prompts, completions, completion_ids, **columns) and logs `rewards/<component>/mean`; the dataset needs
-    the column `example_id`. A whole batch is parsed and searched once for all components. The first function also logs
-    `batch_summary`, and adds query and outcome to TRL's table of completions. end_ids: token ids that end an answer; a
-    completion that does not end in one was cut by the token limit. Without them nothing is called truncated, which
-    changes no reward.
-    """
+    TRL logs each as `rewards/<component>/mean`; the dataset needs the column `example_id`. A whole batch is parsed and
+    searched once for all components. The first function also logs `batch_summary`, and adds query and outcome to TRL's
+    table of completions. end_ids: token ids that end an answer; a completion that does not end in one was cut by the
+    token limit. Without them nothing is called truncated, which changes no reward."""
 
     @functools.lru_cache(maxsize=1)
     def scored(example_ids: tuple, texts: tuple, cut: tuple) -> list[Scored]:
         return scorer.score(example_ids, texts, cut)
 
-    def function(name: str, component: Component, logs: bool) -> Callable[..., list[float]]:
-        def call(prompts, completions, completion_ids, example_id, log_metric=None, log_extra=None, **_) -> list[float]:
+    def function(name: str, component: Component, logs: bool):
+        def call(prompts, completions, completion_ids, example_id, log_metric=None, log_extra=None, **_):
             cut = [bool(end_ids) and (not len(ids) or int(ids[-1]) not in end_ids) for ids in completion_ids]
             rows = scored(tuple(example_id), tuple(completions), tuple(cut))
             if logs and log_metric and log_extra:

@@ -27,7 +27,6 @@ from recr1_lite.policy.rewriters import EndpointRewriter, ModelRewriter, Rewrite
 from recr1_lite.tasks.prompts import Rewrite, split_thoughts
 from recr1_lite.tasks.readers import read_rows
 from recr1_lite.train.loop import alone
-from recr1_lite.train.rewards import Scorer
 
 CHUNK = 8  # examples whose rollouts are drawn together, from one seed
 FREE = {"samples": 0, "tokens": 0, "seconds": 0.0, "money": 0.0}  # what a row cost that was not asked for
@@ -134,15 +133,7 @@ def collect(path, examples: pd.DataFrame, settings: Mapping, ask: Callable[[Targ
 
 
 def best_of_n(
-    rewriter: ModelRewriter,
-    examples: pd.DataFrame,
-    path,
-    n: int = 8,
-    choose: str = "vote",
-    temperature: float = 1.0,
-    scorer: Scorer | None = None,
-    seed: int = 0,
-    progress: bool = True,
+    rewriter: ModelRewriter, examples, path, n=8, choose="vote", temperature=1.0, scorer=None, seed=0, progress=True
 ) -> pd.DataFrame:
     """The best of n sampled rewrites for each example, kept in the file at `path` as they are made.
 
@@ -215,9 +206,7 @@ class VoteRewriter(Rewriter):
 
     batch_size = CHUNK
 
-    def __init__(
-        self, rewriter: ModelRewriter, n: int = 8, temperature: float = 1.0, seed: int = 0, name: str = "teacher"
-    ):
+    def __init__(self, rewriter: ModelRewriter, n=8, temperature=1.0, seed=0, name="teacher"):
         self.sampler, self.n, self.seed, self.name = rewriter.at(temperature), n, seed, name
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
