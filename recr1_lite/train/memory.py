@@ -66,15 +66,11 @@ def config_of(model: str):
     raise RecR1Error(f"the sizes of {model!r} are not known ({reason}); name one of {names}, or a saved model's folder")
 
 
-def heads(config) -> tuple[int, int]:
-    """Width of all queries, and of all keys (or values), of one token."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads * width, config.num_key_value_heads * width
-
-
 def matrices(config) -> list[tuple[int, int]]:
     """(inputs, outputs) of a layer's seven matrices: query, key, value, output, gate, up, down."""
-    hidden, wide, (query, keys) = config.hidden_size, config.intermediate_size, heads(config)
+    hidden, wide = config.hidden_size, config.intermediate_size
+    width = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    query, keys = config.num_attention_heads * width, config.num_key_value_heads * width
     return [(hidden, query), (hidden, keys), (hidden, keys), (query, hidden), *[(hidden, wide)] * 2, (wide, hidden)]
 
 
@@ -85,7 +81,7 @@ def linear_weights(config) -> int:
 
 def parameters(config) -> int:
     """All weights: the matrices, embedding (and head where it is not the same), norms and biases."""
-    layers, hidden, (query, keys) = config.num_hidden_layers, config.hidden_size, heads(config)
+    layers, hidden, ((_, query), (_, keys), *_) = config.num_hidden_layers, config.hidden_size, matrices(config)
     tables = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
     biases = layers * (query + 2 * keys) * (config.model_type == "qwen2" or getattr(config, "attention_bias", False))
     return linear_weights(config) + tables + (2 * layers + 1) * hidden + biases
@@ -127,7 +123,7 @@ def training_memory(profile: Profile, backend: str = "unsloth", config=None) -> 
     }
     # rollouts: keys and values of all layers, one layer's twice while they grow
     at_once = rows if backend == "stock" else min(profile.rollout_batch or rows, rows)
-    keys = at_once * heads(config)[1] * size  # of one token of each rollout in one layer
+    keys = at_once * matrices(config)[1][1] * size  # of one token of each rollout in one layer
     cached = (prompt + new) * (2 * layers + 1)
     if backend == "unsloth":  # grows by 512 tokens; the prompts' keys are there twice when it is begun
         cached = (2 * prompt + 1 + 512 * math.ceil((new + 1) / 512)) * 2 * layers
@@ -166,7 +162,7 @@ def layer(config, profile: Profile, backend: str, rows: int, length: int, width:
     """Bytes that one layer keeps for the backward pass of `rows` x `length` tokens, each of which sees up to `width`.
 
     The base matrices are frozen and keep nothing; LoRA keeps the input of each."""
-    hidden, wide, (query, keys) = config.hidden_size, config.intermediate_size, heads(config)
+    hidden, wide, ((_, query), (_, keys), *_) = config.hidden_size, config.intermediate_size, matrices(config)
     size, tokens, rank = BYTES[profile.dtype], rows * length, profile.lora_rank
     sums = rows * config.num_attention_heads * length * FLOAT32  # log of the softmax's denominator
     if backend == "unsloth":  # no copies of an input, no silu kept, no mask, keys not repeated
@@ -232,16 +228,13 @@ def print_estimate(profile: Profile, backend: str | None = None, card: float | N
     card = CARDS.get(profile.name, total / GB) if card is None else card
     if not card > 0:
         raise RecR1Error(f"--memory {card} GB is no card; give the GB of one")
-    needed, micro = (
-        training_memory(profile, backend),
-        profile.micro_batch or profile.prompts_per_step * profile.group_size,
-    )
+    needed, micro = training_memory(profile, backend), profile.micro_batch or "all"
+    again = ", checkpointing" * profile.gradient_checkpointing
     left, form = card - needed.peak / GB, "4-bit, " * profile.load_in_4bit + profile.dtype
-    how = ", checkpointing" * profile.gradient_checkpointing
     print(
         f"{profile.model} ({parameters(config_of(profile.model)) / 1e9:.2f}B), {form}, {backend}: "
         f"{profile.prompts_per_step} prompts of {profile.max_prompt_tokens} tokens x {profile.group_size} rollouts of "
-        f"{profile.max_completion_tokens}, {micro} in a backward pass{how}"
+        f"{profile.max_completion_tokens}, {micro} in a backward pass{again}"
         f"\n\n{needed.table().to_string(float_format='{:.2f}'.format)}"
     )
     verdict = f"peak {needed.peak / GB:.2f} GB, in the {needed.phase} phase, of {card:.4g} GB"
