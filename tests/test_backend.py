@@ -32,7 +32,6 @@ def no_wish(monkeypatch):
 @pytest.mark.parametrize(
     "profile, found, missing, name, dtype, words",
     [
-        ("cpu", CPU, NONE, "transformers", "float32", []),
         ("t4", CPU, BOTH, "transformers", "float16", []),  # nothing that was asked for by name is missing
         ("t4", T4, BOTH, "unsloth", "float16", []),
         ("gpu24", T4, BOTH, "unsloth", "float16", ["Tesla T4 (capability 7.5) has no bfloat16: float16"]),
