@@ -526,10 +526,9 @@ def test_a_second_ctrl_c_stops_at_once(tiny_folder, tmp_path):
 
 def test_a_training_in_a_thread_ends_as_any_and_leaves_ctrl_c_alone(tiny_folder, tmp_path):
     profile, handler = tiny_profile(tiny_folder, steps=1, validate_every=1), signal.getsignal(signal.SIGINT)
-    given = [(load_policy(profile), profile, tmp_path / name) for name in ("aside", "here")]
     with ThreadPoolExecutor(1) as pool:
-        aside = pool.submit(run, *given[0], validate=scripted(0.1, 0.2)[0]).result()
-    here = run(*given[1], validate=scripted(0.1, 0.2)[0])
+        aside = pool.submit(run, profile, tmp_path / "aside", validate=scripted(0.1, 0.2)[0]).result()
+    here = run(profile, tmp_path / "here", validate=scripted(0.1, 0.2)[0])
     assert aside.stopped == "finished" and signal.getsignal(signal.SIGINT) is handler
     assert same(adapter(aside.adapter), adapter(here.adapter))
 

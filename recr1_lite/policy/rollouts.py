@@ -255,9 +255,8 @@ class MergedCopy:
     def __init__(self, policy: PeftModel):
         base: Any = policy.get_base_model()
         memo: dict[int, Any] = {id(kept): kept for kept in (*base.parameters(), *base.buffers())}
-        self.pairs = [
-            (module, self._plain(module.base_layer)) for module in base.modules() if isinstance(module, LoraLinear)
-        ]
+        adapted: list[Any] = [module for module in base.modules() if isinstance(module, LoraLinear)]
+        self.pairs = [(module, self._plain(module.base_layer)) for module in adapted]
         memo |= {id(module): plain for module, plain in self.pairs}
         self.model = copy.deepcopy(base, memo).eval()
 

@@ -41,8 +41,8 @@ LINE = {"reward": "reward {:.3f}", "gain": "gain {:+.3f}", "zero_advantage_share
 LINE |= {"completion_length": "length {:.1f}", "entropy": "entropy {:.2f}", "seconds": "{:.1f} s"}
 # Beginnings of names in a profile. FREE: may be another when a run goes on; it changes no number but for rounding, or
 # is looked at apart (the model, and the steps, of which there may be more while the learning rate is constant).
-FREE = ("name", "about", "model", "report_to", "steps", "sft_epochs", "max_prompt_tokens", "micro_batch", "batch_size")
-FREE += ("gradient_checkpointing",)
+FREE: tuple[str, ...] = ("name", "about", "model", "report_to", "steps", "sft_epochs", "max_prompt_tokens")
+FREE += ("micro_batch", "batch_size", "gradient_checkpointing")
 # UNUSED: the trainer or the recipe makes no use of it
 UNUSED = {"GRPO": ("sft_", "n_", "best_of"), "demo": ("sft_", "best_of"), "compare": ("n_headroom", "n_capability")}
 UNUSED |= {"SFT": ("preset", "recipe", "prompts_", "group_", "rollout_", "learning_rate", "fast_", "n_", "best_of")}

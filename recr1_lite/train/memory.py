@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import psutil
@@ -199,19 +199,19 @@ def with_group(profile: Profile, group: int) -> Profile:
 def smaller(profile: Profile, backend: str) -> Iterator[tuple[str, Profile]]:
     """(what changes, the profile then) of every step down that can be trained, in the order in which to try them."""
     models = [name for name in PUBLISHED if parameters(config_of(name)) < parameters(config_of(profile.model))]
-    others = {"gradient_checkpointing": True, "load_in_4bit": _on_cuda(profile, backend)}
+    others: dict[str, Any] = {"gradient_checkpointing": True, "load_in_4bit": _on_cuda(profile, backend)}
     others["model"] = [profile.model, *models][-1]
     for name in ("max_completion_tokens", "micro_batch", "rollout_batch", "prompts_per_step", "group_size"):
-        value, least = (
-            getattr(profile, name) or profile.prompts_per_step * profile.group_size,
-            1 + (name == "group_size"),
-        )
-        for less in range(value // 2, least - 1, -1):
-            then = with_group(profile, less) if name == "group_size" else replace(profile, **{name: less})
+        least = 2 if name == "group_size" else 1
+        for less in range(
+            (getattr(profile, name) or profile.prompts_per_step * profile.group_size) // 2, least - 1, -1
+        ):
+            change: dict[str, Any] = vars(with_group(profile, less)) if name == "group_size" else {name: less}
+            then = replace(profile, **change)
             rows = then.prompts_per_step * then.group_size
             micro, unit = then.micro_batch or rows, then.group_size if backend == "unsloth" else 1
             if rows % micro == micro % unit == (then.rollout_batch or rows) % then.group_size == 0:
-                yield f"{name}={less}, not {getattr(profile, name)}", then
+                yield f"{name}={less}, not {was}", then
                 break
     for name, other in others.items():
         if other != (was := getattr(profile, name)):
