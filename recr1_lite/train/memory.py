@@ -202,10 +202,9 @@ def smaller(profile: Profile, backend: str) -> Iterator[tuple[str, Profile]]:
     others: dict[str, Any] = {"gradient_checkpointing": True, "load_in_4bit": _on_cuda(profile, backend)}
     others["model"] = [profile.model, *models][-1]
     for name in ("max_completion_tokens", "micro_batch", "rollout_batch", "prompts_per_step", "group_size"):
-        least = 2 if name == "group_size" else 1
-        for less in range(
-            (getattr(profile, name) or profile.prompts_per_step * profile.group_size) // 2, least - 1, -1
-        ):
+        was = getattr(profile, name)
+        most, least = (was or profile.prompts_per_step * profile.group_size) // 2, 2 if name == "group_size" else 1
+        for less in range(most, least - 1, -1):
             change: dict[str, Any] = vars(with_group(profile, less)) if name == "group_size" else {name: less}
             then = replace(profile, **change)
             rows = then.prompts_per_step * then.group_size
@@ -214,8 +213,8 @@ def smaller(profile: Profile, backend: str) -> Iterator[tuple[str, Profile]]:
                 yield f"{name}={less}, not {was}", then
                 break
     for name, other in others.items():
-        if other != (was := getattr(profile, name)):
-            yield f"{name}={other}, not {was}", replace(profile, **{name: other})
+        if other != getattr(profile, name):
+            yield f"{name}={other}, not {getattr(profile, name)}", replace(profile, **{name: other})
 
 
 def print_estimate(profile: Profile, backend: str | None = None, card: float | None = None) -> int:
