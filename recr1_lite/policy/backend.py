@@ -58,8 +58,7 @@ def choose(
 
     wanted: "unsloth" or "transformers", default RECR1_BACKEND, default the faster one that works. missing: why
     "unsloth" and "vllm" cannot be used, "" where they can; default: as they are here. Raises RecR1Error for another
-    name, and where unsloth is insisted on and cannot be used.
-    """
+    name, and where unsloth is insisted on and cannot be used."""
     wanted, dtype = wanted or os.environ.get("RECR1_BACKEND", ""), profile.dtype
     if wanted not in ("", "unsloth", "transformers"):
         raise RecR1Error(f"there is no backend {wanted!r}; set RECR1_BACKEND to unsloth or transformers, or unset it")
@@ -118,8 +117,7 @@ def load_unsloth(profile: Profile, source: str, seed: int, adapter: str | Path |
     """(model, tokenizer) of a model folder or Hub name, with a fresh or a saved adapter, or bare.
 
     The adapter's weights go into a LoRA made here, because unsloth would look for the base model by the name that is
-    written in the adapter, which need not be a path. Raises RecR1Error where the two do not fit.
-    """
+    written in the adapter, which need not be a path. Raises RecR1Error where the two do not fit."""
     import torch
     from peft import load_peft_weights, set_peft_model_state_dict
     from unsloth import FastLanguageModel
@@ -157,8 +155,7 @@ def unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, ends, pad_i
     """Completions (B, T) of left-padded prompts (B, L) by the model's own `generate`; pad tokens after the end.
 
     That switches checkpointing off, and back on only for a model in training mode, which one that is being validated is
-    not; so it is switched back on here.
-    """
+    not; so it is switched back on here."""
     _logits_again()
     modes = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
     checkpointing = next(filter(None, modes), False)

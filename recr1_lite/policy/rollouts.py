@@ -55,8 +55,7 @@ AttentionMaskInterface.register("grouped", eager_mask)
 def end_ids(model, tokenizer) -> list[int]:
     """Ids of all tokens that end an answer, the one that the chat template closes a turn with first.
 
-    The others are the tokenizer's own, those of the model's generation settings, and the special ones of its config.
-    """
+    The others are the tokenizer's own, those of the model's generation settings, and the special ones of its config."""
     marks = tokenizer.added_tokens_decoder
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "answer"}]
     try:
@@ -93,8 +92,7 @@ def shared_prefill(model, prompt_ids, prompt_mask, states=False) -> tuple[Dynami
     Returns the cache of all B rows, the mask (B, L) of its columns, the logits (U, 1, V) after the last token of each
     distinct prompt, or its hidden states (U, 1, H), and the row -> distinct prompt index (B,).
     The columns of a row are the common prefix, padding, the rest. `position_ids` come from the mask: the default
-    0..L-1 would put every shorter prompt at the wrong positions, and nothing would fail.
-    """
+    0..L-1 would put every shorter prompt at the wrong positions, and nothing would fail."""
     distinct, inverse = torch.unique(prompt_ids.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
     first = torch.zeros(len(distinct), dtype=torch.long, device=prompt_ids.device)
     first[inverse] = torch.arange(len(prompt_ids), device=prompt_ids.device)
@@ -115,8 +113,7 @@ def sample(logits, temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor
     """One token per row from softmax(logits / temperature), cut to its top_p nucleus; temperature 0: greedy.
 
     Inverse-CDF: one uniform number a row. (`torch.multinomial` draws one exponential for each of the 49,152
-    words, a sixth of a CPU rollout.) Shapes (B, V) -> (B,).
-    """
+    words, a sixth of a CPU rollout.) Shapes (B, V) -> (B,)."""
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
@@ -137,8 +134,7 @@ def generate_grouped(
     """Completions (B, T) of left-padded prompts (B, L), identical rows sharing one prompt pass.
 
     After the first of the `ends` in a row come pad tokens; T is the longest completion's length. Raises RecR1Error
-    where the logits are no numbers.
-    """
+    where the logits are no numbers."""
     if is_unsloth(model):
         return unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, ends, pad_id, temperature, top_p)
     stops = torch.tensor(list(ends), device=prompt_ids.device)
@@ -171,8 +167,7 @@ def completion_logps(
     completions right.
 
     A model in training with gradient checkpointing runs the prompt once a row, because a layer that is computed
-    again cannot fill a shared cache twice.
-    """
+    again cannot fill a shared cache twice."""
     if is_unsloth(model):
         return unsloth_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature), None
     start = int(prompt_mask.any(0).int().argmax())  # columns that are padding in every row

@@ -204,8 +204,7 @@ def word_starts(tokenizer, row: Sequence[int]) -> list[str]:
 def still_to_come(values: torch.Tensor, mask: torch.Tensor, group: int) -> torch.Tensor:
     """Advantages (B, T) from values (B, T + 1): the reward of each text of `word_starts`, the whole one's last.
 
-    mask (B, T): 1 where a rollout has a token. Rows of one group stand together.
-    """
+    mask (B, T): 1 where a rollout has a token. Rows of one group stand together."""
     to_come = (values[:, -1:] - values[:, :-1]) * mask
     means = to_come.view(-1, group, mask.size(1)).mean(1).repeat_interleave(group, 0)
     return (to_come - means) * mask
@@ -214,8 +213,7 @@ def still_to_come(values: torch.Tensor, mask: torch.Tensor, group: int) -> torch
 def word_credit(scorer: Scorer, recipe: str, tokenizer, group: int, example_ids, ids, mask) -> torch.Tensor:
     """Advantages (B, T) of the rollouts of some examples: completion ids and mask (B, T), padded on the right.
 
-    Divided by the standard deviation of the batch's rewards, as in the preset `modern`.
-    """
+    Divided by the standard deviation of the batch's rewards, as in the preset `modern`."""
     rows = [row[:size] for row, size in zip(ids.tolist(), mask.sum(1).tolist())]
     texts = [word_starts(tokenizer, row) for row in rows]
     pairs = dict.fromkeys((example, text) for example, some in zip(example_ids, texts) for text in some)

@@ -67,8 +67,7 @@ class Budget:
 class TargetFile:
     """A file of JSON lines, its settings first. One process at a time; a torn last line is cut off.
 
-    Raises RecR1Error where the file was made with other settings, is damaged in the middle, or is being written.
-    """
+    Raises RecR1Error where the file was made with other settings, is damaged in the middle, or is being written."""
 
     def __init__(self, path: str | os.PathLike, settings: Mapping):
         self.path, self.settings = Path(path), json.loads(json.dumps(dict(settings)))
@@ -142,8 +141,7 @@ def best_of_n(
     request, rewrite, thought "", score and mean_score (nDCG of the chosen one and of all n; None without scorer),
     raw_score, samples, tokens, seconds, money. The n rollouts of an example depend on the seed and its place alone: a
     run that was killed ends as it would have without. Raises RecR1Error for an unknown choice and for `reward` without
-    a scorer.
-    """
+    a scorer."""
     if choose not in ("vote", "reward") or (choose == "reward" and scorer is None) or n < 1:
         raise RecR1Error(f"choose={choose!r}, n={n}: take `vote`, or `reward` with a scorer, and n from 1 on")
     settings = {"model": rewriter.policy.name, "name": rewriter.name, "prompt": repr(rewriter.prompt), "n": n}
@@ -193,8 +191,7 @@ def _sample(sampler: ModelRewriter, chunk: pd.DataFrame, n: int, choose: str, sc
 def vote(queries: Sequence[str]) -> int:
     """The place of the query whose words most of the queries hold, on average over its words; the first of equals.
 
-    The mode of the samples, as self-consistency (arXiv 2203.11171) takes it, for answers that are bags of words.
-    """
+    The mode of the samples, as self-consistency (arXiv 2203.11171) takes it, for answers that are bags of words."""
     bags = [set(query.lower().replace(".", " ").replace(",", " ").split()) for query in queries]
     count = Counter(word for bag in bags for word in bag)
     support = [sum(count[word] for word in bag) / len(bag) if bag else 0.0 for bag in bags]
@@ -225,8 +222,7 @@ def read_pairs(path: str | os.PathLike, examples: pd.DataFrame) -> pd.DataFrame:
     """Targets from a CSV, JSONL or Parquet file of `request` (or `example_id`), `rewrite`, and perhaps `thought`.
 
     Only requests of `examples` are taken, so that a file cannot bring in the validation or the test. Raises
-    RecR1Error for a missing column, an empty rewrite, a request with two rewrites, or a file that fits no example.
-    """
+    RecR1Error for a missing column, an empty rewrite, a request with two rewrites, or a file that fits no example."""
     name, rows = read_rows(path, "the pairs")
     pairs: dict[str, tuple[str, str]] = {}
     key = ""
@@ -250,8 +246,7 @@ def from_endpoint(
 
     Stops before the budget could be passed, with a sentence that says how far it came; Ctrl-C lets the answers that
     are under way arrive and keeps them. A run that was killed asks again only for what was under way just then. An
-    answer that did not parse has the rewrite "": it is paid for and kept; leave it out of what is trained on.
-    """
+    answer that did not parse has the rewrite "": it is paid for and kept; leave it out of what is trained on."""
     budget, fields = budget or Budget(), rewriter.fields
     money = math.inf if budget.money is None else budget.money
     settings = {"url": rewriter.url, "prompt": repr(rewriter.prompt), **fields}
