@@ -10,14 +10,13 @@ from safetensors.torch import load_file
 from tiny import PROMPT, requests, tiny_profile
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.ledger import read_json
 from recr1_lite.policy.models import load_policy, token_logps
 from recr1_lite.policy.rewriters import as_rewriter
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import base
 from recr1_lite.tasks.prompts import Prompt, restyled
 from recr1_lite.train import sft
-from recr1_lite.train.loop import Run, last_checkpoint
+from recr1_lite.train.loop import Run
 
 FIXED = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -136,8 +135,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_folder, tmp_path):
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
     curves = [[row | {"seconds": 0} for row in done.curve] for done in (whole, parts)]
     assert curves[0] == curves[1]
-    logs = [read_json(last_checkpoint(done.folder) / "trainer_state.json")["log_history"] for done in (whole, parts)]
-    assert len(logs[0]) == 24 and [row["num_tokens"] for row in logs[0]] == [row["num_tokens"] for row in logs[1]]
 
 
 def test_val_picks_the_adapter_and_ends_the_run(tiny_folder, tmp_path):

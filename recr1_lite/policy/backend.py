@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,21 +50,15 @@ def machine() -> Machine:
     return Machine(True, card.name, card.total_memory, (card.major, card.minor))
 
 
-def choose(
-    profile: Profile, wanted: str | None = None, found: Machine | None = None, missing: Mapping[str, str] | None = None
-) -> Backend:
-    """Backend and dtype for a profile on the machine `found` (default: this one).
+def choose(profile: Profile, wanted: str | None = None) -> Backend:
+    """Backend and dtype for a profile on this machine.
 
-    wanted: "unsloth" or "transformers", default RECR1_BACKEND, default the faster one that works. missing: why
-    "unsloth" and "vllm" cannot be used, "" where they can; default: as they are here. Raises RecR1Error for another
-    name, and where unsloth is insisted on and cannot be used."""
+    wanted: "unsloth" or "transformers", default RECR1_BACKEND, default the faster one that works. Raises RecR1Error for
+    another name, and where unsloth is insisted on and cannot be used."""
     wanted, dtype = wanted or os.environ.get("RECR1_BACKEND", ""), profile.dtype
     if wanted not in ("", "unsloth", "transformers"):
         raise RecR1Error(f"there is no backend {wanted!r}; set RECR1_BACKEND to unsloth or transformers, or unset it")
-    found, reasons = found or machine(), []
-    if missing is None:
-        vllm_missing = "" if importlib.util.find_spec("vllm") else "it is not installed"
-        missing = {"unsloth": unsloth_missing(), "vllm": vllm_missing}
+    found, missing, reasons = machine(), unsloth_missing(), []
     if found.cuda and dtype == "bfloat16" and found.capability < BFLOAT16_SINCE:
         dtype = "float16"
         reasons.append(f"{found.name} (capability {'.'.join(map(str, found.capability))}) has no bfloat16: float16")
@@ -73,7 +66,7 @@ def choose(
         "unsloth needs a CUDA GPU and there is none": not found.cuda,
         "it trains in 16 bits and the profile wants float32": dtype == "float32",
         f"{found.name} is older than capability 7.0": found.capability < UNSLOTH_SINCE,
-        missing["unsloth"]: missing["unsloth"],
+        missing: missing,
     }
     why = next((reason for reason, holds in against.items() if holds), "")
     if wanted == "unsloth" and why:
@@ -81,9 +74,10 @@ def choose(
     if why and found.cuda and not wanted:
         reasons.append(f"transformers + peft instead of unsloth: {why}")
     name = "transformers" if why or wanted == "transformers" else "unsloth"
-    vllm = profile.fast_inference and name == "unsloth" and not missing["vllm"]
+    no_vllm = "" if importlib.util.find_spec("vllm") else "it is not installed"
+    vllm = profile.fast_inference and name == "unsloth" and not no_vllm
     if profile.fast_inference and not vllm:
-        why = missing["vllm"] or "it is used through unsloth only" if found.cuda else "vLLM needs a CUDA GPU"
+        why = no_vllm or "it is used through unsloth only" if found.cuda else "vLLM needs a CUDA GPU"
         reasons.append(f"rollouts without vLLM: {why}")
     return Backend(name, dtype, vllm, tuple(reasons))
 

@@ -46,11 +46,6 @@ class SFTMonitor(Monitor):
         self.max_seconds = math.inf if max_seconds is None else max_seconds
         self.patience = patience or math.inf
 
-    def on_train_begin(self, args, state, control, **others):
-        # TRL counts tokens from 0 when a run goes on; the log of the checkpoint knows how many there were
-        self.trainer._total_train_tokens = max([row.get("num_tokens", 0) for row in state.log_history], default=0)
-        super().on_train_begin(args, state, control, **others)
-
     def tell(self, row: dict, state, left: float) -> None:
         log, last = state.log_history[-1], state.max_steps
         row |= {"loss": round(log["loss"], 4), "token_accuracy": round(log.get("mean_token_accuracy", 0.0), 4)}
