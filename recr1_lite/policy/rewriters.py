@@ -175,7 +175,8 @@ class EndpointRewriter(Rewriter):
         extra: Mapping | None = None,
     ):
         self.prompt = prompt if continue_prefix else replace(prompt, prefix="")
-        self.model, base_url = model or os.environ.get("RECR1_ENDPOINT_MODEL", ""), base_url or _configured()
+        self.model = model or os.environ.get("RECR1_ENDPOINT_MODEL", "")
+        base_url = base_url or os.environ.get("RECR1_ENDPOINT", "")
         if not base_url:
             raise RecR1Error("the endpoint has no address; set RECR1_ENDPOINT or pass base_url=")
         if not self.model:
@@ -297,11 +298,7 @@ class EndpointRewriter(Rewriter):
 
 def from_environment(prompt: Prompt, **options) -> EndpointRewriter | None:
     """The rewriter that RECR1_ENDPOINT and its _MODEL and _KEY describe; None where it is not set."""
-    return EndpointRewriter(prompt, **options) if _configured() else None
-
-
-def _configured() -> str:
-    return os.environ.get("RECR1_ENDPOINT", "")
+    return EndpointRewriter(prompt, **options) if os.environ.get("RECR1_ENDPOINT", "") else None
 
 
 def _base(base_url: str) -> httpx.URL:
@@ -311,7 +308,7 @@ def _base(base_url: str) -> httpx.URL:
 
 def _key_of(url: httpx.URL) -> str:
     """The key in the environment that belongs to this server, or ""."""
-    configured, key = _configured(), os.environ.get("RECR1_ENDPOINT_KEY")
+    configured, key = os.environ.get("RECR1_ENDPOINT", ""), os.environ.get("RECR1_ENDPOINT_KEY")
     if configured and key and same_server(url, _base(configured)):
         return key
     openai = same_server(url, httpx.URL("https://api.openai.com"))

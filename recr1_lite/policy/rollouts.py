@@ -103,7 +103,7 @@ def shared_prefill(model, prompt_ids, prompt_mask, states=False) -> tuple[Dynami
         _forward(model, states, input_ids=ids[:1, mask[0].bool()][:, :shared], **given)
         cache.batch_repeat_interleave(len(ids))
         mask = mask.roll(shared, 1)  # its ones go before the padding; the rest of a prompt stays where it is
-    given |= dict(attention_mask=mask, position_ids=_positions(mask)[:, shared:])
+    given |= dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, shared:])
     last = _forward(model, states, input_ids=ids[:, shared:], **given)
     cache.batch_select_indices(inverse)
     return cache, mask[inverse], last[:, -1:], inverse
@@ -217,12 +217,9 @@ def _shared_prompts(model, prompt_ids, prompt_mask, completion_ids, completion_m
 def _every_prompt(model, prompt_ids, prompt_mask, completion_ids, completion_mask, states: bool):
     """The same with whole rows and no cache."""
     ids, mask = torch.cat([prompt_ids, completion_ids], dim=1), torch.cat([prompt_mask, completion_mask], dim=1)
-    given: dict[str, Any] = dict(attention_mask=mask, position_ids=_positions(mask), use_cache=False)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    given: dict[str, Any] = dict(attention_mask=mask, position_ids=positions, use_cache=False)
     return _forward(model, states, input_ids=ids, **given)[:, -completion_ids.size(1) - 1 : -1]
-
-
-def _positions(mask) -> torch.Tensor:
-    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def _autocast(model):

@@ -31,7 +31,7 @@ from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import Task, sealed
 from recr1_lite.tasks.prompts import Prompt
 
-# TRL's name in the log -> this kit's name in a step's row
+# TRL's name in the log -> this kit's name in a step's row; rewards and gains are nDCG units, lengths tokens
 NAMES = {name: name for name in ("reward", "reward_std", "entropy", "kl", "distinct", "ndcg", "raw_ndcg", "gain")}
 NAMES |= {"frac_reward_zero_std": "zero_advantage_share", "zero_advantage": "zero_advantage_share"}
 NAMES |= {"completions/mean_length": "completion_length", "completions/clipped_ratio": "truncated_share"}
@@ -251,8 +251,11 @@ class Monitor(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" not in (logs or {}):  # the summary at the end of a run
             return
-        row = step_row(state.log_history[-1]) | {"seconds": round(self.seconds, 2)}
-        state.log_history[-1]["recr1"] = row
+        log = state.log_history[-1]
+        row = {"step": log["step"], **{ours: log[theirs] for theirs, ours in NAMES.items() if theirs in log}}
+        row |= {key: value for key, value in log.items() if key.startswith(("rewards/", "outcome/"))}
+        row = {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
+        log["recr1"] = row = row | {"seconds": round(self.seconds, 2)}
         per_step = (time.perf_counter() - self.started) / (state.global_step - self.first_step)
         self.tell(row, state, per_step * (state.max_steps - state.global_step))
         if self.due(state):
@@ -340,13 +343,6 @@ def best_step(state) -> int | None:
 def steps(state) -> list[dict]:
     """The rows of the steps so far."""
     return [row["recr1"] for row in state.log_history if "recr1" in row]
-
-
-def step_row(log: dict) -> dict:
-    """One step of TRL's log under this kit's names; rewards and gains are nDCG units, lengths tokens."""
-    row = {"step": log["step"], **{ours: log[theirs] for theirs, ours in NAMES.items() if theirs in log}}
-    row |= {key: value for key, value in log.items() if key.startswith(("rewards/", "outcome/"))}
-    return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
 
 
 def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> Iterator[str]:

@@ -146,7 +146,12 @@ def best_of_n(
         raise RecR1Error(f"choose={choose!r}, n={n}: take `vote`, or `reward` with a scorer, and n from 1 on")
     settings = {"model": rewriter.policy.name, "name": rewriter.name, "prompt": repr(rewriter.prompt), "n": n}
     settings |= {"choose": choose, "temperature": temperature, "max_new_tokens": rewriter.max_new_tokens, "seed": seed}
-    settings |= {"scorer": scorer and scorer.about, "adapter": _adapter(rewriter.policy.model)}
+    named = rewriter.policy.model.named_parameters()
+    moved = [
+        weight.detach().float().cpu().numpy().tobytes() for name, weight in named if "lora_B" in name and weight.any()
+    ]
+    adapter = hashlib.sha256(b"".join(moved)).hexdigest()[:16] if moved else None  # None: it changes nothing yet
+    settings |= {"scorer": scorer and scorer.about, "adapter": adapter}
     settings |= {"thinking": rewriter.prompt.thinking or None}
     sampler = rewriter.at(temperature)
 
@@ -160,13 +165,6 @@ def best_of_n(
                 shown.update(len(chunk))
 
     return collect(path, examples, settings, ask)
-
-
-def _adapter(model) -> str | None:
-    """A digest of the adapter's weights; None for one that changes nothing yet."""
-    weights = [weight for name, weight in model.named_parameters() if "lora_B" in name and weight.any()]
-    content = b"".join(weight.detach().float().cpu().numpy().tobytes() for weight in weights)
-    return hashlib.sha256(content).hexdigest()[:16] if weights else None
 
 
 def _sample(sampler: ModelRewriter, chunk: pd.DataFrame, n: int, choose: str, scorer, seed: int) -> list[dict]:
