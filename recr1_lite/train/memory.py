@@ -81,7 +81,8 @@ def linear_weights(config) -> int:
 
 def parameters(config) -> int:
     """All weights: the matrices, embedding (and head where it is not the same), norms and biases."""
-    layers, hidden, ((_, query), (_, keys), *_) = config.num_hidden_layers, config.hidden_size, matrices(config)
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    query, keys = (outputs for _, outputs in matrices(config)[:2])
     tables = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
     biases = layers * (query + 2 * keys) * (config.model_type == "qwen2" or getattr(config, "attention_bias", False))
     return linear_weights(config) + tables + (2 * layers + 1) * hidden + biases
@@ -162,7 +163,8 @@ def layer(config, profile: Profile, backend: str, rows: int, length: int, width:
     """Bytes that one layer keeps for the backward pass of `rows` x `length` tokens, each of which sees up to `width`.
 
     The base matrices are frozen and keep nothing; LoRA keeps the input of each."""
-    hidden, wide, ((_, query), (_, keys), *_) = config.hidden_size, config.intermediate_size, matrices(config)
+    hidden, wide = config.hidden_size, config.intermediate_size
+    query, keys = (outputs for _, outputs in matrices(config)[:2])
     size, tokens, rank = BYTES[profile.dtype], rows * length, profile.lora_rank
     sums = rows * config.num_attention_heads * length * FLOAT32  # log of the softmax's denominator
     if backend == "unsloth":  # no copies of an input, no silu kept, no mask, keys not repeated
@@ -209,7 +211,7 @@ def smaller(profile: Profile, backend: str) -> Iterator[tuple[str, Profile]]:
             then = replace(profile, **change)
             rows = then.prompts_per_step * then.group_size
             micro, unit = then.micro_batch or rows, then.group_size if backend == "unsloth" else 1
-            if rows % micro == micro % unit == (then.rollout_batch or rows) % then.group_size == 0:
+            if not (rows % micro or micro % unit or (then.rollout_batch or rows) % then.group_size):
                 yield f"{name}={less}, not {was}", then
                 break
     for name, other in others.items():
