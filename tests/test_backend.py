@@ -19,20 +19,28 @@ CPU = Machine(False)
 T4 = Machine(True, "Tesla T4", 15_800_000_000, (7, 5))
 ADA = Machine(True, "RTX 4090", 25_300_000_000, (8, 9))
 PASCAL = Machine(True, "GTX 1080", 8_500_000_000, (6, 1))
-BOTH = {"unsloth": "", "vllm": ""}
-NONE = {"unsloth": "it is not installed", "vllm": "it is not installed"}
+BOTH = {"unsloth": "", "vllm": True}
+NONE = {"unsloth": "it is not installed", "vllm": False}
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def no_wish(monkeypatch):
+@pytest.fixture
+def on(monkeypatch):
+    """A machine, what keeps unsloth from it and whether vLLM is installed -> `choose` there, without a wish."""
     monkeypatch.delenv("RECR1_BACKEND", raising=False)
+
+    def chooser(found: Machine, missing: dict):
+        monkeypatch.setattr(backend, "machine", lambda: found)
+        monkeypatch.setattr(backend, "unsloth_missing", lambda: missing["unsloth"])
+        monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: missing["vllm"] or None)
+        return choose
+
+    return chooser
 
 
 @pytest.mark.parametrize(
     "profile, found, missing, name, dtype, words",
     [
-        ("cpu", CPU, NONE, "transformers", "float32", []),
         ("t4", CPU, BOTH, "transformers", "float16", []),  # nothing that was asked for by name is missing
         ("t4", T4, BOTH, "unsloth", "float16", []),
         ("gpu24", T4, BOTH, "unsloth", "float16", ["Tesla T4 (capability 7.5) has no bfloat16: float16"]),
@@ -42,8 +50,8 @@ def no_wish(monkeypatch):
         ("cpu", ADA, BOTH, "transformers", "float32", ["it trains in 16 bits and the profile wants float32"]),
     ],
 )
-def test_backend_and_dtype(profile, found, missing, name, dtype, words):
-    chosen = choose(PROFILES[profile], found=found, missing=missing)
+def test_backend_and_dtype(on, profile, found, missing, name, dtype, words):
+    chosen = on(found, missing)(PROFILES[profile])
     assert (chosen.name, chosen.dtype, chosen.vllm) == (name, dtype, False)
     for word, reason in zip(words, chosen.reasons, strict=True):
         assert word in reason and "\n" not in reason
@@ -53,30 +61,30 @@ def test_backend_and_dtype(profile, found, missing, name, dtype, words):
     "found, missing, vllm, words",
     [
         (ADA, BOTH, True, ""),
-        (ADA, {"unsloth": "", "vllm": "it is not installed"}, False, "rollouts without vLLM: it is not installed"),
-        (ADA, {"unsloth": "broken", "vllm": ""}, False, "used through unsloth only"),
+        (ADA, {"unsloth": "", "vllm": False}, False, "rollouts without vLLM: it is not installed"),
+        (ADA, {"unsloth": "broken", "vllm": True}, False, "used through unsloth only"),
         (CPU, BOTH, False, "vLLM needs a CUDA GPU"),
     ],
 )
-def test_vllm_where_it_can_be(found, missing, vllm, words):
-    chosen = choose(replace(PROFILES["gpu24"], fast_inference=True), found=found, missing=missing)
+def test_vllm_where_it_can_be(on, found, missing, vllm, words):
+    chosen = on(found, missing)(replace(PROFILES["gpu24"], fast_inference=True))
     assert chosen.vllm == vllm and words in " ".join(chosen.reasons[-1:])
 
 
-def test_a_wish_is_granted_or_refused(monkeypatch):
+def test_a_wish_is_granted_or_refused(on, monkeypatch):
     profile = PROFILES["gpu24"]
-    assert choose(profile, "transformers", ADA, BOTH) == ("transformers", "bfloat16", False, ())
+    assert on(ADA, BOTH)(profile, "transformers") == ("transformers", "bfloat16", False, ())
     monkeypatch.setenv("RECR1_BACKEND", "transformers")
-    assert choose(profile, found=ADA, missing=BOTH).name == "transformers"
-    assert choose(profile, "unsloth", ADA, BOTH).name == "unsloth", "the argument goes before the environment"
+    assert choose(profile).name == "transformers"
+    assert choose(profile, "unsloth").name == "unsloth", "the argument goes before the environment"
     monkeypatch.setenv("RECR1_BACKEND", "unsloth")
     with pytest.raises(RecR1Error, match="unsloth needs a CUDA GPU"):
-        choose(profile, found=CPU, missing=BOTH)
+        on(CPU, BOTH)(profile)
     with pytest.raises(RecR1Error, match="cannot be used: it is not installed; mend that"):
-        choose(profile, found=ADA, missing=NONE)
+        on(ADA, NONE)(profile)
     monkeypatch.setenv("RECR1_BACKEND", "jax")
     with pytest.raises(RecR1Error, match="no backend 'jax'"):
-        choose(profile, found=ADA, missing=BOTH)
+        choose(profile)
 
 
 def test_an_import_that_fails_is_one_line_and_no_end(tmp_path, monkeypatch):
@@ -85,6 +93,7 @@ def test_an_import_that_fails_is_one_line_and_no_end(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
     monkeypatch.setattr(backend, "machine", lambda: T4)
     monkeypatch.setenv("RECR1_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RECR1_BACKEND", raising=False)
     for name in ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_COMPILE_LOCATION"):
         monkeypatch.setenv(name, "")  # restored afterwards
         monkeypatch.delenv(name)

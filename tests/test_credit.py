@@ -12,9 +12,8 @@ from recr1_lite.policy.models import load_policy
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train import grpo
-from recr1_lite.train.credit import still_to_come, word_credit, word_starts
 from recr1_lite.train.loop import Run
-from recr1_lite.train.rewards import Scorer
+from recr1_lite.train.rewards import Scorer, still_to_come, word_credit, word_starts
 
 WORDS, STEPS, GROUP = 3, 2, 2
 
@@ -51,13 +50,6 @@ def test_the_gradient_is_that_of_plain_grpo_in_expectation():
     torch.testing.assert_close(sums["words"], sums["plain"], atol=1e-5, rtol=1e-4)
 
 
-def test_what_is_to_come_ends_with_the_rollout():
-    values = torch.tensor([[0.0, 0.5, 0.5, 0.5], [0.0, 0.0, 0.25, 1.0]])
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    found = still_to_come(values, mask, 2)
-    torch.testing.assert_close(found, torch.tensor([[-0.25, -0.5, 0.0], [0.25, 0.5, 0.375]]))
-
-
 class Letters:
     """A tokenizer whose ids are pieces of text."""
 
@@ -83,10 +75,9 @@ def test_a_word_that_no_index_holds_earns_nothing_itself():
     items = pd.DataFrame({"item_id": ["1", "2"], "title": ["a", "b"], "text": ["red dress", "blue coat of wool"]})
     examples = pd.DataFrame({"example_id": ["e"], "request": ["something"], "relevant": [{"1": 1.0}]})
     scorer = Scorer(BM25Retriever.build(items), examples, Prompt("compact", "{request}"), 10)
-    credit = word_credit(scorer, "ndcg", Letters(), 2)
     ids = torch.tensor([[3, 1, 2, 0], [3, 5, 0, 0]])  # "of dress" and "of blue"
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
-    found = credit(["e", "e"], ids, mask)
+    found = word_credit(scorer, "ndcg", Letters(), 2, ["e", "e"], ids, mask)
     assert found[0, 0] == found[0, 1] == found[0, 2] > 0  # "of" takes nothing from the word after it
     assert found[0, 3] == 0  # nothing is still to come: the end of the answer
     assert found[1, 1] == -found[0, 1]
@@ -107,10 +98,5 @@ def test_a_run_with_credit_gives_each_token_its_own_advantage(tiny_folder, tmp_p
     done = grpo.train(load_policy(profile, 1), task.train, scorer, profile, Run(tmp_path / "run", progress=False))
     assert len(done.curve) == 3 and all(one.shape[:1] == (16,) and one.dim() == 2 for one in seen)
     assert any((one != one[:, :1]).any() for one in seen)
-
-
-def test_what_credit_cannot_be_had_with(tiny_folder, tmp_path):
-    task, profile = toy_task(), tiny_profile(tiny_folder, preset="words")
-    scorer = Scorer(toy_retriever(), task.train, task.prompt, task.k_train)
     with pytest.raises(RecR1Error, match="take the preset modern"):
-        grpo.train(load_policy(profile), task.train, scorer, profile, Run(tmp_path / "run"), scale_rewards="group")
+        grpo.train(load_policy(profile), task.train, scorer, profile, Run(tmp_path / "no"), scale_rewards="group")

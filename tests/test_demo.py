@@ -7,12 +7,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from tiny import PROMPT, tiny_profile, toy_retriever, toy_task
+from tiny import PROMPT, differences, tiny_profile, toy_retriever, toy_task
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import NO_MODEL
 from recr1_lite.ledger import Ledger, record_of
-from recr1_lite.policy.models import load_policy, parity
+from recr1_lite.policy.models import load_policy
 from recr1_lite.policy.rewriters import as_rewriter
 from recr1_lite.profiles import PROFILES
 from recr1_lite.recipes.demo import demo
@@ -87,11 +87,11 @@ def test_a_used_folder_is_refused_before_anything_is_overwritten(run):
     assert (out / "grpo" / "training.json").read_bytes() == before
 
 
-def test_adapter_merged_and_reloaded_say_the_same(run):
+def test_adapter_merged_and_reloaded_say_the_same(run, tmp_path):
     policy = load_policy(SMOKE, adapter=run[0] / "grpo" / "last", trainable=False)
     task = load_task("clothing")
     pairs = [(task.prompt.render(policy.tokenizer, request), " dress.") for request in task.val["request"][:3]]
-    assert set(parity(policy, SMOKE, pairs)) == {"merged", "reloaded"}
+    assert max(differences(policy, SMOKE, pairs, tmp_path)) < 1e-3
 
 
 def test_few_shot_and_zero_shot_differ_in_the_prompt_alone(run):

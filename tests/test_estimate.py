@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from transformers.cache_utils import DynamicCache
 
 from recr1_lite.__main__ import main
-from recr1_lite.common import RecR1Error
 from recr1_lite.policy import backend, rollouts
 from recr1_lite.profiles import PROFILES
 from recr1_lite.train import grpo, memory
 from recr1_lite.train.loop import Run
-from recr1_lite.train.memory import SIZES, config_of, heads, training_memory
+from recr1_lite.train.memory import SIZES, config_of, training_memory
 
 SMALL, LARGE = config_of("smollm2-135m-instruct"), config_of("Qwen/Qwen2.5-3B-Instruct")
 RANK = 8
@@ -39,7 +38,6 @@ def profile(**changes):
 
 
 def update(name: str, config=None, **changes) -> dict[str, int]:
-    """The parts of the update phase."""
     return training_memory(profile(**changes), name, config).parts["update"]
 
 
@@ -49,11 +47,11 @@ def size(tensors) -> int:
 
 @pytest.mark.parametrize("name, billions", zip(memory.PUBLISHED, (0.135, 0.49, 1.54, 3.09)))
 def test_parameters_are_those_of_the_published_model(name, billions):
+    config = config_of(name)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_of(name))
-    assert memory.parameters(config_of(name)) == sum(weight.numel() for weight in model.parameters())
-    assert memory.parameters(config_of(name)) / 1e9 == pytest.approx(billions, abs=0.005)
-    assert memory.weights(config_of(name), "bfloat16") == 2 * memory.parameters(config_of(name))
+        model = AutoModelForCausalLM.from_config(config)
+    assert memory.parameters(config) == sum(weight.numel() for weight in model.parameters())
+    assert memory.parameters(config) / 1e9 == pytest.approx(billions, abs=0.005)
 
 
 @pytest.mark.parametrize("kind, tied", [(LlamaConfig, True), (Qwen2Config, False)])
@@ -69,7 +67,7 @@ def test_parameters_gradients_and_moments_are_those_of_a_real_step(kind, tied, t
     counted = update("transformers", config, lora_rank=RANK)
     assert counted["adapter"] == size(trained) and counted["gradients"] == size(weight.grad for weight in trained)
     assert counted["optimiser"] == size(moments)
-    assert counted["weights"] == size(model.parameters()) - size(trained) and heads(config) == (96, 32)
+    assert counted["weights"] == size(model.parameters()) - size(trained)
     assert counted["merged copy"] == size(plain.weight for _, plain in rollouts.MergedCopy(model).pairs)
 
 
@@ -151,22 +149,13 @@ def test_logits_and_checkpoints_by_hand():
     assert again == 30 * (32 * 116) * 576 * 4 + plain // 30  # one state of each layer
 
 
-def test_a_reference_is_counted_where_the_preset_has_a_kl_term():
-    paper, modern = grpo.PRESETS["paper"], grpo.PRESETS["modern"]
-    assert paper["beta"] > 0 == modern["beta"] and paper["top_p"] < 1 == modern["top_p"]
-    for preset, there in (("modern", False), ("paper", True)):
-        parts = training_memory(profile(preset=preset), "stock").parts
-        assert ("KL reference" in parts["update"]) == ("KL reference" in parts["rollout"]) == there
-
-
 def test_the_peak_is_the_larger_phase_with_all_its_parts():
     needed, paper = training_memory(profile(), "transformers"), PROFILES["paper"]
+    assert "KL reference" in training_memory(paper).parts["update"] and "KL reference" not in needed.parts["update"]
     sums = {name: sum(parts.values()) for name, parts in needed.parts.items()}
     assert needed.peak == sums[needed.phase] == max(sums.values()) and needed.phase == "update"
     assert needed.table().loc["sum"].max() == pytest.approx(needed.peak / 1e9)
     assert needed.table().loc["gradients", "rollout"] == 0
-    with pytest.raises(RecR1Error, match="no backend 'jax'"):
-        training_memory(profile(), "jax")
     whole = replace(paper, rollout_batch=None)
     assert training_memory(whole, "transformers").phase == "rollout"
     part, full = (training_memory(one).parts["rollout"]["key-value cache"] for one in (paper, whole))
@@ -235,7 +224,7 @@ def test_the_command(said):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (("--model", "{folder}"), "no folder with a config.json"),
+        (("--model", "{folder}"), "not known"),
         (("--model", "{folder}/broken"), "not known"),
         (("--model", "{folder}/mamba"), "of kind 'mamba' is not counted"),
         (("--prompt-tokens", "0"), "is out of range; give 1 to"),

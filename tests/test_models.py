@@ -12,24 +12,26 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import PROMPT, examples, left_padded, perturb, requests, save_tiny, tiny_policy, tiny_profile, toy_retriever
+from tiny import (
+    PROMPT,
+    differences,
+    examples,
+    left_padded,
+    perturb,
+    requests,
+    save_tiny,
+    tiny_policy,
+    tiny_profile,
+    toy_retriever,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.deploy.serve import local_server
 from recr1_lite.policy import models
 from recr1_lite.policy.backend import Backend
-from recr1_lite.policy.endpoint import EndpointRewriter
-from recr1_lite.policy.models import (
-    PARITY_TOLERANCE,
-    Policy,
-    load_policy,
-    parity,
-    save_adapter,
-    save_merged,
-    token_logps,
-)
-from recr1_lite.policy.rewriters import ModelRewriter
+from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged, token_logps
+from recr1_lite.policy.rewriters import EndpointRewriter, ModelRewriter
 from recr1_lite.policy.rollouts import generate_grouped
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.grpo import train
@@ -151,36 +153,22 @@ def test_save_and_load_an_adapter(tiny_folder, tmp_path, monkeypatch):
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"], "nothing temporary stays"
 
 
-def test_merged_adapter_and_reloaded_model_say_the_same(tiny_folder, tmp_path, network, monkeypatch):
+# 16-bit weights round more
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("bfloat16", 0.3)])
+def test_merged_adapter_and_reloaded_model_say_the_same(tiny_folder, tmp_path, network, monkeypatch, dtype, tolerance):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    profile, policy = tiny_profile(tiny_folder), tiny_policy(tiny_folder, scale=0.3)
+    profile, policy = tiny_profile(tiny_folder, dtype=dtype), tiny_policy(tiny_folder, scale=0.3, dtype=dtype)
     before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
-    found = parity(policy, profile, pairs(policy))
-    assert set(found) == {"merged", "reloaded"} and max(found.values()) < 1e-4
-    assert found["reloaded"] == 0
+    reloaded, merged = differences(policy, profile, pairs(policy), tmp_path)
+    assert reloaded == 0 and merged < tolerance
     assert all(torch.equal(weight, before[name]) for name, weight in policy.model.named_parameters())
-    folder = save_merged(policy, tmp_path / "merged")
+    folder, untrained = tmp_path / "merged", load_policy(profile, trainable=False)
     assert not (folder / "adapter_config.json").exists() and (folder / "tokenizer.json").exists()
-    merged, untrained = (load_policy(replace(profile, model=str(at)), trainable=False) for at in (folder, tiny_folder))
-    here = token_logps(policy, pairs(policy))
-    assert (token_logps(merged, pairs(merged)) - here).abs().max() < 1e-4
-    assert (token_logps(untrained, pairs(untrained)) - here).abs().max() > 0.1
-    copy = load_policy(tiny_profile(save_merged(merged, tmp_path / "copy")), trainable=False)  # it has no adapter
-    assert torch.equal(token_logps(copy, pairs(copy)), token_logps(merged, pairs(merged)))
+    assert (token_logps(untrained, pairs(untrained)) - token_logps(policy, pairs(policy))).abs().max() > 0.1
+    loaded = load_policy(replace(profile, model=str(folder)), trainable=False)
+    copy = load_policy(replace(profile, model=str(save_merged(loaded, tmp_path / "copy"))), trainable=False)
+    assert torch.equal(token_logps(copy, pairs(copy)), token_logps(loaded, pairs(loaded))), "it has no adapter"
     assert network == []
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parity_within_its_tolerance_and_a_difference_noticed(tiny_folder, monkeypatch, dtype):
-    policy, profile = tiny_policy(tiny_folder, dtype=dtype), tiny_profile(tiny_folder, dtype=dtype)
-    assert max(parity(policy, profile, pairs(policy)).values()) <= PARITY_TOLERANCE[getattr(torch, dtype)]
-
-    def forgetful(policy, folder):
-        return save_merged(perturb(policy, 1.0, seed=5), folder)
-
-    monkeypatch.setattr(models, "save_merged", forgetful)
-    with pytest.raises(RecR1Error, match="differs from the trained one by"):
-        parity(policy, profile, pairs(policy))
 
 
 @pytest.mark.parametrize(
@@ -197,16 +185,13 @@ def test_an_unknown_model(network, monkeypatch, model, message):
     cannot_be_loaded(message, tiny_profile(model))
 
 
-DAMAGE = [("model.safetensors", b"\x00\x01"), ("model.safetensors", None), ("tokenizer.json", b"{")]
-DAMAGE += [("config.json", b"{"), ("config.json", b'{"model_type": "lama"}')]
+DAMAGE = [("model.safetensors", b"\x00\x01"), ("model.safetensors", b""), ("tokenizer.json", b"{")]
 
 
-@pytest.mark.parametrize("file, content", DAMAGE)
+@pytest.mark.parametrize("file, content", [*DAMAGE, ("config.json", b"{"), ("config.json", b'{"model_type": "lama"}')])
 def test_a_damaged_model(tmp_path, network, file, content):
     folder = save_tiny(tmp_path / "model")
-    (folder / file).unlink()
-    if content is not None:
-        (folder / file).write_bytes(content)
+    (folder / file).write_bytes(content)
     cannot_be_loaded("cannot be loaded", tiny_profile(folder))
     assert network == []
 
@@ -223,7 +208,7 @@ def test_adapters_that_do_not_fit(tiny_folder, tmp_path):
 def test_four_bits_on_a_cpu(tmp_path):
     """NF4 weights, a LoRA adapter in training on them: forward, backward, one whole step of GRPO."""
     folder = save_tiny(tmp_path / "model", hidden_size=64, intermediate_size=128)  # NF4 comes in blocks of 64
-    profile = tiny_profile(folder, load_in_4bit=True, steps=1)
+    profile = tiny_profile(folder, load_in_4bit=True, steps=1, learning_rate=1e-6)
     policy = load_policy(profile)
     assert policy.model.is_loaded_in_4bit
     packed = policy.model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
@@ -246,11 +231,13 @@ def test_four_bits_on_a_cpu(tmp_path):
     assert torch.equal(*rollouts)
     assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
 
-    before = {name: weight.detach().clone().float() for name, weight in lora(policy).items()}
+    before = {name: weight.detach().clone() for name, weight in lora(policy).items()}
     scorer, run = Scorer(toy_retriever(), examples(4), PROMPT, 10), Run(tmp_path / "run", progress=False)
     done = train(policy, examples(4), scorer, profile, run, lr_scheduler_type="constant", warmup_steps=0)
     assert len(done.curve) == 1 and not policy.model.training
-    assert all(not torch.equal(weight, before[name]) for name, weight in lora(policy).items())
+    # TRL would round the adapter to bfloat16, in which a small learning rate moves next to nothing
+    moved = [(weight - before[name]).abs() for name, weight in lora(policy).items()]
+    assert all(change.dtype == torch.float32 and 0 < change.max() < 2e-6 for change in moved)
     with pytest.raises(RecR1Error, match="4-bit model cannot be merged"):
         save_merged(policy, tmp_path / "merged")
 

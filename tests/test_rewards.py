@@ -9,18 +9,8 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import Hits, RetrieverError
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.tasks.prompts import Outcome, Prompt, format_answer
-from recr1_lite.train.rewards import (
-    FREE_WORDS,
-    LENGTH_COST,
-    RECIPES,
-    WORD_LIMIT,
-    Scored,
-    Scorer,
-    batch_summary,
-    components,
-    reward,
-    reward_functions,
-)
+from recr1_lite.train import rewards
+from recr1_lite.train.rewards import RECIPES, Scored, Scorer, components, reward, reward_functions
 
 ITEMS = pd.DataFrame(
     [("dress", "red summer dress"), ("jeans", "blue denim jeans"), ("coat", "warm winter coat in red")],
@@ -69,12 +59,6 @@ def test_scores_one_by_one():
     assert both.ndcg == pytest.approx((found[0] + found[1] / math.log2(3)) / (2 + 1 / math.log2(3)))
 
 
-def test_two_users_with_one_request_keep_their_own_targets():
-    first, second = scorer().score(["u1", "u2"], [answer("dress"), answer("dress")])
-    assert (first.ndcg, second.ndcg) == (1.0, 0.0)
-    assert first.raw_ndcg > second.raw_ndcg > 0
-
-
 def test_cutoff_and_gain():
     assert scorer(k=1).score(["u2"], [answer("red")])[0].ndcg == 0.0
     assert scorer(k=2).score(["u2"], [answer("red")])[0].ndcg > 0.0
@@ -91,15 +75,11 @@ def test_expand_sends_the_request_too_and_a_failed_parse_sends_it_alone():
     assert all(reward(recipe, bad) <= 0 for recipe in RECIPES)  # silence does not earn what the request earned
 
 
-def test_the_prefix_is_put_back():
+def test_the_prefix_is_put_back_and_truncation_is_an_outcome_of_its_own():
     prompt = Prompt("json", "Find {request}", prefix='{"query": "')
-    (row,) = scorer(prompt).score(["u1"], ['dress"}'])
-    assert (row.outcome, row.query) == (Outcome.ok, "dress")
-
-
-def test_truncation_is_an_outcome_of_its_own():
-    rows = scorer().score(["u1", "u1"], ['{"query": "dre', '{"query": "dress"}'], [True, True])
-    assert [row.outcome for row in rows] == [Outcome.truncated, Outcome.ok]
+    rows = scorer(prompt).score(["u1"] * 3, ['dress"}', "dre", 'dress"}'], [False, True, True])
+    assert [row.outcome for row in rows] == [Outcome.ok, Outcome.truncated, Outcome.ok]
+    assert rows[0].query == "dress"
 
 
 def test_each_distinct_query_is_searched_once_and_the_request_once_for_all():
@@ -121,7 +101,7 @@ def test_a_broken_retriever_stops_the_run_with_the_query(failing):
     functions = reward_functions("paper", Scorer(Broken(), EXAMPLES, JSON, 10))
     for function in functions:
         with pytest.raises(RetrieverError, match=f"'{failing}'.*index server is gone"):
-            function(prompts=["p"], completions=[answer("winter coat")], example_id=["u3"])
+            function(["p"], [answer("winter coat")], [[1]], ["u3"])
 
 
 def example(outcome=Outcome.ok, ndcg=0.0, raw=0.3, words=5) -> Scored:
@@ -137,11 +117,7 @@ GRID = [
 LIMITS = {"paper": (-2.0, 1.1), "ndcg": (0.0, 1.0), "gain_over_raw": (-0.3, 0.7), "length_penalised": (-0.1, 1.0)}
 
 
-def test_there_are_limits_for_every_recipe():
-    assert set(LIMITS) == set(RECIPES)
-
-
-@pytest.mark.parametrize("recipe", LIMITS)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_perfect_answer_gets_the_maximum_and_known_bad_ones_the_minimum(recipe):
     lowest, highest = LIMITS[recipe]
     paid = [reward(recipe, row) for row in GRID]
@@ -153,7 +129,7 @@ def test_a_perfect_answer_gets_the_maximum_and_known_bad_ones_the_minimum(recipe
         assert reward(recipe, example(outcome, ndcg=1.0, words=0)) == pytest.approx(lowest)
 
 
-@pytest.mark.parametrize("recipe", LIMITS)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_limits_hold_from_text_to_reward(recipe):
     perfect, *bad = scorer().score(
         ["u2"] * 5, [answer("coat"), "coat", '{"query": coat}', '{"q": "coat"}', answer(" ")]
@@ -164,17 +140,12 @@ def test_limits_hold_from_text_to_reward(recipe):
     assert [reward(recipe, row) for row in bad] == [pytest.approx(lowest + shift)] * 4
 
 
-def test_the_paper_recipe_in_numbers():
-    assert reward("paper", example(ndcg=0.4)) == pytest.approx(0.5)
-    assert reward("paper", example(ndcg=0.0)) == 0.0
-    assert reward("paper", example(Outcome.bad_json)) == -2.0
-
-
-def test_length_is_free_up_to_a_limit_then_costs_more_and_more():
-    cost = components("length_penalised")["length"]
-    assert cost(example(words=FREE_WORDS)) == 0.0
-    assert cost(example(words=(FREE_WORDS + WORD_LIMIT) // 2)) == pytest.approx(-LENGTH_COST / 2)
-    assert cost(example(words=WORD_LIMIT)) == cost(example(words=10 * WORD_LIMIT)) == pytest.approx(-LENGTH_COST)
+def test_the_recipes_in_numbers():
+    paid = [reward("paper", row) for row in (example(ndcg=0.4), example(ndcg=0.0), example(Outcome.bad_json))]
+    assert paid == [pytest.approx(0.5), 0.0, -2.0]
+    cost, free, limit = components("length_penalised")["length"], rewards.FREE_WORDS, rewards.WORD_LIMIT
+    costs = [cost(example(words=words)) for words in (free, (free + limit) // 2, limit, 10 * limit)]
+    assert costs == pytest.approx([0.0, -rewards.LENGTH_COST / 2, *[-rewards.LENGTH_COST] * 2])
 
 
 def test_gain_over_raw_moves_every_reward_of_a_group_alike():
@@ -194,8 +165,7 @@ BATCH = {
     "completions": [answer("dress"), answer("coat winter warm"), '{"query": "co', "no idea"],
     "completion_ids": [[1, END], [1, 2, END], [1, 2, 3], [1, END]],
     "example_id": ["u1", "u1", "u2", "u3"],
-    "request": ["ignored"] * 4,  # TRL passes every column of the dataset
-    "trainer_state": None,
+    "trainer_state": None,  # and whatever else TRL passes
 }
 
 
@@ -206,14 +176,8 @@ def test_the_functions_add_up_to_the_recipe(recipe):
     totals = [sum(parts) for parts in zip(*(function(**BATCH) for function in functions), strict=True)]
     rows = scorer().score(BATCH["example_id"], BATCH["completions"])
     assert totals == pytest.approx([reward(recipe, row) for row in rows])
-    assert all(type(value) is float for function in functions for value in function(**BATCH))
-
-
-def test_completions_as_messages():
-    (function,) = reward_functions("ndcg", scorer())
-    messages = [[{"role": "assistant", "content": text}] for text in BATCH["completions"]]
-    assert function(**{**BATCH, "completions": messages}) == function(**BATCH)
-    assert function(prompts=["p"], completions=[[{"role": "assistant", "content": None}]], example_id=["u1"]) == [0.0]
+    cut = [function(**BATCH) for function in reward_functions(recipe, scorer(), {END})]
+    assert cut == [function(**BATCH) for function in functions], "being cut changes no reward"
 
 
 def test_one_search_serves_all_components_of_a_batch():
@@ -243,27 +207,11 @@ def test_each_batch_is_logged_once():
     }
 
 
-def test_without_end_ids_nothing_is_called_truncated_and_rewards_stay():
-    known, unknown = reward_functions("paper", scorer(), {END}), reward_functions("paper", scorer())
-    assert [f(**BATCH) for f in known] == [f(**BATCH) for f in unknown]
-    metrics = {}
-    unknown[0](**BATCH, log_metric=metrics.__setitem__)
-    assert metrics["outcome/truncated"] == 0.0 and metrics["outcome/bad_json"] == 0.25
-
-
-def test_batch_summary_by_hand():
-    summary = batch_summary([example(ndcg=0.5, raw=0.25, words=4), example(Outcome.empty, ndcg=0.0, raw=0.25, words=0)])
-    assert summary["outcome/ok"] == summary["outcome/empty"] == 0.5 and summary["outcome/bad_json"] == 0.0
-    assert (summary["ndcg"], summary["raw_ndcg"], summary["gain"], summary["query_words"]) == (0.25, 0.25, 0.0, 2.0)
-
-
 def test_mistakes_of_the_caller():
     with pytest.raises(RecR1Error, match="'u9'"):
         scorer().score(["u9"], [answer("dress")])
     with pytest.raises(RecR1Error, match="2 example ids, 1 completions"):
         scorer().score(["u1", "u2"], [answer("dress")])
-    with pytest.raises(RecR1Error, match="no column example_id"):
-        reward_functions("ndcg", scorer())[0](prompts=["p"], completions=["x"])
     with pytest.raises(RecR1Error, match="'u1' comes twice"):
         Scorer(Counting(), pd.concat([EXAMPLES, EXAMPLES[:1]]), JSON, 10)
     with pytest.raises(RecR1Error, match="'relevant'"):
@@ -272,24 +220,3 @@ def test_mistakes_of_the_caller():
         scorer(k=0)
     with pytest.raises(RecR1Error, match="exponential"):
         scorer(gain="cubic")
-
-
-def test_trl_logs_each_component_and_sums_them(tmp_path):
-    from datasets import Dataset
-    from tiny import tiny_model, tiny_tokenizer
-    from trl import GRPOConfig, GRPOTrainer
-
-    sizes: dict = dict(max_steps=1, per_device_train_batch_size=8, num_generations=4, max_completion_length=4)
-    quiet: dict = dict(logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True)
-    trainer = GRPOTrainer(
-        model=tiny_model(),
-        args=GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **sizes, **quiet),
-        reward_funcs=reward_functions("length_penalised", scorer(Prompt("compact", "Find {request}")), end_ids={3}),
-        train_dataset=Dataset.from_list([{"prompt": "w1 w2", "example_id": name} for name in ("u1", "u2")]),
-        processing_class=tiny_tokenizer(),
-    )
-    trainer.train()
-    logged = trainer.state.log_history[0]
-    assert logged["reward"] == pytest.approx(logged["rewards/ndcg/mean"] + logged["rewards/length/mean"], abs=1e-6)
-    assert sum(logged[f"outcome/{outcome}"] for outcome in Outcome) == pytest.approx(1)
-    assert logged["raw_ndcg"] > 0 and logged["query_words"] > 0

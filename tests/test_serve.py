@@ -18,9 +18,8 @@ from tiny import PROMPT, requests, save_tiny, tiny_policy, tiny_profile
 from recr1_lite.common import RecR1Error
 from recr1_lite.deploy import serve
 from recr1_lite.deploy.serve import Service, serving
-from recr1_lite.policy.endpoint import EndpointRewriter
 from recr1_lite.policy.models import save_adapter
-from recr1_lite.policy.rewriters import ModelRewriter, RawRewriter
+from recr1_lite.policy.rewriters import EndpointRewriter, ModelRewriter, RawRewriter
 from recr1_lite.search.base import CallableRetriever
 from recr1_lite.search.bm25 import BM25Retriever
 

@@ -10,14 +10,13 @@ from safetensors.torch import load_file
 from tiny import PROMPT, requests, tiny_profile
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.ledger import read_json
 from recr1_lite.policy.models import load_policy, token_logps
 from recr1_lite.policy.rewriters import as_rewriter
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import base
 from recr1_lite.tasks.prompts import Prompt, restyled
 from recr1_lite.train import sft
-from recr1_lite.train.loop import Run, last_checkpoint
+from recr1_lite.train.loop import Run
 
 FIXED = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -32,11 +31,6 @@ def run(folder, out, table=None, profile=None, place=None, **options):
     policy, where = load_policy(profile), Run(Path(out), progress=False, **(place or {}))
     table = targets() if table is None else table
     return policy, sft.train(policy, table, PROMPT, profile, where, **(dict(patience=None) | FIXED | options))
-
-
-def half(_) -> Interval:
-    """A validation that always finds the same."""
-    return Interval(0.5, 0.0, 1.0, 8)
 
 
 def test_a_row_is_prompt_answer_and_end_token(tiny_folder):
@@ -64,11 +58,9 @@ def test_an_answer_continues_its_prefix_and_reads_back(style, answer):
     assert prompt.read(answer) == ("ok", "red dress")
     assert prompt.mode == "expand" and prompt.weight == 4 and prompt.instruction.startswith("what? {request}")
     assert restyled(prompt, style) is prompt
-
-
-def test_an_answer_after_words_of_the_prefix_starts_with_a_space():
-    assert sft.answer_text(Prompt("compact", "{request}", prefix="They bought a"), "dress") == " dress"
-    assert sft.answer_text(Prompt("compact", "{request}", prefix="They bought a "), "dress") == "dress"
+    if style == "compact":  # after words of the prefix it starts with a space
+        begun = [replace(prompt, prefix=prefix) for prefix in ("They bought a", "They bought a ")]
+        assert [sft.answer_text(one, "dress") for one in begun] == [" dress", "dress"]
 
 
 def test_variants_are_the_four_styles():
@@ -143,8 +135,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_folder, tmp_path):
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
     curves = [[row | {"seconds": 0} for row in done.curve] for done in (whole, parts)]
     assert curves[0] == curves[1]
-    logs = [read_json(last_checkpoint(done.folder) / "trainer_state.json")["log_history"] for done in (whole, parts)]
-    assert len(logs[0]) == 24 and [row["num_tokens"] for row in logs[0]] == [row["num_tokens"] for row in logs[1]]
 
 
 def test_val_picks_the_adapter_and_ends_the_run(tiny_folder, tmp_path):
@@ -163,7 +153,8 @@ def test_val_picks_the_adapter_and_ends_the_run(tiny_folder, tmp_path):
 
 def test_the_limit_in_seconds_ends_the_run_with_a_validation(tiny_folder, tmp_path):
     profile = tiny_profile(tiny_folder, sft_epochs=4000, validate_every=1000)
-    _, done = run(tiny_folder, tmp_path, profile=profile, max_seconds=1.0, place={"validate": half})
+    place = {"validate": lambda _: Interval(0.5, 0.0, 1.0, 8)}
+    _, done = run(tiny_folder, tmp_path, profile=profile, max_seconds=1.0, place=place)
     spent = sum(row["seconds"] for row in done.curve)
     assert 1.0 <= spent < 3.0 and done.stopped == "finished"
     assert [point["step"] for point in done.val] == [0, done.curve[-1]["step"]]

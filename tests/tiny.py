@@ -17,7 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from recr1_lite.policy.models import Policy, load_policy
+from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged, token_logps
 from recr1_lite.profiles import PROFILES, Profile
 from recr1_lite.search.base import CallableRetriever
 from recr1_lite.tasks.base import Task
@@ -53,20 +53,9 @@ def tiny_model(seed: int = 0, kind: str = "llama", **config) -> PreTrainedModel:
     """2 layers, 4 query heads on 2 key heads, weights large enough that positions matter and that it may end."""
     torch.manual_seed(seed)
     configuration, model_class = KINDS[kind]
-    sizes = dict(
-        vocab_size=len(SPECIAL + WORDS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        eos_token_id=3,
-        bos_token_id=None,
-    )
+    sizes = dict(vocab_size=len(SPECIAL + WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+    sizes |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2)
+    sizes |= dict(tie_word_embeddings=True, pad_token_id=0, eos_token_id=3, bos_token_id=None)
     model = model_class(configuration(**(sizes | config))).eval()
     model.get_input_embeddings().weight.data[3] *= 2.5
     return model
@@ -79,23 +68,9 @@ def save_tiny(folder: Path, seed: int = 0, **config) -> Path:
 
 
 def tiny_profile(folder: Path, **changes) -> Profile:
-    return replace(
-        PROFILES["smoke"],
-        **(
-            dict(
-                model=str(folder),
-                lora_rank=4,
-                steps=4,
-                prompts_per_step=2,
-                group_size=4,
-                max_completion_tokens=5,
-                learning_rate=1e-2,
-                validate_every=2,
-                max_prompt_tokens=64,
-            )
-            | changes
-        ),
-    )
+    sizes = dict(model=str(folder), lora_rank=4, steps=4, prompts_per_step=2, group_size=4, max_completion_tokens=5)
+    sizes |= dict(learning_rate=1e-2, validate_every=2, max_prompt_tokens=64)
+    return replace(PROFILES["smoke"], **(sizes | changes))
 
 
 def perturb(policy: Policy, scale: float = 0.1, seed: int = 1) -> Policy:
@@ -152,7 +127,15 @@ def left_padded(n: int = 6, repeat: int = 2, seed: int = 0) -> tuple[torch.Tenso
     tokenizer = tiny_tokenizer()
     texts = [PROMPT.render(tokenizer, request) for request in requests(n)] * repeat
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
-    batch = tokenizer(
-        [texts[at] for at in order], padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False
-    )
+    batch = tokenizer([texts[at] for at in order], padding=True, padding_side="left", return_tensors="pt")
     return batch.input_ids, batch.attention_mask
+
+
+def differences(policy: Policy, profile: Profile, pairs, work: Path) -> list[float]:
+    """Largest difference in nats per token from the same adapter reloaded, and from the model that it is merged into.
+
+    pairs: (rendered prompt, completion)."""
+    merged = replace(profile, model=str(save_merged(policy, work / "merged")))
+    again = load_policy(profile, adapter=save_adapter(policy, work / "adapter"), trainable=False)
+    here, others = token_logps(policy, pairs), (again, load_policy(merged, trainable=False))
+    return [float((token_logps(other, pairs) - here).abs().max()) for other in others]

@@ -5,8 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "endpoint": ["EndpointRewriter", "from_environment"],
         "models": ["Policy", "load_policy", "save_adapter", "save_merged", "token_logps"],
-        "rewriters": ["ModelRewriter", "RawRewriter", "RuleRewriter", "as_rewriter"],
+        "rewriters": ["ModelRewriter", "RawRewriter", "RuleRewriter", "as_rewriter"]
+        + ["EndpointRewriter", "from_environment"],
     },
 )

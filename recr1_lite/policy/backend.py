@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,41 +50,34 @@ def machine() -> Machine:
     return Machine(True, card.name, card.total_memory, (card.major, card.minor))
 
 
-def choose(
-    profile: Profile, wanted: str | None = None, found: Machine | None = None, missing: Mapping[str, str] | None = None
-) -> Backend:
-    """Backend and dtype for a profile on the machine `found` (default: this one).
+def choose(profile: Profile, wanted: str | None = None) -> Backend:
+    """Backend and dtype for a profile on this machine.
 
-    wanted: "unsloth" or "transformers", default RECR1_BACKEND, default the faster one that works. missing: why
-    "unsloth" and "vllm" cannot be used, "" where they can; default: as they are here. Raises RecR1Error for another
-    name, and where unsloth is insisted on and cannot be used.
-    """
-    wanted = wanted or os.environ.get("RECR1_BACKEND", "")
+    wanted: "unsloth" or "transformers", default RECR1_BACKEND, default the faster one that works. Raises RecR1Error for
+    another name, and where unsloth is insisted on and cannot be used."""
+    wanted, dtype = wanted or os.environ.get("RECR1_BACKEND", ""), profile.dtype
     if wanted not in ("", "unsloth", "transformers"):
         raise RecR1Error(f"there is no backend {wanted!r}; set RECR1_BACKEND to unsloth or transformers, or unset it")
-    found, reasons = found or machine(), []
-    if missing is None:
-        vllm_missing = "" if importlib.util.find_spec("vllm") else "it is not installed"
-        missing = {"unsloth": unsloth_missing(), "vllm": vllm_missing}
-    if not found.cuda:
-        if wanted == "unsloth":
-            raise RecR1Error("unsloth needs a CUDA GPU and there is none; unset RECR1_BACKEND")
-        if profile.fast_inference:
-            reasons.append("vLLM needs a CUDA GPU: rollouts come from the kit's own generation")
-        return Backend("transformers", profile.dtype, False, tuple(reasons))
-    dtype = profile.dtype
-    if dtype == "bfloat16" and found.capability < BFLOAT16_SINCE:
+    found, missing, reasons = machine(), unsloth_missing(), []
+    if found.cuda and dtype == "bfloat16" and found.capability < BFLOAT16_SINCE:
         dtype = "float16"
         reasons.append(f"{found.name} (capability {'.'.join(map(str, found.capability))}) has no bfloat16: float16")
-    why = "" if wanted == "transformers" else _against_unsloth(dtype, found, missing["unsloth"])
-    if why and wanted == "unsloth":
+    against = {
+        "unsloth needs a CUDA GPU and there is none": not found.cuda,
+        "it trains in 16 bits and the profile wants float32": dtype == "float32",
+        f"{found.name} is older than capability 7.0": found.capability < UNSLOTH_SINCE,
+        missing: missing,
+    }
+    why = next((reason for reason, holds in against.items() if holds), "")
+    if wanted == "unsloth" and why:
         raise RecR1Error(f"unsloth cannot be used: {why}; mend that or unset RECR1_BACKEND")
-    if why:
+    if why and found.cuda and not wanted:
         reasons.append(f"transformers + peft instead of unsloth: {why}")
     name = "transformers" if why or wanted == "transformers" else "unsloth"
-    vllm = profile.fast_inference and name == "unsloth" and not missing["vllm"]
+    no_vllm = "" if importlib.util.find_spec("vllm") else "it is not installed"
+    vllm = profile.fast_inference and name == "unsloth" and not no_vllm
     if profile.fast_inference and not vllm:
-        why = missing["vllm"] or "it is used through unsloth only"
+        why = no_vllm or "it is used through unsloth only" if found.cuda else "vLLM needs a CUDA GPU"
         reasons.append(f"rollouts without vLLM: {why}")
     return Backend(name, dtype, vllm, tuple(reasons))
 
@@ -106,17 +98,8 @@ def unsloth_missing() -> str:
     try:
         import unsloth  # noqa: F401
     except Exception as error:  # whatever it is, the run goes on without
-        words = " ".join(str(error).split())[:200]
-        return f"its import fails ({type(error).__name__}: {words})"
+        return f"its import fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     return ""
-
-
-def _against_unsloth(dtype: str, here: Machine, missing: str) -> str:
-    if dtype == "float32":
-        return "it trains in 16 bits and the profile wants float32"
-    if here.capability < UNSLOTH_SINCE:
-        return f"{here.name} is older than capability 7.0"
-    return missing
 
 
 def is_unsloth(model) -> bool:
@@ -128,9 +111,9 @@ def load_unsloth(profile: Profile, source: str, seed: int, adapter: str | Path |
     """(model, tokenizer) of a model folder or Hub name, with a fresh or a saved adapter, or bare.
 
     The adapter's weights go into a LoRA made here, because unsloth would look for the base model by the name that is
-    written in the adapter, which need not be a path. Raises RecR1Error where the two do not fit.
-    """
+    written in the adapter, which need not be a path. Raises RecR1Error where the two do not fit."""
     import torch
+    from peft import load_peft_weights, set_peft_model_state_dict
     from unsloth import FastLanguageModel
 
     _logits_again()
@@ -144,59 +127,39 @@ def load_unsloth(profile: Profile, source: str, seed: int, adapter: str | Path |
         max_lora_rank=profile.lora_rank,
         gpu_memory_utilization=VLLM_SHARE,
     )
-    if adapter is None and not trainable:
-        return FastLanguageModel.for_inference(model), tokenizer
     lora = dict(r=profile.lora_rank, lora_alpha=2 * profile.lora_rank, target_modules=LINEAR)
     if adapter is not None:
         saved = json.loads((Path(adapter) / "adapter_config.json").read_text())
         lora = {name: saved[name] for name in lora}
-    model = FastLanguageModel.get_peft_model(
-        model,
-        **lora,
-        lora_dropout=0,
-        random_state=seed,
-        use_gradient_checkpointing="unsloth" if profile.gradient_checkpointing else False,
-    )
+    if adapter is not None or trainable:
+        checkpointing = "unsloth" if profile.gradient_checkpointing else False
+        others = dict(lora_dropout=0, random_state=seed, use_gradient_checkpointing=checkpointing)
+        model = FastLanguageModel.get_peft_model(model, **lora, **others)
     if adapter is not None:
-        _fill(model, adapter)
+        left: Any = set_peft_model_state_dict(model, load_peft_weights(str(adapter), device="cpu"))
+        lacking = [name for name in left.missing_keys if "lora_" in name]
+        if lacking or left.unexpected_keys:
+            counts = f"{len(lacking)} weights missing, {len(left.unexpected_keys)} too many"
+            advice = "name the model that it was trained on"
+            raise RecR1Error(f"the adapter {str(adapter)!r} does not fit the model ({counts}); {advice}")
     return model if trainable else FastLanguageModel.for_inference(model), tokenizer
-
-
-def _fill(model, adapter: str | Path) -> None:
-    """Put the weights saved in the folder `adapter` into the model's LoRA; all of them or RecR1Error."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    left: Any = set_peft_model_state_dict(model, load_peft_weights(str(adapter), device="cpu"))
-    lacking = [name for name in left.missing_keys if "lora_" in name]
-    if lacking or left.unexpected_keys:
-        raise RecR1Error(
-            f"the adapter {str(adapter)!r} does not fit the model ({len(lacking)} weights missing, "
-            f"{len(left.unexpected_keys)} too many); name the model that it was trained on"
-        )
 
 
 def unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, ends, pad_id, temperature=1.0, top_p=1.0):
     """Completions (B, T) of left-padded prompts (B, L) by the model's own `generate`; pad tokens after the end.
 
     That switches checkpointing off, and back on only for a model in training mode, which one that is being validated is
-    not; so it is switched back on here.
-    """
+    not; so it is switched back on here."""
     _logits_again()
     modes = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
     checkpointing = next(filter(None, modes), False)
     sampling = dict(temperature=temperature, top_p=top_p, top_k=0) if temperature else {}
-    tokens = model.generate(
-        input_ids=prompt_ids,
-        attention_mask=prompt_mask,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(ends),
-        pad_token_id=pad_id,
-        do_sample=bool(temperature),
-        **sampling,
-    )[:, prompt_ids.size(1) :]
+    ending = dict(max_new_tokens=max_new_tokens, eos_token_id=list(ends), pad_token_id=pad_id)
+    how = dict(do_sample=bool(temperature), **sampling, **ending)
+    tokens = model.generate(input_ids=prompt_ids, attention_mask=prompt_mask, **how)
     if checkpointing:
         model.for_training(use_gradient_checkpointing=checkpointing)
-    return tokens  # it puts pad tokens after an end token
+    return tokens[:, prompt_ids.size(1) :]
 
 
 def unsloth_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature: float = 1.0):
@@ -209,8 +172,6 @@ def unsloth_logps(model, prompt_ids, prompt_mask, completion_ids, completion_mas
     for row in range(len(prompt_ids)):
         prompt = prompt_ids[row][prompt_mask[row].bool()]
         end = completion_ids[row][completion_mask[row].bool()]
-        if not len(end):
-            continue
         logits = model(input_ids=torch.cat([prompt, end])[None], logits_to_keep=len(end) + 1, use_cache=False).logits
         logps = (logits[0, -len(end) - 1 : -1].float() / temperature).log_softmax(-1)
         values[row, : len(end)] = logps.gather(-1, end[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""Load a policy (LoRA, optional 4-bit), save it, merge it, and check that the three say the same.
+"""Load a policy (LoRA, optional 4-bit), save it, merge it.
 
 On CUDA unsloth does the loading where it can be used (`backend.choose`); everywhere else transformers + peft do,
 with bitsandbytes for 4-bit. The rest of the kit sees a `Policy`.
@@ -9,9 +9,7 @@ import functools
 import importlib.util
 import json
 import logging
-import tempfile
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,9 @@ from recr1_lite.policy.backend import choose, load_unsloth
 from recr1_lite.policy.rollouts import completion_logps, end_ids
 from recr1_lite.profiles import Profile
 
-# largest difference between two forms of one model, in nats per token; 16-bit weights round more
-PARITY_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
-
 disable_progress_bar()  # a bar for each weights file read or written
 logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # tells of the pad token of _ready
+_say_once = functools.cache(note)
 
 
 @dataclass
@@ -44,7 +40,6 @@ class Policy:
     tokenizer: Any
     backend: str  # "transformers" or "unsloth"; `backend.choose` says why
     name: str = ""  # the model's name in the profile
-    dtype: torch.dtype = torch.float32  # what it computes in: the profile's, where the card has it
 
     @functools.cached_property
     def end_ids(self) -> list[int]:
@@ -57,44 +52,38 @@ def load_policy(
 ) -> Policy:
     """The profile's model with a LoRA adapter: a fresh one, or the one saved in the folder `adapter`.
 
-    The model is an asset of this kit, a local folder, a GGUF file, or a name on the Hub. The seed is set before the
-    adapter is made, so that its random half is the same in every run with that seed. `trainable=False` without
-    `adapter` gives the bare model. backend: "unsloth" or "transformers", default as `backend.choose` finds; what it
-    does not grant is said in one line on stderr. Raises RecR1Error for a model or an adapter that cannot be read, and
-    for 4-bit without bitsandbytes.
-    """
+    The model is an asset of this kit, a local folder, a GGUF file, or a name on the Hub. The seed makes the adapter's
+    random half. `trainable=False` without `adapter` gives the bare model. backend: "unsloth" or "transformers",
+    default as `backend.choose` finds; what it does not grant is said in one line on stderr. Raises RecR1Error for a
+    model or an adapter that cannot be read, and for 4-bit without bitsandbytes."""
     set_seed(seed)
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         raise RecR1Error(f"there is no adapter in {str(adapter)!r} (adapter_config.json is missing); train one first")
     if profile.model in assets.ENCODERS:
         raise RecR1Error(f"{profile.model} is an encoder for dense retrieval and writes nothing; name another model")
     source, chosen = assets.model_path(profile.model), choose(profile, backend)
-    profile, dtype = replace(profile, dtype=chosen.dtype), getattr(torch, chosen.dtype)
+    profile = replace(profile, dtype=chosen.dtype)
     for reason in chosen.reasons:
         _say_once(reason)
-    if chosen.name == "unsloth":
-        with _readable(f"the model {profile.model!r}"):
-            model, tokenizer = load_unsloth(profile, source, seed, adapter, trainable, chosen.vllm)
-        return _ready(Policy(model, tokenizer, "unsloth", profile.model, dtype))
-    with _readable(f"the model {profile.model!r}"):
-        model, tokenizer = _load_plain(source, dtype, profile.load_in_4bit)
-    if adapter is not None:
-        with _readable(f"the adapter {str(adapter)!r} for the model {profile.model!r}"):
-            model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    elif trainable:
-        set_seed(seed)  # reading the weights may have drawn numbers
-        rank = profile.lora_rank
-        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, lora)
-    return _ready(Policy(model.eval(), tokenizer, "transformers", profile.model, dtype))
+    asked, plain = (profile, source, seed, adapter, trainable), chosen.name == "transformers"
+    try:
+        model, tokenizer = _load_plain(*asked) if plain else load_unsloth(*asked, chosen.vllm)
+    except RecR1Error:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # of files they cannot read
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        what = f"the adapter {str(adapter)!r} for the model" if adapter else "the model"
+        advice = "check the name, the files and the network"
+        raise RecR1Error(f"{what} {profile.model!r} cannot be loaded ({reason}); {advice}") from error
+    return _ready(Policy(model, tokenizer, chosen.name, profile.model))
 
 
-def _load_plain(source: str, dtype: torch.dtype, load_in_4bit: bool) -> tuple[Any, Any]:
-    """(model, tokenizer) by transformers, with bitsandbytes for 4-bit."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def _load_plain(profile: Profile, source: str, seed: int, adapter: str | Path | None, trainable: bool):
+    """(model, tokenizer) by transformers and peft, with bitsandbytes for 4-bit."""
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, profile.dtype)
     attention = "grouped" if device == "cpu" else "sdpa"  # CUDA has kernels for the stock one
     options: dict[str, Any] = {"dtype": dtype, "device_map": device, "attn_implementation": attention}
-    if load_in_4bit:
+    if profile.load_in_4bit:
         if importlib.util.find_spec("bitsandbytes") is None:
             raise RecR1Error("4-bit loading needs bitsandbytes; run: pip install bitsandbytes")
         four = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
@@ -106,14 +95,18 @@ def _load_plain(source: str, dtype: torch.dtype, load_in_4bit: bool) -> tuple[An
         # bitsandbytes' fast path for evaluation has no gradient and, once taken, stays on in training
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model, tokenizer
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    elif trainable:
+        set_seed(seed)  # reading the weights may have drawn numbers
+        sizes: dict = dict(r=profile.lora_rank, lora_alpha=2 * profile.lora_rank)
+        model = get_peft_model(model, LoraConfig(**sizes, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return model.eval(), tokenizer
 
 
 def save_adapter(policy: Policy, folder: str | Path) -> Path:
-    """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all.
-
-    It names its model as the profile does, so that an adapter made here can be used and given away elsewhere.
-    """
+    """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all. It names its model as the
+    profile does, so that it can be used and given away elsewhere."""
 
     def write(work: Path) -> None:
         policy.model.save_pretrained(work, selected_adapters=["default"], save_embedding_layers=False)
@@ -152,62 +145,18 @@ def token_logps(policy: Policy, pairs: Sequence[tuple[str, str]]) -> torch.Tenso
     return values * right.attention_mask
 
 
-def parity(policy: Policy, profile: Profile, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Largest difference in nats per token between the adapter and the same adapter merged, and saved and
-    reloaded.
-
-    pairs: (rendered prompt, completion). Keys `merged` and `reloaded`. Raises RecR1Error when one is above
-    the PARITY_TOLERANCE of the profile's dtype: then what was saved is not what was trained.
-    """
-    with tempfile.TemporaryDirectory() as work:
-        adapter = save_adapter(policy, Path(work) / "adapter")
-        merged = save_merged(policy, Path(work) / "merged")
-        others = {
-            "merged": load_policy(replace(profile, model=str(merged)), trainable=False),
-            "reloaded": load_policy(profile, adapter=adapter, trainable=False),
-        }
-    here = token_logps(policy, pairs)
-    differences = {name: float((token_logps(other, pairs) - here).abs().max()) for name, other in others.items()}
-    worst = max(differences, key=differences.__getitem__)
-    allowed = PARITY_TOLERANCE[policy.dtype]
-    if not differences[worst] <= allowed:  # a NaN is a difference too
-        raise RecR1Error(
-            f"the {worst} model differs from the trained one by {differences[worst]:.2g} nats per token (allowed: "
-            f"{allowed}); do not use it, and report this with `python -m recr1_lite doctor`"
-        )
-    return differences
-
-
-@contextmanager
-def _readable(what: str):
-    """What the libraries say of files they cannot read, as one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RecR1Error(f"{what} cannot be loaded ({reason}); check the name, the files and the network") from error
-
-
 def _ready(policy: Policy) -> Policy:
     """Left padding; a pad token that is not the end token, else the end of an answer is masked like padding; all end
     tokens in the generation settings, which a merged folder takes along."""
     tokenizer, ends = policy.tokenizer, policy.end_ids
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, *ends[:1]):
-        spare = next(
-            (token for token, id in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids) if id not in ends),
-            None,
-        )
-        if spare is None:
+        special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids)
+        tokenizer.pad_token = next((token for token, number in special if number not in ends), None)
+        if tokenizer.pad_token is None:
             raise RecR1Error("the tokenizer has no special token to pad with but its end token; choose another model")
-        tokenizer.pad_token = spare
     settings = policy.model.generation_config
     given = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     if not set(ends) <= set(given):
         settings.eos_token_id = [end for end in dict.fromkeys([*given, *ends]) if end is not None]
     return policy
-
-
-@functools.cache
-def _say_once(reason: str) -> None:
-    note(reason)

@@ -18,11 +18,12 @@ Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages di
 each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p 0.95. `modern`: no KL and a higher
 upper clip (DAPO, arXiv 2503.14476), no length bias in the loss (Dr. GRPO, arXiv 2503.20783), advantages divided by the
 batch's standard deviation (arXiv 2508.08221), temperature 1. `words`: `modern` with a credit for each word of a
-rollout (`credit`); for the style `compact`, where a beginning of the answer is an answer.
+rollout (`word_credit`); for the style `compact`, where a beginning of the answer is an answer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -41,9 +42,8 @@ from recr1_lite.profiles import Profile
 from recr1_lite.search.base import Retriever, check_engine
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import Task, digest
-from recr1_lite.train.credit import Credit, word_credit
 from recr1_lite.train.loop import KitTrainer, Monitor, Run, Training, draw_order, run_trainer, settings
-from recr1_lite.train.rewards import Scorer, reward_functions
+from recr1_lite.train.rewards import Scorer, reward_functions, word_credit
 
 PRESETS = {
     "paper": dict(loss_type="grpo", scale_rewards="group", beta=1e-3, temperature=0.6, top_p=0.95),
@@ -53,18 +53,18 @@ PRESETS["words"] = PRESETS["modern"]
 KL_EVERY = 5  # steps between two measurements of the KL to the untrained model, where the loss has no KL term
 
 # Settings of stock TRL that the grouped rollouts and scores do not have: with one of them nothing would fail.
-OFF = ("use_vllm", "use_transformers_continuous_batching", "use_liger_kernel", "use_adaptive_entropy")
-NEUTRAL = dict(top_k=0, min_p=None, repetition_penalty=1.0, generation_kwargs=None, entropy_coef=0.0)
-UNSUPPORTED = dict.fromkeys(OFF, False) | NEUTRAL
+UNSUPPORTED: dict = dict(top_k=0, min_p=None, repetition_penalty=1.0, generation_kwargs=None, entropy_coef=0.0)
+UNSUPPORTED |= dict(use_vllm=False, use_transformers_continuous_batching=False, use_liger_kernel=False)
+UNSUPPORTED |= dict(use_adaptive_entropy=False)
 
 
 class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
     """GRPOTrainer, or what unsloth made of it, with this kit's prompts, counts by group, and resume.
 
-    rollout_batch: rollouts written together, whole groups; None: the whole step. credit: gives each token its own
-    advantage; None: all tokens of a rollout have one."""
+    rollout_batch: rollouts written together, whole groups; None: the whole step. credit: example ids, completion ids
+    and mask -> advantages of the tokens; None: all tokens of a rollout have one."""
 
-    def __init__(self, *args, rollout_batch: int | None = None, credit: Credit | None = None, **others):
+    def __init__(self, *args, rollout_batch: int | None = None, credit: Callable | None = None, **others):
         super().__init__(*args, **others)
         self.rollout_batch, self.credit = rollout_batch, credit
         self.ends = end_ids(self.accelerator.unwrap_model(self.model), self.processing_class)
@@ -95,9 +95,9 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        if self.credit is not None:
-            rows = [row["example_id"] for row in inputs], output["completion_ids"], output["completion_mask"]
-            output["advantages"] = self.credit(*rows)
+        if self.credit:
+            examples = [row["example_id"] for row in inputs]
+            output["advantages"] = self.credit(examples, output["completion_ids"], output["completion_mask"])
         return output
 
     def _calculate_rewards(self, *inputs):
@@ -136,25 +136,22 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
     def _write_rollouts(self, prompt_ids, *others):
         tokenizer, model = self.processing_class, self.accelerator.unwrap_model(self.model)
         batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(model.device)
-        training, ends = model.training, (self.ends, tokenizer.pad_token_id)
-        writer, drawn = self.merged.refresh() if self.merged else model.eval(), (self.temperature, self.top_p)
-        prompts, length = (batch.input_ids, batch.attention_mask), self.max_completion_length
-        tokens = generate_grouped(writer, *prompts, length, *ends, *drawn)
+        training, writer = model.training, self.merged.refresh() if self.merged else model.eval()
+        sizes = self.max_completion_length, self.ends, tokenizer.pad_token_id, self.temperature, self.top_p
+        tokens = generate_grouped(writer, batch.input_ids, batch.attention_mask, *sizes)
         model.train(training)
         return [until_end(row, self.ends)[0] for row in tokens.tolist()], None
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **_
     ):
-        size, parts = batch_size or len(input_ids), []
-        for at in range(0, len(input_ids), size):
-            rows = input_ids[at : at + size], attention_mask[at : at + size]
-            parts.append(self._logps(model, *rows, logits_to_keep, compute_entropy))
-        values, entropies = zip(*parts, strict=True)
-        values = torch.cat(values)
+        size = batch_size or len(input_ids)
+        rows = list(zip(input_ids.split(size), attention_mask.split(size)))
+        parts = [self._logps(model, ids, mask, logits_to_keep, compute_entropy) for ids, mask in rows]
+        values = torch.cat([part for part, _ in parts])
         if compute_entropy and self.beta == 0 and self.state.global_step % KL_EVERY == 0:
             self._note_kl(model, input_ids, attention_mask, logits_to_keep, values.detach())
-        return values, torch.cat(entropies) if compute_entropy else None, None
+        return values, torch.cat([entropy for _, entropy in parts]) if compute_entropy else None, None
 
     def _logps(self, model, ids, mask, keep: int, entropy: bool = False):
         """Log-probabilities and entropies of rows whose last `keep` tokens are the completion."""
@@ -196,9 +193,8 @@ def train(
     pay = reward_functions(profile.recipe, scorer, policy.end_ids)
     parts: dict = dict(train_dataset=dataset, processing_class=tokenizer, reward_funcs=pay)
     if issubclass(kind, PlainGRPOTrainer):  # not TRL's own, which a benchmark or a test may ask for
-        parts["rollout_batch"] = profile.rollout_batch
-        if profile.preset == "words":
-            parts["credit"] = word_credit(scorer, profile.recipe, tokenizer, profile.group_size)
+        credit = partial(word_credit, scorer, profile.recipe, tokenizer, profile.group_size)
+        parts |= dict(rollout_batch=profile.rollout_batch, credit=credit if profile.preset == "words" else None)
     known = {"examples": digest(examples), "scorer": scorer.about, "options": overrides}
     checkpoint = run.begin("GRPO", policy, profile, prompt, config, **known)
     trainer = kind(model=policy.model, args=config, **parts)
@@ -219,12 +215,11 @@ def configure(profile: Profile, run: Run, backend: str = "transformers", **overr
     if group < 2 or rollouts % micro:
         step = f"a step of {profile.prompts_per_step} prompts x {group} rollouts in micro-batches of {micro}"
         raise RecR1Error(f"{step} is not possible; take groups of 2 or more, and a micro_batch that divides a step")
-    if (profile.rollout_batch or rollouts) % group:
-        given = f"rollout_batch={profile.rollout_batch} is no multiple of group_size={group}"
-        raise RecR1Error(f"{given}, and a group is written together; change one of them")
-    if backend == "unsloth" and micro % group:  # it would change the size of the step by itself
-        given = f"a micro_batch of {micro} is no multiple of group_size={group}"
-        raise RecR1Error(f"unsloth takes whole groups, and {given}; change one of them")
+    # unsloth would change the size of the step by itself
+    whole = {"rollout_batch": profile.rollout_batch, "unsloth's micro_batch": micro if backend == "unsloth" else None}
+    for name, size in whole.items():
+        if size and size % group:
+            raise RecR1Error(f"{name}={size} is no multiple of group_size={group}: it takes whole groups; change one")
     sizes = dict(max_steps=profile.steps, num_generations=group, per_device_train_batch_size=micro)
     sizes |= dict(gradient_accumulation_steps=rollouts // micro, max_completion_length=profile.max_completion_tokens)
     fixed: dict = dict(learning_rate=profile.learning_rate, top_k=0, remove_unused_columns=False)
@@ -248,12 +243,12 @@ def train_task(
     checked: the engine has passed `check_engine`. options: fields of TRL's GRPOConfig. run: resume, progress and watch
     of `Run`. A ledger that is bound to the run of this folder gets the run's id."""
 
+    def validate(merged: MergedCopy | None) -> Interval:
+        return on_val(as_rewriter(policy, task.prompt, profile, "policy", merged))
+
     def on_val(rewriter) -> Interval:
         result = evaluate(rewriter, task, retriever, "val", progress=False)
         return result.summary[result.metric]
-
-    def validate(merged: MergedCopy | None) -> Interval:
-        return on_val(as_rewriter(policy, task.prompt, profile, "policy", merged))
 
     if not checked:
         check_engine(retriever, task.items)

@@ -4,7 +4,6 @@ and the watch over it: validation, the best adapter, a line per step, a sentence
 import hashlib
 import importlib.util
 import json
-import math
 import signal
 import sys
 import threading
@@ -16,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from transformers import PrinterCallback, TrainerCallback
@@ -31,44 +31,41 @@ from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks.base import Task, sealed
 from recr1_lite.tasks.prompts import Prompt
 
-SAME = ("reward", "reward_std", "entropy", "kl", "distinct", "ndcg", "raw_ndcg", "gain", "grad_norm")
-NAMES = {name: name for name in SAME}  # TRL's name in the log -> this kit's name in a step's row
+# TRL's name in the log -> this kit's name in a step's row; rewards and gains are nDCG units, lengths tokens
+NAMES = {name: name for name in ("reward", "reward_std", "entropy", "kl", "distinct", "ndcg", "raw_ndcg", "gain")}
 NAMES |= {"frac_reward_zero_std": "zero_advantage_share", "zero_advantage": "zero_advantage_share"}
 NAMES |= {"completions/mean_length": "completion_length", "completions/clipped_ratio": "truncated_share"}
-NAMES |= {"clip_ratio/region_mean": "clip_ratio", "kl_to_untrained": "kl"}
+NAMES |= {"grad_norm": "grad_norm", "clip_ratio/region_mean": "clip_ratio", "kl_to_untrained": "kl"}
 # what a step's line shows, where its trainer logs it (unsloth's logs no entropy)
 LINE = {"reward": "reward {:.3f}", "gain": "gain {:+.3f}", "zero_advantage_share": "zero-advantage {:.0%}"}
 LINE |= {"completion_length": "length {:.1f}", "entropy": "entropy {:.2f}", "seconds": "{:.1f} s"}
-# Of a profile: what may be another when a run goes on, because it changes no number but for rounding, or is looked at
-# apart: the model, and the steps, of which there may be more while the learning rate is constant.
-FREE = ["name", "about", "model", "report_to", "steps", "sft_epochs", "max_prompt_tokens", "micro_batch", "batch_size"]
-FREE += ["gradient_checkpointing"]
-# and of what the trainer or the recipe makes no use, by the names' beginnings
+# Beginnings of names in a profile. FREE: may be another when a run goes on; it changes no number but for rounding, or
+# is looked at apart (the model, and the steps, of which there may be more while the learning rate is constant).
+FREE: tuple[str, ...] = ("name", "about", "model", "report_to", "steps", "sft_epochs", "max_prompt_tokens")
+FREE += ("micro_batch", "batch_size", "gradient_checkpointing")
+# UNUSED: the trainer or the recipe makes no use of it
 UNUSED = {"GRPO": ("sft_", "n_", "best_of"), "demo": ("sft_", "best_of"), "compare": ("n_headroom", "n_capability")}
 UNUSED |= {"SFT": ("preset", "recipe", "prompts_", "group_", "rollout_", "learning_rate", "fast_", "n_", "best_of")}
-ENTROPY = 0.1, 1.5  # nats per token below which a policy has collapsed, times its start above which it dissolves
-Watch = Callable[[list[dict], list[dict]], object]  # gets the rows of the steps and of the validations so far
-Validate = Callable[[MergedCopy | None], Interval]  # gets the merged copy of the policy
 
 
 @dataclass(frozen=True)
 class Run:
     """Where a run goes, and what goes on beside it.
 
-    folder: gets `run.json`, `checkpoint-N`, `best`, `last` and `training.json`. validate: called before the first step,
-    every `profile.validate_every` steps and after the last; the adapter that it likes best is kept. seed: of the
-    rollouts and the order. resume: go on from the newest whole checkpoint, to the same adapter as an uninterrupted run
-    (CPU, float32), with the policy loaded as it was at first. progress: print a line per step. watch: called with the
-    rows of all steps and of all validations so far, before the first step and after each (`curves.LiveCurves` draws
-    them). task: whose examples these are; its prompts are measured before the start, those of the sealed test too.
-    made: what else makes the run, such as the adapter that it starts from."""
+    folder: gets `run.json`, `checkpoint-N`, `best`, `last` and `training.json`. validate: scores the policy, of which
+    it gets the merged copy, before the first step, every `profile.validate_every` steps and after the last; the adapter
+    that it likes best is kept. seed: of the rollouts and the order. resume: go on from the newest whole checkpoint, to
+    the same adapter as an uninterrupted run (CPU, float32), with the policy loaded as it was at first. progress: print
+    a line per step. watch: gets the rows of all steps and of all validations so far, before the first step and after
+    each (`curves.LiveCurves` draws them). task: whose examples these are; its prompts are measured before the start,
+    those of the sealed test too. made: what else makes the run, such as the adapter that it starts from."""
 
     folder: Path
-    validate: Validate | None = None
+    validate: Callable[[MergedCopy | None], Interval] | None = None
     seed: int = 0
     resume: bool = False
     progress: bool = True
-    watch: Watch | None = None
+    watch: Callable[[list[dict], list[dict]], object] | None = None
     task: Task | None = None
     made: Mapping = field(default_factory=dict)
 
@@ -90,13 +87,14 @@ class Run:
 
 @dataclass
 class Training:
-    """What a run leaves: one dict per step (`curve`), one per validation (`val`), the best step, why it stopped."""
+    """What a run leaves: one dict per step (`curve`), one per validation (`val`), the best step, why it stopped
+    ("finished" or "interrupted")."""
 
     curve: list[dict]
     val: list[dict]
     best_step: int
     seconds: float
-    stopped: str  # "finished" or "interrupted"
+    stopped: str
     folder: Path
 
     @property
@@ -111,11 +109,10 @@ def made_by(kind: str, policy: Policy, profile: Profile, prompt: Prompt, seed: i
     for name, weight in policy.model.named_parameters():
         if "lora_" not in name:  # the first numbers of each matrix tell one model from another
             weights.update(f"{tuple(weight.shape)}{weight.flatten()[:8].tolist()}".encode())
-    shaping = {name: value for name, value in vars(profile).items() if not name.startswith(UNUSED[kind])}
-    told: dict = {"by": kind, "task": task and task.name, "seed": seed}
-    told |= {"model": {"name": model_name(profile), "weights": weights.hexdigest()[:16]}}
-    told |= {"profile": {name: value for name, value in shaping.items() if name not in FREE}, "prompt": asdict(prompt)}
-    return told | more | {"data": task and task.fingerprint}
+    model = {"name": model_name(profile), "weights": weights.hexdigest()[:16]}
+    used = {name: value for name, value in vars(profile).items() if not name.startswith(UNUSED[kind] + FREE)}
+    told = {"by": kind, "task": task and task.name, "seed": seed, "model": model, "profile": used}
+    return told | {"prompt": asdict(prompt)} | more | {"data": task and task.fingerprint}
 
 
 def model_name(profile: Profile) -> str:
@@ -152,8 +149,7 @@ class KitTrainer:
         exact = {name: weight.data.float() for name, weight in model.named_parameters() if weight.requires_grad}
         super().__init__(model, *args, **others)
         for name, weight in self.model.named_parameters():
-            if name in exact:
-                weight.data = exact[name]
+            weight.data = exact.get(name, weight.data)
 
     @cached_property
     def merged(self) -> MergedCopy | None:
@@ -184,26 +180,28 @@ def settings(profile: Profile, run: Run) -> dict:
 def run_trainer(trainer, monitor: "Monitor", checkpoint: Path | None) -> Training:
     """Train to the end or to Ctrl-C, the tests sealed, watched by `monitor`; the seconds are the whole run's.
 
-    Raises RecR1Error where another process trains in the folder, and where a checkpoint cannot be written.
-    """
+    Raises RecR1Error where another process trains in the folder, and where a checkpoint cannot be written."""
+    folder = monitor.run.folder
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(monitor)
-    before = read_json(monitor.run.folder / "training.json") if checkpoint else None  # a killed run left none
+    before = read_json(folder / "training.json") if checkpoint else None  # a killed run left none
     start = time.perf_counter() - (before or {}).get("seconds", 0.0)
-    with alone(monitor.run.folder), writing(monitor.run.folder), sealed(), monitor.interruptible():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder / ".lock", f"another process trains in {folder}"), writing(folder), sealed():
+        with monitor.interruptible():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return monitor.close(time.perf_counter() - start)
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """While inside, no other run trains in this folder. Raises RecR1Error where one does."""
-    folder.mkdir(parents=True, exist_ok=True)
+def alone(lock: Path, problem: str) -> Iterator[None]:
+    """While inside, nobody else holds this lock. Raises RecR1Error, with the problem, where somebody does."""
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        held = FileLock(lock, timeout=0).acquire()
     except Timeout:
-        raise RecR1Error(f"another process trains in {folder}; wait for it, or give another folder") from None
+        raise RecR1Error(f"{problem}; wait for it, or give another place") from None
+    with held:
+        yield
 
 
 def draw_order(examples: int, count: int, seed: int) -> list[int]:
@@ -216,13 +214,12 @@ def draw_order(examples: int, count: int, seed: int) -> list[int]:
 def last_checkpoint(folder: str | Path, steps: int | None = None) -> Path | None:
     """The newest checkpoint that was written to its end (trainer_state.json comes last), or None. Raises RecR1Error for
     one that is beyond `steps`."""
-    numbered = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
-    whole = [path for path in numbered if read_json(path / "trainer_state.json") is not None]
-    newest = max(whole, key=lambda path: int(path.name[11:]), default=None)
-    if newest and steps is not None and (at := int(newest.name[11:])) > steps:
+    numbered = {int(path.name[11:]): path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()}
+    at = max([step for step, path in numbered.items() if read_json(path / "trainer_state.json") is not None], default=0)
+    if steps is not None and at > steps:
         beyond = f"{folder} is at step {at}, beyond the {steps} steps asked for"
         raise RecR1Error(f"{beyond}; ask for more, or give another folder (--out)")
-    return newest
+    return numbered.get(at)
 
 
 class Monitor(TrainerCallback):
@@ -254,8 +251,11 @@ class Monitor(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" not in (logs or {}):  # the summary at the end of a run
             return
-        row = step_row(state.log_history[-1]) | {"seconds": round(self.seconds, 2)}
-        state.log_history[-1]["recr1"] = row
+        log = state.log_history[-1]
+        row = {"step": log["step"], **{ours: log[theirs] for theirs, ours in NAMES.items() if theirs in log}}
+        row |= {key: value for key, value in log.items() if key.startswith(("rewards/", "outcome/"))}
+        row = {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
+        log["recr1"] = row = row | {"seconds": round(self.seconds, 2)}
         per_step = (time.perf_counter() - self.started) / (state.global_step - self.first_step)
         self.tell(row, state, per_step * (state.max_steps - state.global_step))
         if self.due(state):
@@ -281,11 +281,11 @@ class Monitor(TrainerCallback):
         return state.global_step % self.profile.validate_every == 0 or state.global_step == state.max_steps
 
     def show(self, state) -> None:
-        if self.run.watch is not None:
+        if self.run.watch:
             self.run.watch(steps(state), points(state))
 
     def score(self, state) -> None:
-        if self.run.validate is None:
+        if not self.run.validate:
             return
         interval = self.run.validate(getattr(self.trainer, "merged", None))
         state.log_history.append({"step": state.global_step, "val": interval._asdict()})
@@ -301,12 +301,11 @@ class Monitor(TrainerCallback):
     def close(self, seconds: float) -> Training:
         """Save what is left to save and describe the run in training.json. seconds: earlier parts included."""
         state, folder = self.trainer.state, self.run.folder
-        save_adapter(self.policy, folder / "last")
         best = best_step(state)
-        if best is None:
-            best = state.global_step
-            save_adapter(self.policy, folder / "best")
+        for name in ("last",) if best is not None else ("last", "best"):
+            save_adapter(self.policy, folder / name)
         stopped = "finished" if self.ended or state.global_step >= state.max_steps else "interrupted"
+        best = state.global_step if best is None else best
         done = Training(steps(state), points(state), best, seconds, stopped, folder)
         told = asdict(done) | {"folder": folder.name, "profile": asdict(self.profile)}
         atomic_write(folder / "training.json", json.dumps(told, indent=1))
@@ -314,10 +313,7 @@ class Monitor(TrainerCallback):
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """First Ctrl-C: stop after this step and keep everything; second: stop now."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+        """First Ctrl-C: stop after this step and keep everything; second: stop now. Nothing in a thread of its own."""
 
         def ask(number, frame):
             if self.stop_asked:
@@ -325,11 +321,13 @@ class Monitor(TrainerCallback):
             self.stop_asked = True
             print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
-        before = signal.signal(signal.SIGINT, ask)
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, ask) if main else None
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            if main:
+                signal.signal(signal.SIGINT, before)
 
 
 def points(state) -> list[dict]:
@@ -347,44 +345,32 @@ def steps(state) -> list[dict]:
     return [row["recr1"] for row in state.log_history if "recr1" in row]
 
 
-def step_row(log: dict) -> dict:
-    """One step of TRL's log under this kit's names; rewards and gains are nDCG units, lengths tokens."""
-    row = {"step": log["step"], **{ours: log[theirs] for theirs, ours in NAMES.items() if theirs in log}}
-    row |= {key: value for key, value in log.items() if key.startswith(("rewards/", "outcome/"))}
-    return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
-
-
-def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> list[str]:
+def suspicions(curve: list[dict], profile: Profile, window: int = 5) -> Iterator[str]:
     """Sentences on what looks wrong in the last `window` steps: no signal, length at the limit, no diversity, collapse.
 
     Small models collapse when they run long (rasbt's GRPO of chapter 6 between steps 50 and 100); the adapter that was
     best on val is kept, so that a run may be stopped there."""
-    recent = curve[-window:]
-    if len(recent) < window:
-        return []
-
-    def mean(key: str) -> float:
-        return sum(row.get(key, math.nan) for row in recent) / window
-
-    def best(key: str) -> float:
-        """Of the windows so far, but for the last."""
-        sums = [sum(row.get(key, math.nan) for row in curve[at : at + window]) for at in range(len(curve) - window)]
-        return max(sums, default=math.nan) / window
-
-    kept = "the adapter that was best on val is kept"
-    limit = f"completions now run to the limit of {profile.max_completion_tokens} tokens"
-    cut = mean("truncated_share") > 0.9 and curve[0].get("truncated_share", 1.0) < 0.5
-    signs = {
-        "over 80% of the groups pay all their rollouts the same, so they teach nothing; raise the temperature or the "
-        "group size, or look at the reward": mean("zero_advantage_share") > 0.8,
-        f"{limit}; look at some of them, and raise the limit or use the length_penalised recipe": cut,
-        "rollouts of one group are mostly the same text; the policy has stopped exploring: lower the learning rate or "
-        "raise the temperature": mean("distinct") < 0.3,
-        f"the entropy is all but gone, so nothing new is tried; stop here ({kept})": mean("entropy") < ENTROPY[0],
-        f"the entropy is far above its start, so the text dissolves; lower the learning rate ({kept})": mean("entropy")
-        > ENTROPY[1] * curve[0].get("entropy", math.inf),
-        f"the nDCG of the rollouts is under half of what it was; lower the learning rate ({kept})": mean("ndcg")
-        < best("ndcg") / 2,
-        f"answers have shrunk to nothing; look at the reward for silence ({kept})": mean("completion_length") < 1.5,
-    }
-    return [sentence for sentence, seen in signs.items() if seen]
+    names = ["zero_advantage_share", "truncated_share", "distinct", "entropy", "ndcg", "completion_length"]
+    table = pd.DataFrame(curve, columns=names, dtype=float)  # what the trainer does not log is NaN, never suspicious
+    means = table.rolling(window).mean()
+    if len(means) < window:
+        return
+    unpaid, cut, distinct, entropy, ndcg, length = means.iloc[-1]
+    slower, kept = "lower the learning rate", "the adapter that was best on val is kept"
+    if unpaid > 0.8:
+        advice = "raise the temperature or the group size, or look at the reward"
+        yield f"over 80% of the groups pay all their rollouts the same, so they teach nothing; {advice}"
+    if cut > 0.9 and table["truncated_share"][0] < 0.5:
+        limit = f"completions now run to the limit of {profile.max_completion_tokens} tokens"
+        yield f"{limit}; look at some of them, and raise the limit or use the length_penalised recipe"
+    if distinct < 0.3:
+        same = "rollouts of one group are mostly the same text; the policy has stopped exploring"
+        yield f"{same}: {slower} or raise the temperature"
+    if entropy < 0.1:  # nats per token
+        yield f"the entropy is all but gone, so nothing new is tried; stop here ({kept})"
+    if entropy > 1.5 * table["entropy"][0]:
+        yield f"the entropy is far above its start, so the text dissolves; {slower} ({kept})"
+    if ndcg < means["ndcg"][:-1].max() / 2:
+        yield f"the nDCG of the rollouts is under half of what it was; {slower} ({kept})"
+    if length < 1.5:
+        yield f"answers have shrunk to nothing; look at the reward for silence ({kept})"

@@ -7,14 +7,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pandas as pd
+import psutil
+from transformers import AutoConfig
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.policy import backend as hardware
 from recr1_lite.policy.rollouts import LARGE_LOGITS, PART
 from recr1_lite.profiles import Profile
 
-GB = 1e9
-FLOAT32, BYTES = 4, {"float32": 4, "bfloat16": 2, "float16": 2}
+GB, FLOAT32, BYTES = 1e9, 4, {"float32": 4, "bfloat16": 2, "float16": 2}
 SIZES = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
 PUBLISHED = {  # the models that this kit names: kind, then SIZES; the head of each is its embedding
     "smollm2-135m-instruct": ("llama", 576, 1536, 30, 9, 3, 49_152),
@@ -40,43 +44,33 @@ class Memory(NamedTuple):
         """Bytes of that phase, with everything."""
         return sum(self.parts[self.phase].values())
 
-    def table(self):
-        """DataFrame of GB: a row per component and one of the sum, a column per phase."""
-        import pandas as pd
-
+    def table(self) -> pd.DataFrame:
+        """GB: a row per component and one of the sum, a column per phase."""
         frame = pd.DataFrame(self.parts, index=list(self.parts["rollout"] | self.parts["update"])).fillna(0.0) / GB
         return pd.concat([frame, frame.sum().to_frame("sum").T])
 
 
 def config_of(model: str):
     """The transformers configuration of a model in PUBLISHED or in a local folder. Raises RecR1Error for any other."""
-    from transformers import AutoConfig
-
     if model in PUBLISHED:
         kind, *sizes = PUBLISHED[model]
         return AutoConfig.for_model(kind, **dict(zip(SIZES, sizes)), tie_word_embeddings=True)
     try:
-        reason = "it is no folder with a config.json"
-        if (Path(model) / "config.json").is_file():
-            config = AutoConfig.from_pretrained(model, local_files_only=True)
-            if config.model_type in ("llama", "qwen2"):
-                return config
-            reason = f"a model of kind {config.model_type!r} is not counted here"
+        config = AutoConfig.from_pretrained(Path(model), local_files_only=True)
+        if config.model_type in ("llama", "qwen2"):
+            return config
+        reason = f"a model of kind {config.model_type!r} is not counted here"
     except Exception as error:  # transformers, huggingface_hub and json have no error in common
         reason = " ".join(str(error).split())[:200].rstrip(".")
     names = ", ".join(PUBLISHED)
     raise RecR1Error(f"the sizes of {model!r} are not known ({reason}); name one of {names}, or a saved model's folder")
 
 
-def heads(config) -> tuple[int, int]:
-    """Width of all queries, and of all keys (or values), of one token."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads * width, config.num_key_value_heads * width
-
-
 def matrices(config) -> list[tuple[int, int]]:
     """(inputs, outputs) of a layer's seven matrices: query, key, value, output, gate, up, down."""
-    hidden, wide, (query, keys) = config.hidden_size, config.intermediate_size, heads(config)
+    hidden, wide = config.hidden_size, config.intermediate_size
+    width = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    query, keys = config.num_attention_heads * width, config.num_key_value_heads * width
     return [(hidden, query), (hidden, keys), (hidden, keys), (query, hidden), *[(hidden, wide)] * 2, (wide, hidden)]
 
 
@@ -87,7 +81,8 @@ def linear_weights(config) -> int:
 
 def parameters(config) -> int:
     """All weights: the matrices, embedding (and head where it is not the same), norms and biases."""
-    layers, hidden, (query, keys) = config.num_hidden_layers, config.hidden_size, heads(config)
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    query, keys = (outputs for _, outputs in matrices(config)[:2])
     tables = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
     biases = layers * (query + 2 * keys) * (config.model_type == "qwen2" or getattr(config, "attention_bias", False))
     return linear_weights(config) + tables + (2 * layers + 1) * hidden + biases
@@ -103,20 +98,16 @@ def weights(config, dtype: str, four_bit: bool = False) -> int:
 def nf4(count: int) -> int:
     """Bytes of `count` weights as bitsandbytes packs a matrix: half a byte for each, one for the scale of each 64, a
     float32 for each 256 scales (double quantisation), and tables of 273 float32."""
-    scales = -(-count // 64)
-    return -(-count // 2) + scales + FLOAT32 * (-(-scales // 256) + 273)
+    scales = math.ceil(count / 64)
+    return math.ceil(count / 2) + scales + FLOAT32 * (math.ceil(scales / 256) + 273)
 
 
 def training_memory(profile: Profile, backend: str = "unsloth", config=None) -> Memory:
     """What GRPO needs on its device when every prompt and completion is as long as the profile allows.
 
     backend: unsloth, transformers (this kit's trainer) or stock (TRL's). config: of the model, default the profile's.
-    Raises RecR1Error for other names, and for lengths below 1."""
+    """
     prompt, new, group = profile.max_prompt_tokens, profile.max_completion_tokens, profile.group_size
-    if backend not in ("unsloth", "transformers", "stock"):
-        raise RecR1Error(f"there is no backend {backend!r}; take unsloth, transformers or stock")
-    if min(prompt, new) < 1:
-        raise RecR1Error(f"a prompt of {prompt} and a completion of {new} tokens are no run; give 1 or more of each")
     config, size, rows = config or config_of(profile.model), BYTES[profile.dtype], profile.prompts_per_step * group
     layers, hidden, wide = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     adapter = FLOAT32 * profile.lora_rank * layers * sum(map(sum, matrices(config)))
@@ -133,17 +124,17 @@ def training_memory(profile: Profile, backend: str = "unsloth", config=None) -> 
     }
     # rollouts: keys and values of all layers, one layer's twice while they grow
     at_once = rows if backend == "stock" else min(profile.rollout_batch or rows, rows)
-    keys = at_once * heads(config)[1] * size  # of one token of each rollout in one layer
+    keys = at_once * matrices(config)[1][1] * size  # of one token of each rollout in one layer
     cached = (prompt + new) * (2 * layers + 1)
     if backend == "unsloth":  # grows by 512 tokens; the prompts' keys are there twice when it is begun
-        cached = (2 * prompt + 1 + 512 * -(-(new + 1) // 512)) * 2 * layers
-    forward = (-(-at_once // group) if ours else at_once) * prompt * 3 * (wide + hidden) * size
+        cached = (2 * prompt + 1 + 512 * math.ceil((new + 1) / 512)) * 2 * layers
+    forward = (math.ceil(at_once / group) if ours else at_once) * prompt * 3 * (wide + hidden) * size
     drawing = (8 if paper else 4) * at_once * config.vocab_size * FLOAT32  # with top_p also sorted values and indices
     # update: one backward pass; the kit's trainer runs a prompt once for its group, but not with checkpointing
     micro, checkpointing = min(profile.micro_batch or rows, rows), profile.gradient_checkpointing
     runs = [(micro, prompt + new, prompt + new)]
     if ours and not checkpointing:
-        runs = [(-(-micro // group), prompt, prompt), (micro, new - 1, prompt + new - 1)]
+        runs = [(math.ceil(micro / group), prompt, prompt), (micro, new - 1, prompt + new - 1)]
     kept = sum(layer(config, profile, backend, *run) for run in runs)
     states = 2 if backend == "unsloth" else layers  # unsloth moves the others to the computer's memory
     checkpoints = states * micro * (prompt + new) * hidden * size
@@ -172,7 +163,8 @@ def layer(config, profile: Profile, backend: str, rows: int, length: int, width:
     """Bytes that one layer keeps for the backward pass of `rows` x `length` tokens, each of which sees up to `width`.
 
     The base matrices are frozen and keep nothing; LoRA keeps the input of each."""
-    hidden, wide, (query, keys) = config.hidden_size, config.intermediate_size, heads(config)
+    hidden, wide = config.hidden_size, config.intermediate_size
+    query, keys = (outputs for _, outputs in matrices(config)[:2])
     size, tokens, rank = BYTES[profile.dtype], rows * length, profile.lora_rank
     sums = rows * config.num_attention_heads * length * FLOAT32  # log of the softmax's denominator
     if backend == "unsloth":  # no copies of an input, no silu kept, no mask, keys not repeated
@@ -191,7 +183,7 @@ def logits(vocab: int, dtype: str, backend: str, rows: int, new: int) -> int:
     """Bytes of one backward pass: three float32 copies, measured, of each token's, and the head's own in 16 bits."""
     token = 3 * vocab * FLOAT32 + (vocab * 2 if dtype != "float32" else 0)
     if backend == "unsloth":  # all in 16 bits, and a quarter of a rollout's in float32
-        return rows * new * vocab * BYTES[dtype] + -(-new // 4) * token
+        return rows * new * vocab * BYTES[dtype] + math.ceil(new / 4) * token
     tokens = rows * (new + (backend == "stock"))
     in_parts = backend == "transformers" and tokens * vocab * FLOAT32 > LARGE_LOGITS
     return (max(1, PART // vocab) if in_parts else tokens) * token
@@ -207,57 +199,53 @@ def with_group(profile: Profile, group: int) -> Profile:
 
 
 def smaller(profile: Profile, backend: str) -> Iterator[tuple[str, Profile]]:
-    """(what changes, the profile then) of every step down that there is, in the order in which to try them."""
-    prompts, group, tokens = profile.prompts_per_step, profile.group_size, profile.max_completion_tokens
-    rows, unit = prompts * group, group if backend == "unsloth" else 1
-    micro, batch = profile.micro_batch or rows, min(profile.rollout_batch or rows, rows)
-    size = {name: parameters(config_of(name)) for name in [*PUBLISHED, profile.model]}
-    steps = {
-        "max_completion_tokens": (tokens // 2, {}),
-        "micro_batch": (next((n for n in range(micro // 2, 0, -1) if rows % n == 0 and n % unit == 0), 0), {}),
-        "rollout_batch": (batch // group // 2 * group if backend != "stock" else 0, {}),
-        "prompts_per_step": (prompts // 2, {"micro_batch": math.gcd(prompts // 2 * group, micro)}),
-        "group_size": (group // 2 if group > 3 else 0, vars(with_group(profile, max(2, group // 2)))),
-        "gradient_checkpointing": (not profile.gradient_checkpointing, {}),
-        "load_in_4bit": (not profile.load_in_4bit and _on_cuda(profile, backend), {}),
-        "model": (max((n for n in PUBLISHED if size[n] < size[profile.model]), key=lambda n: size[n], default=""), {}),
-    }
-    for name, (value, more) in steps.items():
-        if value:
-            yield f"{name}={value}, not {getattr(profile, name)}", replace(profile, **{**more, name: value})
+    """(what changes, the profile then) of every step down that can be trained, in the order in which to try them."""
+    models = [name for name in PUBLISHED if parameters(config_of(name)) < parameters(config_of(profile.model))]
+    others: dict[str, Any] = {"gradient_checkpointing": True, "load_in_4bit": _on_cuda(profile, backend)}
+    others["model"] = [profile.model, *models][-1]
+    for name in ("max_completion_tokens", "micro_batch", "rollout_batch", "prompts_per_step", "group_size"):
+        was = getattr(profile, name)
+        most, least = (was or profile.prompts_per_step * profile.group_size) // 2, 2 if name == "group_size" else 1
+        for less in range(most, least - 1, -1):
+            change: dict[str, Any] = vars(with_group(profile, less)) if name == "group_size" else {name: less}
+            then = replace(profile, **change)
+            rows = then.prompts_per_step * then.group_size
+            micro, unit = then.micro_batch or rows, then.group_size if backend == "unsloth" else 1
+            if not (rows % micro or micro % unit or (then.rollout_batch or rows) % then.group_size):
+                yield f"{name}={less}, not {was}", then
+                break
+    for name, other in others.items():
+        if other != getattr(profile, name):
+            yield f"{name}={other}, not {getattr(profile, name)}", replace(profile, **{name: other})
 
 
 def print_estimate(profile: Profile, backend: str | None = None, card: float | None = None) -> int:
     """Print what training needs, whether it fits a card of `card` GB, and if not what to shrink; 0 if it fits, else 1.
 
     backend: default what a run would take. card: default the profile's, else this machine's."""
-    import psutil
-
-    from recr1_lite.policy.backend import choose, machine
-
-    here = machine()
-    backend = backend or (choose(profile).name if here.cuda or not _on_cuda(profile, "") else "unsloth")
+    here = hardware.machine()
+    backend = backend or (hardware.choose(profile).name if here.cuda or not _on_cuda(profile, "") else "unsloth")
     total = here.memory if here.cuda or _on_cuda(profile, backend) else psutil.virtual_memory().total
     card = CARDS.get(profile.name, total / GB) if card is None else card
     if not card > 0:
         raise RecR1Error(f"--memory {card} GB is no card; give the GB of one")
-    needed, rows = training_memory(profile, backend), profile.prompts_per_step * profile.group_size
-    peak, left, form = needed.peak / GB, card - needed.peak / GB, "4-bit, " * profile.load_in_4bit + profile.dtype
+    needed, micro = training_memory(profile, backend), profile.micro_batch or "all"
+    again = ", checkpointing" * profile.gradient_checkpointing
+    left, form = card - needed.peak / GB, "4-bit, " * profile.load_in_4bit + profile.dtype
     print(
         f"{profile.model} ({parameters(config_of(profile.model)) / 1e9:.2f}B), {form}, {backend}: "
         f"{profile.prompts_per_step} prompts of {profile.max_prompt_tokens} tokens x {profile.group_size} rollouts of "
-        f"{profile.max_completion_tokens}, {min(profile.micro_batch or rows, rows)} in a backward pass"
-        + ", checkpointing" * profile.gradient_checkpointing
-        + f"\n\n{needed.table().to_string(float_format='{:.2f}'.format)}"
+        f"{profile.max_completion_tokens}, {micro} in a backward pass{again}"
+        f"\n\n{needed.table().to_string(float_format='{:.2f}'.format)}"
     )
-    verdict = f"peak {peak:.2f} GB, in the {needed.phase} phase, of {card:.4g} GB"
+    verdict = f"peak {needed.peak / GB:.2f} GB, in the {needed.phase} phase, of {card:.4g} GB"
     if left >= MARGIN * card:
         print(f"{verdict}: fits, {left:.2f} GB to spare ({left / card:.0%})")
         return 0
     short = f"{-left:.2f} GB too much" if left < 0 else f"only {left:.2f} GB to spare, less than {MARGIN:.0%}"
     print(f"{verdict}: does not fit, {short}. Shrink, in this order:")
     for what, changed in smaller(profile, backend):
-        then = training_memory(changed, backend).peak / GB
-        if peak - then >= 0.01:
-            print(f"  {what}: saves {peak - then:.2f} GB{'; fits then' * (then <= (1 - MARGIN) * card)}")
+        saved = (needed.peak - training_memory(changed, backend).peak) / GB
+        if saved >= 0.01:
+            print(f"  {what}: saves {saved:.2f} GB{'; fits then' * (left + saved >= MARGIN * card)}")
     return 1

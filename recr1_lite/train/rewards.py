@@ -5,13 +5,17 @@
 A component is a function of one `Scored`; a recipe is a few of them, and its reward is their sum. TRL gets each
 component as a reward function, so each has its curve in the log. A miss, a completion that fails to parse and a broken
 retriever are three things: a miss scores 0, a bad completion is counted by its outcome, a broken retriever stops all.
+
+The preset `words` also tells each word what it earned (`word_credit`).
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import described, search_all
@@ -24,11 +28,8 @@ FREE_WORDS, WORD_LIMIT, LENGTH_COST = 16, 64, 0.1
 
 
 class Scored(NamedTuple):
-    """One completion: how it parsed, what was sent to the retriever, and what came of it.
-
-    ndcg: of the query sent (in `expand` mode a failed parse sends the request alone); raw_ndcg: of the request itself;
-    both 0 to 1 at the scorer's k. words: of the parsed rewrite, 0 unless ok.
-    """
+    """One completion. query: as sent. ndcg: of it (in `expand` mode a failed parse sends the request alone); raw_ndcg:
+    of the request itself; both 0 to 1 at the scorer's k. words: of the parsed rewrite, 0 unless ok."""
 
     outcome: Outcome
     query: str
@@ -45,18 +46,6 @@ def _ndcg(row: Scored) -> float:
     return row.ndcg if row.outcome == Outcome.ok else 0.0
 
 
-def _format(row: Scored) -> float:
-    return 0.0 if row.outcome == Outcome.ok else BAD_FORMAT
-
-
-def _hit(row: Scored) -> float:
-    return HIT_BONUS if _ndcg(row) > 0 else 0.0
-
-
-def _minus_raw(row: Scored) -> float:
-    return -row.raw_ndcg
-
-
 def _length(row: Scored) -> float:
     """0 up to FREE_WORDS, then falling to -LENGTH_COST at WORD_LIMIT and beyond; the full cost without an answer."""
     over = (row.words - FREE_WORDS) / (WORD_LIMIT - FREE_WORDS) if row.outcome == Outcome.ok else 1.0
@@ -67,9 +56,13 @@ def _length(row: Scored) -> float:
 # 0 for a miss. `gain_over_raw` subtracts what the request alone scores, a constant within a GRPO group:
 # advantages normalised by group equal those of `ndcg`; the curve crosses 0 where rewriting starts to pay.
 RECIPES: dict[str, dict[str, Component]] = {
-    "paper": {"format": _format, "hit": _hit, "ndcg": _ndcg},
+    "paper": {
+        "format": lambda row: 0.0 if row.outcome == Outcome.ok else BAD_FORMAT,
+        "hit": lambda row: HIT_BONUS if _ndcg(row) > 0 else 0.0,
+        "ndcg": _ndcg,
+    },
     "ndcg": {"ndcg": _ndcg},
-    "gain_over_raw": {"ndcg": _ndcg, "minus_raw": _minus_raw},
+    "gain_over_raw": {"ndcg": _ndcg, "minus_raw": lambda row: -row.raw_ndcg},
     "length_penalised": {"ndcg": _ndcg, "length": _length},
 }
 
@@ -91,18 +84,17 @@ class Scorer:
 
     examples: DataFrame of example_id, request, relevant ({item_id: gain}). Targets are keyed by example_id, so two
     users with the same words keep their own. A column `exclude` (ids) takes items out of an example's rankings, as in
-    `evaluate`. k: cut-off of the nDCG, whose gains are `linear` or `exponential`. Raises RecR1Error for a
-    missing column, an example_id that comes twice, a bad k or gain.
-    """
+    `evaluate`. k: cut-off of the nDCG, whose gains are `linear` or `exponential`. Raises RecR1Error for a missing
+    column, an example_id that comes twice, a bad k or gain."""
 
     def __init__(self, retriever: Any, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
         for column in ("example_id", "request", "relevant"):
             if column not in examples.columns:
                 raise RecR1Error(f"the examples have no column {column!r}; pass task.train or task.val")
-        ids = list(examples["example_id"])
-        if len(set(ids)) != len(ids):
-            twice = Counter(ids).most_common(1)[0][0]
-            raise RecR1Error(f"example_id {twice!r} comes twice, so its target is unclear; keep one of them")
+        ids = examples["example_id"].tolist()
+        if (twice := examples["example_id"].duplicated()).any():
+            first = examples["example_id"][twice].iloc[0]
+            raise RecR1Error(f"example_id {first!r} comes twice, so its target is unclear; keep one of them")
         ndcg([], {}, k, gain)  # a bad k or gain fails here, not in the first step of a run
         self.retriever, self.prompt, self.k, self.gain, self.known = retriever, prompt, int(k), gain, ids_of(examples)
         self.requests = dict(zip(ids, examples["request"]))
@@ -122,21 +114,17 @@ class Scorer:
     ) -> list[Scored]:
         """One `Scored` per completion, in order.
 
-        completions: what the model generated, without the prompt's prefix (it is put back here). truncated: which of
-        them hit the token limit; None: not known. Raises RecR1Error for an unknown example_id or lists of different
-        lengths, RetrieverError with the query when a search fails.
-        """
+        completions: what the model generated, without the prompt's prefix. truncated: which of them hit the token
+        limit; None: not known. Raises RecR1Error for an unknown example_id or lists of different lengths,
+        RetrieverError with the query when a search fails."""
         truncated = [False] * len(completions) if truncated is None else truncated
-        counts = len(example_ids), len(completions), len(truncated)
-        if len(set(counts)) > 1:
-            given = "{} example ids, {} completions, {} flags of truncation".format(*counts)
+        if not len(example_ids) == len(completions) == len(truncated):
+            given = f"{len(example_ids)} example ids, {len(completions)} completions, {len(truncated)} truncation flags"
             raise RecR1Error(f"{given}; pass one of each for every completion")
-        for example in example_ids:
-            if example not in self.requests:
-                raise RecR1Error(f"example {example!r} is unknown to the scorer; give it that example's row")
-        prompt = self.prompt
-        parsed = [prompt.read(text, cut) for text, cut in zip(completions, truncated)]
-        sent = [prompt.sent(self.requests[e], p.query) for e, p in zip(example_ids, parsed)]
+        if unknown := set(example_ids) - self.requests.keys():
+            raise RecR1Error(f"example {min(unknown)!r} is unknown to the scorer; give it that example's row")
+        parsed = [self.prompt.read(text, cut) for text, cut in zip(completions, truncated)]
+        sent = [self.prompt.sent(self.requests[e], p.query) for e, p in zip(example_ids, parsed)]
         new = [example for example in dict.fromkeys(example_ids) if example not in self._raw]
         rankings = self.rank([*example_ids, *new], [*sent, *[None] * len(new)])
         for example, ids in zip(new, rankings[len(sent) :]):
@@ -160,38 +148,22 @@ class Scorer:
 def reward_functions(recipe: str, scorer: Scorer, end_ids: Collection[int] = ()) -> list[Callable[..., list[float]]]:
     """The recipe as reward functions for TRL's GRPOTrainer, one per component, weight 1 each (TRL's default).
 
-    TRL calls f(prompts, completions, completion_ids, **columns) with completions as texts or as lists of messages, and
-    logs `rewards/<component>/mean`; the dataset needs the column `example_id`. A whole batch is parsed and searched
-    once for all components. The first function also logs `batch_summary`, and adds query and outcome to TRL's table of
-    completions. end_ids: token ids that end an answer; a completion that does not end in one was cut by the token
-    limit. Without them nothing is called truncated, which changes no reward.
-    """
-    parts = components(recipe)
-    last: dict[tuple, list[Scored]] = {}
+    TRL logs each as `rewards/<component>/mean`; the dataset needs the column `example_id`. A whole batch is parsed and
+    searched once for all components. The first function also logs `batch_summary`, and adds query and outcome to TRL's
+    table of completions. end_ids: token ids that end an answer; a completion that does not end in one was cut by the
+    token limit. Without them nothing is called truncated, which changes no reward."""
 
-    def scored(completions, completion_ids, example_id) -> list[Scored]:
-        if example_id is None:
-            raise RecR1Error("the training data have no column example_id, so no target is known; add it")
-        texts = tuple(_text(completion) for completion in completions)
-        cut = [False] * len(texts)
-        if end_ids and completion_ids is not None:
-            cut = [not len(ids) or int(ids[-1]) not in end_ids for ids in completion_ids]
-        key = (tuple(example_id), texts, tuple(cut))
-        if key not in last:
-            rows = scorer.score(list(example_id), list(texts), cut)
-            last.clear()
-            last[key] = rows
-        return last[key]
+    @functools.lru_cache(maxsize=1)
+    def scored(example_ids: tuple, texts: tuple, cut: tuple) -> list[Scored]:
+        return scorer.score(example_ids, texts, cut)
 
-    def function(name: str, component: Component, logs: bool) -> Callable[..., list[float]]:
-        def call(
-            prompts, completions, completion_ids=None, example_id=None, log_metric=None, log_extra=None, **_
-        ) -> list[float]:
-            rows = scored(completions, completion_ids, example_id)
-            if logs and log_metric is not None:
+    def function(name: str, component: Component, logs: bool):
+        def call(prompts, completions, completion_ids, example_id, log_metric=None, log_extra=None, **_):
+            cut = [bool(end_ids) and (not len(ids) or int(ids[-1]) not in end_ids) for ids in completion_ids]
+            rows = scored(tuple(example_id), tuple(completions), tuple(cut))
+            if logs and log_metric and log_extra:
                 for metric, value in batch_summary(rows).items():
                     log_metric(metric, value)
-            if logs and log_extra is not None:
                 log_extra("query", [row.query for row in rows])
                 log_extra("outcome", [str(row.outcome) for row in rows])
             return [float(component(row)) for row in rows]
@@ -199,7 +171,7 @@ def reward_functions(recipe: str, scorer: Scorer, end_ids: Collection[int] = ())
         call.__name__ = name  # the name under which TRL logs it
         return call
 
-    return [function(name, part, logs=not at) for at, (name, part) in enumerate(parts.items())]
+    return [function(name, part, logs=not at) for at, (name, part) in enumerate(components(recipe).items())]
 
 
 def batch_summary(rows: Sequence[Scored]) -> dict[str, float]:
@@ -211,7 +183,43 @@ def batch_summary(rows: Sequence[Scored]) -> dict[str, float]:
     return {f"outcome/{outcome}": counts[outcome] / n for outcome in Outcome} | means
 
 
-def _text(completion: str | Sequence[dict]) -> str:
-    if isinstance(completion, str):
-        return completion
-    return "".join(message.get("content") or "" for message in completion)
+# Credit word by word. GRPO gives all tokens of a rollout one advantage, its reward less the mean of its group. The
+# retriever is cheap, so it can also be asked for every beginning of a rollout, cut between two words. A token's
+# advantage is then the reward that is still to come where its word begins, less the mean of its group at that position
+# (0 where a rollout has ended): what came before a token is not its doing. In expectation the gradient is that of plain
+# GRPO, because the part that is left out is a constant to the token's own choice (Sutton & Barto, 2nd ed., section
+# 13.4); only its variance is smaller.
+
+
+def word_starts(tokenizer, row: Sequence[int]) -> list[str]:
+    """For each token of a rollout the text before the word that it belongs to, and last the whole text."""
+    texts = [tokenizer.decode(row[:end], skip_special_tokens=True) for end in range(len(row) + 1)]
+    starts: list[str] = []
+    for before, after in zip(texts, texts[1:]):
+        inside = before[-1:].isalnum() and after[len(before) :][:1].isalnum()
+        starts.append(starts[-1] if inside else before)
+    return [*starts, texts[-1]]
+
+
+def still_to_come(values: torch.Tensor, mask: torch.Tensor, group: int) -> torch.Tensor:
+    """Advantages (B, T) from values (B, T + 1): the reward of each text of `word_starts`, the whole one's last.
+
+    mask (B, T): 1 where a rollout has a token. Rows of one group stand together."""
+    to_come = (values[:, -1:] - values[:, :-1]) * mask
+    means = to_come.view(-1, group, mask.size(1)).mean(1).repeat_interleave(group, 0)
+    return (to_come - means) * mask
+
+
+def word_credit(scorer: Scorer, recipe: str, tokenizer, group: int, example_ids, ids, mask) -> torch.Tensor:
+    """Advantages (B, T) of the rollouts of some examples: completion ids and mask (B, T), padded on the right.
+
+    Divided by the standard deviation of the batch's rewards, as in the preset `modern`."""
+    rows = [row[:size] for row, size in zip(ids.tolist(), mask.sum(1).tolist())]
+    texts = [word_starts(tokenizer, row) for row in rows]
+    pairs = dict.fromkeys((example, text) for example, some in zip(example_ids, texts) for text in some)
+    scored = scorer.score([example for example, _ in pairs], [text for _, text in pairs])
+    paid = {pair: reward(recipe, row) for pair, row in zip(pairs, scored)}
+    padded = [[*some, *some[-1:] * (mask.size(1) + 1 - len(some))] for some in texts]
+    found = [[paid[example, text] for text in some] for example, some in zip(example_ids, padded)]
+    values = torch.tensor(found, device=mask.device)
+    return still_to_come(values, mask, group) / (values[:, -1].std() + 1e-4)

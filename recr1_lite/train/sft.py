@@ -9,6 +9,7 @@ reasoning + keywords, reasoning + JSON. What differs from TRL's defaults:
 - validation with the ranking metric, the best adapter kept, a limit in seconds, a stop when val does not improve.
 """
 
+import math
 import time
 from dataclasses import replace
 
@@ -34,7 +35,7 @@ IGNORED = -100  # the label of a token without loss
 
 
 class KitSFTTrainer(KitTrainer, SFTTrainer):
-    """SFTTrainer with the merged copy for validation."""
+    pass
 
 
 class SFTMonitor(Monitor):
@@ -42,32 +43,28 @@ class SFTMonitor(Monitor):
 
     def __init__(self, *args, max_seconds: float | None, patience: int | None):
         super().__init__(*args)
-        self.max_seconds, self.patience = max_seconds, patience
-
-    def on_train_begin(self, args, state, control, **others):
-        # TRL counts tokens from 0 when a run goes on; the log of the checkpoint knows how many there were
-        self.trainer._total_train_tokens = max([row.get("num_tokens", 0) for row in state.log_history], default=0)
-        super().on_train_begin(args, state, control, **others)
+        self.max_seconds = math.inf if max_seconds is None else max_seconds
+        self.patience = patience or math.inf
 
     def tell(self, row: dict, state, left: float) -> None:
         log, last = state.log_history[-1], state.max_steps
         row |= {"loss": round(log["loss"], 4), "token_accuracy": round(log.get("mean_token_accuracy", 0.0), 4)}
-        if self.run.progress and (state.global_step % 5 == 0 or state.global_step == last):
+        if self.run.progress and (row["step"] % 5 == 0 or row["step"] == last):
             learned = f"loss {row['loss']:.3f}  token accuracy {row['token_accuracy']:.0%}"
             took = f"{row['seconds']:.1f} s  left {left / 60:.1f} min"
             print(f"step {row['step']:>4}/{last}  {learned}  {took}", flush=True)
 
     def on_step_end(self, args, state, control, **others):
         spent = sum(row["seconds"] for row in loop.steps(state)) + time.perf_counter() - self.step_start
-        if self.max_seconds is not None and spent >= self.max_seconds:
-            self.ended = control.should_training_stop = True
+        self.ended |= spent >= self.max_seconds
         super().on_step_end(args, state, control, **others)
+        control.should_training_stop |= self.ended
 
     def on_log(self, args, state, control, **others):
         super().on_log(args, state, control, **others)
         worse = [point for point in loop.points(state) if point["step"] > (loop.best_step(state) or 0)]
-        if self.patience and len(worse) >= self.patience:
-            self.ended = control.should_training_stop = True
+        self.ended |= len(worse) >= self.patience
+        control.should_training_stop |= self.ended
 
     def due(self, state) -> bool:
         return super().due(state) or self.ended
@@ -77,8 +74,7 @@ def variant(prompt: Prompt, method: str) -> Prompt:
     """The prompt of one of the VARIANTS: the same question, the answer in that method's style."""
     if method not in VARIANTS:
         raise RecR1Error(f"there is no SFT variant {method!r}; choose one of {', '.join(VARIANTS)}")
-    style = VARIANTS[method]
-    return prompt if style == "compact" else restyled(prompt, style)
+    return prompt if method == "SFT" else restyled(prompt, VARIANTS[method])
 
 
 def with_room(profile: Profile, prompt: Prompt) -> Profile:
@@ -90,8 +86,7 @@ def answer_text(prompt: Prompt, rewrite: str, thought: str = "") -> str:
     """What the model should write after the prompt's prefix for `prompt.read` to find `rewrite`."""
     if prompt.style == "compact":
         return rewrite if not prompt.prefix or prompt.prefix[-1].isspace() else f" {rewrite}"
-    full = format_answer(rewrite, prompt.style, thought)
-    return full.removeprefix(prompt.prefix)
+    return format_answer(rewrite, prompt.style, thought).removeprefix(prompt.prefix)
 
 
 def tokenised(policy: Policy, targets: pd.DataFrame, prompt: Prompt, limit: int, loss_on: str = "answer") -> Dataset:
@@ -101,15 +96,14 @@ def tokenised(policy: Policy, targets: pd.DataFrame, prompt: Prompt, limit: int,
     tokens, an unknown `loss_on`, or a rewrite that the prompt's own parser would not find in the answer."""
     if loss_on not in ("answer", "all"):
         raise RecR1Error(f"loss_on={loss_on!r}; take `answer`, or `all` for the prompt too")
-    tokenizer, rows = policy.tokenizer, []
-    thoughts = targets["thought"] if "thought" in targets.columns else [""] * len(targets)
+    tokenizer, rows, thoughts = policy.tokenizer, [], targets.get("thought", [""] * len(targets))
     texts = [prompt.render(tokenizer, request) for request in targets["request"]]
     encode(tokenizer, texts, limit)
     for text, rewrite, thought in zip(texts, targets["rewrite"], thoughts, strict=True):
         answer = answer_text(prompt, rewrite, thought)
         if prompt.read(answer).query != " ".join(rewrite.split()):
-            lost = f"the rewrite {rewrite!r} cannot be read back from {answer!r}"
-            raise RecR1Error(f"{lost}; clean it, or take another style")
+            advice = "clean it, or take another style"
+            raise RecR1Error(f"the rewrite {rewrite!r} cannot be read back from {answer!r}; {advice}")
         start = tokenizer(text, add_special_tokens=False)["input_ids"]
         end = tokenizer(answer, add_special_tokens=False)["input_ids"] + policy.end_ids[:1]
         labels = [IGNORED] * len(start) if loss_on == "answer" else list(start)

@@ -6,31 +6,29 @@ cost. A run that was stopped or killed goes on from that file: what is in it is 
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from transformers import set_seed
 
-from recr1_lite.common import RecR1Error, bar
+from recr1_lite.common import RecR1Error, bar, writing
 from recr1_lite.ledger import append_line
-from recr1_lite.policy.endpoint import EndpointRewriter
-from recr1_lite.policy.rewriters import ModelRewriter, Rewriter
+from recr1_lite.policy.rewriters import EndpointRewriter, ModelRewriter, Rewriter
 from recr1_lite.tasks.prompts import Rewrite, split_thoughts
 from recr1_lite.tasks.readers import read_rows
-from recr1_lite.train.rewards import Scorer
+from recr1_lite.train.loop import alone
 
 CHUNK = 8  # examples whose rollouts are drawn together, from one seed
-CHOICES = ("vote", "reward")
 FREE = {"samples": 0, "tokens": 0, "seconds": 0.0, "money": 0.0}  # what a row cost that was not asked for
 
 
@@ -50,16 +48,15 @@ class Cost:
     @classmethod
     def of(cls, targets: pd.DataFrame) -> "Cost":
         """The cost of the rows of a targets file."""
-        sums = targets[["samples", "tokens", "seconds", "money"]].sum()
-        return cls(int(sums["samples"]), int(sums["tokens"]), 0, float(sums["seconds"]), float(sums["money"]))
+        samples, tokens, seconds, money = (targets[name].sum().item() for name in FREE)
+        return cls(samples, tokens, 0, seconds, money)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Where to stop asking a server: money in the currency of the prices (per million tokens), or requests."""
+    """Where to stop asking a server: money in the currency of the prices per million tokens; None: nowhere."""
 
     money: float | None = None
-    requests: int | None = None
     input_price: float = 0.0
     output_price: float = 0.0
 
@@ -70,29 +67,23 @@ class Budget:
 class TargetFile:
     """A file of JSON lines, its settings first. One process at a time; a torn last line is cut off.
 
-    Raises RecR1Error where the file was made with other settings, is damaged in the middle, or is being written.
-    """
+    Raises RecR1Error where the file was made with other settings, is damaged in the middle, or is being written."""
 
     def __init__(self, path: str | os.PathLike, settings: Mapping):
         self.path, self.settings = Path(path), json.loads(json.dumps(dict(settings)))
         self.rows: dict[str, dict] = {}
-        self._guard, self._lock = threading.Lock(), FileLock(f"{self.path}.lock")
+        self._guard, self._held = threading.Lock(), ExitStack()
 
     def __enter__(self) -> "TargetFile":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RecR1Error(f"{self.path} is being written by another run; wait, or give another file") from None
-        try:
+        with ExitStack() as held:
+            held.enter_context(alone(Path(f"{self.path}.lock"), f"{self.path} is being written by another run"))
             self._read()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
-        self._lock.release()
+        self._held.close()
 
     def keep(self, row: Mapping) -> None:
         """Write a row to the disk before anything else happens; an example that is there already is left alone."""
@@ -102,42 +93,38 @@ class TargetFile:
                 self.rows[row["example_id"]] = dict(row)
 
     def _write(self, row: Mapping) -> None:
-        try:
+        with writing(self.path):
             append_line(self.path, json.dumps(row).encode("ascii") + b"\n")
-        except OSError as problem:
-            advice = "free space or mend its permissions, and run again: what it holds is kept"
-            raise RecR1Error(f"{self.path} cannot be written ({problem.strerror}); {advice}") from problem
 
     def _read(self) -> None:
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):  # the row that was being written when the run was killed
             os.truncate(self.path, len(whole))
-        lines = whole.splitlines()
-        if not lines:
+        if not whole:
             self._write({"settings": self.settings})
-            return
-        for number, line in enumerate(lines, start=1):
+        was = self.settings
+        for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 row = json.loads(line)
-                key: Any = row["settings"] if number == 1 else str(row["example_id"])
+                if number == 1:
+                    was = dict(row["settings"])
+                else:
+                    self.rows[str(row["example_id"])] = row
             except (ValueError, KeyError, TypeError):
                 wrong = f"line {number} of {self.path} is no row of a targets file"
                 raise RecR1Error(f"{wrong}; mend or remove it") from None
-            if number > 1:
-                self.rows[key] = row
-            elif names := sorted(n for n in {*key, *self.settings} if key.get(n) != self.settings.get(n)):
-                made = f"{self.path} was made with other settings ({', '.join(names)})"
-                raise RecR1Error(f"{made}; give another file, or the settings it was made with")
+        if names := sorted(name for name in was | self.settings if was.get(name) != self.settings.get(name)):
+            made = f"{self.path} was made with other settings ({', '.join(names)})"
+            raise RecR1Error(f"{made}; give another file, or the settings it was made with")
 
 
-def collect(path, examples: pd.DataFrame, settings: Mapping, ask: Callable) -> pd.DataFrame:
-    """The targets of `examples`, in their order, from the file at `path`; what it lacks is asked for first.
+def collect(path, examples: pd.DataFrame, settings: Mapping, ask: Callable[[TargetFile], None]) -> pd.DataFrame:
+    """The targets of `examples`, in their order, from the file at `path`; `ask` keeps there what it lacks.
 
-    ask(examples, file): calls file.keep(row) for what is not in file.rows. A stop loses nothing that was kept.
-    """
+    A stop loses nothing that was kept."""
     with TargetFile(path, settings) as file:
-        ask(examples, file)
+        ask(file)
         found = [file.rows[example] for example in examples["example_id"] if example in file.rows]
     if not found:
         raise RecR1Error(f"no target was made for {len(examples)} examples; raise the budget")
@@ -145,15 +132,7 @@ def collect(path, examples: pd.DataFrame, settings: Mapping, ask: Callable) -> p
 
 
 def best_of_n(
-    rewriter: ModelRewriter,
-    examples: pd.DataFrame,
-    path,
-    n: int = 8,
-    choose: str = "vote",
-    temperature: float = 1.0,
-    scorer: Scorer | None = None,
-    seed: int = 0,
-    progress: bool = True,
+    rewriter: ModelRewriter, examples, path, n=8, choose="vote", temperature=1.0, scorer=None, seed=0, progress=True
 ) -> pd.DataFrame:
     """The best of n sampled rewrites for each example, kept in the file at `path` as they are made.
 
@@ -162,17 +141,21 @@ def best_of_n(
     request, rewrite, thought "", score and mean_score (nDCG of the chosen one and of all n; None without scorer),
     raw_score, samples, tokens, seconds, money. The n rollouts of an example depend on the seed and its place alone: a
     run that was killed ends as it would have without. Raises RecR1Error for an unknown choice and for `reward` without
-    a scorer.
-    """
-    if choose not in CHOICES or (choose == "reward" and scorer is None) or n < 1:
+    a scorer."""
+    if choose not in ("vote", "reward") or (choose == "reward" and scorer is None) or n < 1:
         raise RecR1Error(f"choose={choose!r}, n={n}: take `vote`, or `reward` with a scorer, and n from 1 on")
     settings = {"model": rewriter.policy.name, "name": rewriter.name, "prompt": repr(rewriter.prompt), "n": n}
     settings |= {"choose": choose, "temperature": temperature, "max_new_tokens": rewriter.max_new_tokens, "seed": seed}
-    settings |= {"scorer": scorer and scorer.about, "adapter": _adapter(rewriter.policy.model)}
+    named = rewriter.policy.model.named_parameters()
+    moved = [
+        weight.detach().float().cpu().numpy().tobytes() for name, weight in named if "lora_B" in name and weight.any()
+    ]
+    adapter = hashlib.sha256(b"".join(moved)).hexdigest()[:16] if moved else None  # None: it changes nothing yet
+    settings |= {"scorer": scorer and scorer.about, "adapter": adapter}
     settings |= {"thinking": rewriter.prompt.thinking or None}
     sampler = rewriter.at(temperature)
 
-    def ask(examples: pd.DataFrame, file: TargetFile) -> None:
+    def ask(file: TargetFile) -> None:
         with bar(total=len(examples), desc=f"best of {n}", unit="request", progress=progress) as shown:
             for number, at in enumerate(range(0, len(examples), CHUNK)):
                 chunk = examples.iloc[at : at + CHUNK]
@@ -184,13 +167,6 @@ def best_of_n(
     return collect(path, examples, settings, ask)
 
 
-def _adapter(model) -> str | None:
-    """A digest of the adapter's weights; None for one that changes nothing yet."""
-    weights = [weight for name, weight in model.named_parameters() if "lora_B" in name and weight.any()]
-    content = b"".join(weight.detach().float().cpu().numpy().tobytes() for weight in weights)
-    return hashlib.sha256(content).hexdigest()[:16] if weights else None
-
-
 def _sample(sampler: ModelRewriter, chunk: pd.DataFrame, n: int, choose: str, scorer, seed: int) -> list[dict]:
     start = time.perf_counter()
     set_seed(seed)
@@ -198,24 +174,22 @@ def _sample(sampler: ModelRewriter, chunk: pd.DataFrame, n: int, choose: str, sc
     answers = sampler.complete(repeated["request"].tolist())
     scored = scorer.score(repeated["example_id"].tolist(), [a.completion for a in answers]) if scorer else []
     seconds, rows = (time.perf_counter() - start) / len(chunk), []
-    for place, example in enumerate(chunk.itertuples()):
-        group = slice(place * n, place * n + n)
-        scores = [row.ndcg for row in scored[group]]
-        queries = [sampler.prompt.read(answer.completion).query for answer in answers[group]]
+    for at, example in zip(range(0, len(answers), n), chunk.itertuples()):
+        group, scores = answers[at : at + n], [row.ndcg for row in scored[at : at + n]]
+        queries = [sampler.prompt.read(answer.completion).query for answer in group]
         best = int(np.argmax(scores)) if choose == "reward" else vote(queries)
-        row: dict = {"example_id": str(example.example_id), "request": example.request}
-        row |= {"rewrite": queries[best], "thought": ""}
-        row |= {"score": scores[best] if scores else None, "mean_score": float(np.mean(scores)) if scores else None}
-        row |= {"raw_score": scored[group][0].raw_ndcg if scores else None, "samples": n}
-        rows.append(row | {"tokens": sum(a.tokens for a in answers[group]), "seconds": seconds, "money": 0.0})
+        row = {"example_id": str(example.example_id), "request": example.request, "rewrite": queries[best]}
+        row |= {"thought": "", "score": None, "mean_score": None, "raw_score": None, "samples": n}
+        if scores:
+            row |= {"score": scores[best], "mean_score": float(np.mean(scores)), "raw_score": scored[at].raw_ndcg}
+        rows.append(row | {"tokens": sum(a.tokens for a in group), "seconds": seconds, "money": 0.0})
     return rows
 
 
 def vote(queries: Sequence[str]) -> int:
     """The place of the query whose words most of the queries hold, on average over its words; the first of equals.
 
-    The mode of the samples, as self-consistency (arXiv 2203.11171) takes it, for answers that are bags of words.
-    """
+    The mode of the samples, as self-consistency (arXiv 2203.11171) takes it, for answers that are bags of words."""
     bags = [set(query.lower().replace(".", " ").replace(",", " ").split()) for query in queries]
     count = Counter(word for bag in bags for word in bag)
     support = [sum(count[word] for word in bag) / len(bag) if bag else 0.0 for bag in bags]
@@ -227,9 +201,7 @@ class VoteRewriter(Rewriter):
 
     batch_size = CHUNK
 
-    def __init__(
-        self, rewriter: ModelRewriter, n: int = 8, temperature: float = 1.0, seed: int = 0, name: str = "teacher"
-    ):
+    def __init__(self, rewriter: ModelRewriter, n=8, temperature=1.0, seed=0, name="teacher"):
         self.sampler, self.n, self.seed, self.name = rewriter.at(temperature), n, seed, name
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
@@ -248,8 +220,7 @@ def read_pairs(path: str | os.PathLike, examples: pd.DataFrame) -> pd.DataFrame:
     """Targets from a CSV, JSONL or Parquet file of `request` (or `example_id`), `rewrite`, and perhaps `thought`.
 
     Only requests of `examples` are taken, so that a file cannot bring in the validation or the test. Raises
-    RecR1Error for a missing column, an empty rewrite, a request with two rewrites, or a file that fits no example.
-    """
+    RecR1Error for a missing column, an empty rewrite, a request with two rewrites, or a file that fits no example."""
     name, rows = read_rows(path, "the pairs")
     pairs: dict[str, tuple[str, str]] = {}
     key = ""
@@ -267,50 +238,58 @@ def read_pairs(path: str | os.PathLike, examples: pd.DataFrame) -> pd.DataFrame:
 
 
 def from_endpoint(
-    rewriter: EndpointRewriter, examples: pd.DataFrame, path, budget: Budget | None = None, progress: bool = True
+    rewriter: EndpointRewriter, examples: pd.DataFrame, path, budget: Budget | None = None
 ) -> pd.DataFrame:
     """One answer of a server for each example, each kept when it arrives; equal requests are sent once.
 
     Stops before the budget could be passed, with a sentence that says how far it came; Ctrl-C lets the answers that
     are under way arrive and keeps them. A run that was killed asks again only for what was under way just then. An
-    answer that did not parse has the rewrite "": it is paid for and kept; leave it out of what is trained on.
-    """
-    budget = budget or Budget()
-    settings = {"url": rewriter.url, "prompt": repr(rewriter.prompt), **rewriter.fields}
+    answer that did not parse has the rewrite "": it is paid for and kept; leave it out of what is trained on."""
+    budget, fields = budget or Budget(), rewriter.fields
+    money = math.inf if budget.money is None else budget.money
+    settings = {"url": rewriter.url, "prompt": repr(rewriter.prompt), **fields}
     settings |= {"thinking": rewriter.prompt.thinking or None}
-    fields: dict = rewriter.fields
     most = int(fields.get("max_tokens") or fields.get("max_completion_tokens") or 4096) * int(fields.get("n") or 1)
     longest = max(len(str(rewriter.prompt.messages(request)).encode()) for request in examples["request"]) * 2 // 3 + 1
     worst = budget.price(longest, most)
+    asking = examples.groupby("request", sort=False)["example_id"].agg(list)
 
-    def ask(examples: pd.DataFrame, file: TargetFile) -> None:
-        todo, spent, asked = _open_requests(examples, file)
-        allowed = len(todo) if budget.requests is None else min(len(todo), max(0, budget.requests - asked))
-        queue = list(todo)[:allowed]
+    def keep(file: TargetFile, request: str, row: Mapping) -> None:
+        """The answer for each example that asks this; the first one that has none yet carries what it cost."""
+        for example in asking[request]:
+            file.keep({**row, "example_id": str(example)})
+            row = {**row, **FREE}
+
+    def ask_one(file: TargetFile, request: str) -> float:
+        start, (answer, parsed) = time.perf_counter(), rewriter.answer(request)
+        if money < math.inf and None in (answer.prompt_tokens, answer.tokens):
+            rewriter.tell(f"{rewriter.url} does not say what it used; what it leaves out is booked at the worst")
+        thought = " ".join((answer.thought or "".join(split_thoughts(answer.text)[1])).split())
+        row: dict = {"request": request, "rewrite": parsed.query, "thought": thought, "samples": 1}
+        row |= {"outcome": str(parsed.outcome), "score": None, "mean_score": None, "raw_score": None}
+        row |= {"tokens": answer.tokens or 0, "seconds": (time.perf_counter() - start) / rewriter.workers}
+        read = longest if answer.prompt_tokens is None else answer.prompt_tokens
+        row |= {"money": budget.price(read, most if answer.tokens is None else answer.tokens)}
+        keep(file, request, row)
+        return row["money"]
+
+    def ask(file: TargetFile) -> None:
+        known = {row["request"]: row | FREE for row in file.rows.values()}
+        for request in asking.index.intersection(list(known), sort=False):
+            keep(file, request, known[request])
+        spent = sum(row["money"] for row in file.rows.values())
+        todo = [request for request in asking.index if request not in known]
         running: set[Future] = set()
         pool = ThreadPoolExecutor(rewriter.workers)
 
-        def answered(request: str) -> float:
-            start, (answer, parsed) = time.perf_counter(), rewriter.answer(request)
-            if budget.money is not None and None in (answer.prompt_tokens, answer.tokens):
-                rewriter.tell(f"{rewriter.url} does not say what it used; what it leaves out is booked at the worst")
-            thought = " ".join((answer.thought or "".join(split_thoughts(answer.text)[1])).split())
-            row: dict = {"request": request, "rewrite": parsed.query, "thought": thought, "samples": 1}
-            row |= {"outcome": str(parsed.outcome), "score": None, "mean_score": None, "raw_score": None}
-            row |= {"tokens": answer.tokens or 0, "seconds": (time.perf_counter() - start) / rewriter.workers}
-            read = longest if answer.prompt_tokens is None else answer.prompt_tokens
-            row |= {"money": budget.price(read, most if answer.tokens is None else answer.tokens)}
-            _keep_all(file, todo[request], row)
-            return row["money"]
-
-        def affordable() -> bool:
-            return budget.money is None or spent + worst * (len(running) + 1) <= budget.money
+        def may_ask() -> bool:
+            return len(running) < rewriter.workers and spent + worst * (len(running) + 1) <= money
 
         try:
-            with bar(total=len(queue), desc=rewriter.name, unit="request", progress=progress) as shown:
-                while queue or running:
-                    while queue and len(running) < rewriter.workers and affordable():
-                        running.add(pool.submit(answered, queue.pop(0)))
+            with bar(total=len(todo), desc=rewriter.name, unit="request") as shown:
+                while todo or running:
+                    while todo and may_ask():
+                        running.add(pool.submit(ask_one, file, todo.pop(0)))
                     if not running:
                         break
                     done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -318,30 +297,7 @@ def from_endpoint(
                     shown.update(len(done))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # what was sent is paid for: its answer is kept
-        if left := len(queue) + len(todo) - allowed:
-            print(f"the budget is used up: {left} requests are not asked yet; raise it and run again to go on")
+        if todo:
+            print(f"the budget is used up: {len(todo)} requests are not asked yet; raise it and run again to go on")
 
     return collect(path, examples, settings, ask)
-
-
-def _open_requests(examples: pd.DataFrame, file: TargetFile) -> tuple[dict[str, list[str]], float, int]:
-    """Requests without an answer with the examples that ask them, money spent so far, requests asked so far.
-
-    An example whose request was answered for another one gets that answer here.
-    """
-    known = {row["request"]: row for row in file.rows.values()}
-    todo: dict[str, list[str]] = {}
-    for example in examples.itertuples():
-        if example.example_id not in file.rows:
-            todo.setdefault(str(example.request), []).append(str(example.example_id))
-    spent = sum(row["money"] for row in file.rows.values())
-    asked = sum(row["samples"] for row in file.rows.values())
-    for request in [request for request in todo if request in known]:
-        _keep_all(file, todo.pop(request), known[request], shared=True)
-    return todo, spent, asked
-
-
-def _keep_all(file: TargetFile, example_ids: Sequence[str], row: Mapping, shared: bool = False) -> None:
-    """Keep an answer for each example that asked this; only the first one carries what it cost."""
-    for place, example in enumerate(example_ids):
-        file.keep({**row, "example_id": example, **(FREE if place or shared else {})})
