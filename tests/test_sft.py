@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 from tiny import PROMPT, requests, tiny_profile
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.ledger import read_json
 from recr1_lite.policy.models import load_policy, token_logps
 from recr1_lite.policy.rewriters import as_rewriter
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import base
 from recr1_lite.tasks.prompts import Prompt, restyled
 from recr1_lite.train import sft
-from recr1_lite.train.loop import Run
+from recr1_lite.train.loop import Run, last_checkpoint
 
 FIXED = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -135,6 +136,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_folder, tmp_path):
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
     curves = [[row | {"seconds": 0} for row in done.curve] for done in (whole, parts)]
     assert curves[0] == curves[1]
+    logs = [read_json(last_checkpoint(done.folder) / "trainer_state.json")["log_history"] for done in (whole, parts)]
+    assert [row.get("num_tokens") for row in logs[0]] == [row.get("num_tokens") for row in logs[1]]
 
 
 def test_val_picks_the_adapter_and_ends_the_run(tiny_folder, tmp_path):

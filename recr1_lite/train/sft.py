@@ -35,7 +35,7 @@ IGNORED = -100  # the label of a token without loss
 
 
 class KitSFTTrainer(KitTrainer, SFTTrainer):
-    pass
+    """SFTTrainer with the merged copy for validation."""
 
 
 class SFTMonitor(Monitor):
@@ -45,6 +45,11 @@ class SFTMonitor(Monitor):
         super().__init__(*args)
         self.max_seconds = math.inf if max_seconds is None else max_seconds
         self.patience = patience or math.inf
+
+    def on_train_begin(self, args, state, control, **others):
+        # TRL counts tokens from 0 when a run goes on; the log of the checkpoint knows how many there were
+        self.trainer._total_train_tokens = max([row.get("num_tokens", 0) for row in state.log_history], default=0)
+        super().on_train_begin(args, state, control, **others)
 
     def tell(self, row: dict, state, left: float) -> None:
         log, last = state.log_history[-1], state.max_steps
