@@ -148,7 +148,7 @@ def test_a_blank_query_is_never_asked_and_has_no_hits(query):
 
     engine = CallableRetriever(refuses)
     assert paid(engine, query) == scored(engine, query) == 0 and paid(engine, "green thing here") == 1
-    dense = DenseRetriever.build(GOODS, lambda texts: np.ones((len(texts), 2)), progress=False)
+    dense = DenseRetriever.build(GOODS, lambda texts: np.ones((len(texts), 2)))
     assert dense.search([query], 2) == [Hits([], [])]
 
 

@@ -16,7 +16,7 @@ import pytest
 from recr1_lite.assets.fetch import AMAZON_C4, AMAZON_REVIEWS, BLAIR, ESCI, REVISIONS
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks import load_task
-from recr1_lite.tasks.esci import CATALOGUE, SHARDS
+from recr1_lite.tasks.amazon import CATALOGUE, SHARDS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -172,7 +172,7 @@ def test_c4_as_the_paper_splits_it(c4, tmp_path):
     rows = [(1, "a lamp", "B1"), (2, "a lamp ", "B3"), (3, "gone", "Z"), (4, "x", "B5"), (5, "y", "B7"), (6, "z", "B0")]
     task = c4(requests=hub_files.write_csv(tmp_path / "few.csv", ["qid", "query", "item_id"], rows), n_val=1)
     assert relevant(task.train)["a lamp"] == {"B1": 1.0, "B3": 1.0}
-    assert task.about["requests whose item is not in the catalogue, left out"] == 1
+    assert task.about["queries without a relevant product there, left out"] == 1
 
 
 def test_c4_splits_by_seed(c4):
@@ -314,12 +314,12 @@ BROKEN = [  # task, file, how it is damaged, words of the message
     ("reviews", "meta_All_Beauty.jsonl", line(3, title=7), r"Beauty\.jsonl, line 3: title is 7; write text"),
     ("reviews", "meta_All_Beauty.jsonl", line(3, features=[1]), r"line 3: features is \[1\]; write text"),
     ("esci", "examples.parquet", table(lambda t: t.assign(product_id="Q" + t["product_id"])),
-     r"no relevant product of the requests is among the items \(first wanted: 'QP0', .* like 'P0'"),
+     r"no relevant item of the requests is in catalogue.jsonl \(first wanted: 'QP0', .* like 'P0'"),
     ("c4", "test.csv", lines(lambda own: [line.replace(",B", ",Z") for line in own]),
-     r"test\.csv has no request whose item is among the items \(first wanted: 'Z0'"),
+     r"no relevant item of the requests is in items\.jsonl \(first wanted: 'Z0'"),
     ("reviews", "meta_All_Beauty.jsonl", lines(lambda own: [line.replace('"I', '"J') for line in own]),
-     r"meta_All_Beauty\.jsonl has none of the items of the requests .*'J7'.*'I0'"),
-    ("reviews", "All_Beauty.test.csv", lines(lambda own: own[:1]), r"test\.csv has a header and no rows"),
+     r"meta_All_Beauty\.jsonl has none of the items of the requests .*'I0'"),
+    ("reviews", "All_Beauty.test.csv", lines(lambda own: own[:1]), r"test\.csv has no row"),
     ("reviews", "All_Beauty.valid.csv", lines(lambda own: [own[0], "a,I2,5.0,4,\n"]), "no row with a history"),
     ("esci", "examples.parquet", table(lambda t: t[t["split"] == "train"]), "the requests have no test query"),
     ("esci", "examples.parquet", table(lambda t: t.assign(split=t["split"].replace("test", "dev"))),
@@ -367,8 +367,8 @@ def test_history_that_is_no_text(reviews, tmp_path, history, words):
         ("{}", r"holds no list of JSON objects"),
         ("[7]", r"holds no list of JSON objects"),
         ('[{"query": "x"}]', r"entry 1 has no column 'item_id'"),
-        ('[{"query": "x", "item_id": "P1"}]', r"entry 1: item_id is 'P1'; write a list"),
-        ('[{"query": "x", "item_id": [true]}]', r"entry 1: item_id is True; an id is"),
+        ('[{"query": "x", "item_id": "P1"}]', r"entry 1: item_id is 'P1'; write a JSON list"),
+        ('[{"query": "x", "item_id": [true]}]', r"entry 1: item_id: an id is True; an id is"),
         ('[{"query": " ", "item_id": ["P1"]}]', r"entry 1: query is empty"),
         ('[{"query": "x", "item_id": ["P1"]}, {"query": "x ", "item_id": ["P2"]}]', "query 'x' stands in entry 1"),
     ],

@@ -15,8 +15,8 @@ from recr1_lite.report.inspector import inspect_rewrites
 from recr1_lite.search.base import CallableRetriever
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.tasks import Task, load_task
-from recr1_lite.tasks.movielens import build, name_genres, read
 from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.tasks.sequential import build_films, name_genres, read_films
 from recr1_lite.train.rewards import Scorer
 
 FILMS = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n" + "".join(
@@ -43,7 +43,7 @@ def written(folder, ratings=RATINGS, films=FILMS):
 @pytest.fixture
 def mini(tmp_path, monkeypatch) -> Task:
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
-    return build(*read(*written(tmp_path)), last=4, ahead=1)
+    return build_films(*read_films(*written(tmp_path)), last=4, ahead=1)
 
 
 def row(frame: pd.DataFrame, user: str) -> dict:
@@ -66,7 +66,7 @@ def test_leave_one_out_in_order_of_time(mini):
 def test_several_films_ahead_in_order_of_time(tmp_path, monkeypatch):
     """Of the films 8 to 1, two each for test, val and train; the others saw six and fewer, and give no example."""
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
-    task = build(*read(*written(tmp_path)), last=2, ahead=2)
+    task = build_films(*read_films(*written(tmp_path)), last=2, ahead=2)
     rows = [frame.drop(columns="exclude").values.tolist() for frame in (task.train, task.val, task.unseal_test("here"))]
     assert rows == [
         [["user-ten-train", 'Eight; "7', {"6": 1.0, "5": 1.0}, ["8", "7"]]],
@@ -91,32 +91,15 @@ def test_users_with_too_few_films_give_none(mini):
     assert "never redistribute" in card and "exclude: every film" in card
 
 
-@pytest.mark.parametrize(
-    "ratings, films, words",
-    [
-        ([("a", 9, 1)], FILMS, "x.inter has ratings of film '9', which x.item lacks"),
-        ([("a", 1, 1), ("a", 2, "noon")], FILMS, "x.inter, line 3: the timestamp 'noon' is no number"),
-        ([("a", "1\t2", 1)], FILMS, "x.inter, line 2 has 5 cells and the header 4"),
-        ([("a", "", 1)], FILMS, "x.inter, line 2: item_id:token is empty"),
-        (RATINGS, FILMS[:-12], "x.item, line 9 has 3 cells"),
-        (RATINGS, FILMS.replace("class:", "genre:"), "x.item, line 2 has no column 'class:token_seq'"),
-    ],
-)
-def test_broken_files(tmp_path, ratings, films, words):
-    with pytest.raises(RecR1Error, match=words) as error:
-        read(*written(tmp_path, ratings, films))
-    assert "\n" not in str(error.value)
-
-
 def test_options(tmp_path):
-    files = read(*written(tmp_path))
+    files = read_films(*written(tmp_path))
     for options, words in (
         (dict(last=0, ahead=1), "last=0 shows no item"),
         (dict(ahead=0), "ahead=0 leaves no film to find"),
         (dict(ahead=3), "ahead=3 needs users with 10 films, and nobody has so many; take fewer"),
     ):
         with pytest.raises(RecR1Error, match=words):
-            build(*files, **options)
+            build_films(*files, **options)
 
 
 # exclude, in evaluate, Scorer, inspector and validate; the ranking is always a, b, c, d, e
@@ -210,7 +193,7 @@ def movielens() -> Task:
 @pytest.mark.parametrize("ahead, users", [(10, 730), (1, 943)])
 def test_counts_of_the_real_data(movielens, tmp_path, ahead, users):
     task = movielens if ahead == 10 else load_task("movielens", ahead=1)
-    seen, items = read(assets.fetch("movielens-ratings"), assets.fetch("movielens-films"))
+    seen, items = read_films(assets.fetch("movielens-ratings"), assets.fetch("movielens-films"))
     assert (len(seen), seen["user"].nunique(), len(items)) == (100_000, 943, 1682)
     test = task.unseal_test("test", Ledger(tmp_path / "ledger.jsonl"))
     assert len(task.train) == len(task.val) == len(test) == users

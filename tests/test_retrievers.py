@@ -160,39 +160,6 @@ def test_stopwords_and_stemmer_can_be_chosen():
     assert not own.search(["red blue"], 9)[0].ids and own.search(["the"], 9)[0].ids
 
 
-def test_save_and_load_search_alike(tmp_path):
-    items, queries = random_corpus(7)
-    built = BM25Retriever.build(items, k1=0.9, stopwords=["w1x"])
-    built.save(tmp_path / "index")
-    for mmap in (True, False):
-        loaded = BM25Retriever.load(tmp_path / "index", mmap=mmap)
-        assert loaded.search(queries, 30) == built.search(queries, 30)
-        assert loaded.search(["w1x"], 30) == [Hits([], [])]
-
-
-def test_saving_again_replaces_the_index_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
-    folder = BM25Retriever.build(ITEMS).save(tmp_path / "index")
-    with monkeypatch.context() as patch, pytest.raises(RecR1Error, match="index cannot be written"):
-        patch.setattr("recr1_lite.search.bm25.atomic_write", lambda *_: os.listdir(tmp_path / "full"))
-        BM25Retriever.build(ITEMS[:3]).save(folder)
-    old = BM25Retriever.load(folder)
-    assert len(old.ids) == len(ITEMS) and len(list(folder.iterdir())) == 2
-    BM25Retriever.build(ITEMS[:3]).save(folder)
-    assert len(BM25Retriever.load(folder).ids) == 3 and len(list(folder.iterdir())) == 2
-    assert old.search(["swim"], 5)[0].ids == ["d7", "d8", "d9"]  # a reader keeps the pages that it has open
-
-
-def test_loading_what_is_not_there_or_is_broken(tmp_path):
-    with pytest.raises(RecR1Error, match="no BM25 index"):
-        BM25Retriever.load(tmp_path / "nowhere")
-    folder = BM25Retriever.build(ITEMS).save(tmp_path / "index")
-    head = json.loads((folder / "retriever.json").read_text())
-    for file in (folder / head["index"] / "data.csc.index.npy", folder / "retriever.json"):
-        file.write_bytes(b"{cut")
-        with pytest.raises(RecR1Error, match="cannot be read"):
-            BM25Retriever.load(folder)
-
-
 def test_scores_do_not_depend_on_the_process():
     items, queries = random_corpus(3)
     code = (

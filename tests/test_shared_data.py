@@ -14,7 +14,7 @@ from recr1_lite.evaluate.evaluation import evaluate
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.metrics import without
 from recr1_lite.tasks import Task, load_task
-from recr1_lite.tasks.splits import alike
+from recr1_lite.tasks.base import alike
 
 TESTS = {"Video_Games": 103, "Baby_Products": 103, "Office_Products": 184, "Sports_and_Outdoors": 408}
 

@@ -386,10 +386,10 @@ def test_where_a_bad_row_stands(tmp_path):
     "name, content, words",
     [
         ("items.csv", None, r"items: there is no file .*items\.csv; check the path"),
-        ("items.csv", "folder", "items.csv is a folder; name the file in it"),
+        ("items.csv", "folder", r"items: there is no file .*items\.csv"),
         ("items.xlsx", b"x", "items.xlsx has not one of the endings .csv, .csv.gz, .jsonl, .jsonl.gz, .json, .parquet"),
-        ("items.csv", b" \n", "items.csv is empty"),
-        ("items.csv", b"item_id,title,text\n", "items.csv has a header and no rows"),
+        ("items.csv", b" \n", "items.csv has no row; give it at least one"),
+        ("items.csv", b"item_id,title,text\n", "items.csv has no row"),
         ("items.csv", b"item_id,title,text,text\n1,a,b,c\n", "has two columns 'text'"),
         ("items.csv", "item_id,title,text\n1,café,b\n".encode("latin-1"), "items.csv, line 2 is not UTF-8 .byte 0xe9."),
         ("items.csv", b"item_id,title,text\n1,a,b,c\n", "line 2 has 4 cells and the header 3; check the quotes"),

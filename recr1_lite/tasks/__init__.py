@@ -10,14 +10,14 @@ from typing import get_args, get_origin, get_type_hints
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import Task, sealed
 from recr1_lite.tasks.prompts import PROMPTS, Prompt, compose, format_answer, parse
-from recr1_lite.tasks.splits import history_examples
+from recr1_lite.tasks.sequential import history_examples
 
 LOADERS = {
     "clothing": "clothing:load",
-    "movielens": "movielens:load",
-    "esci": "esci:load",
+    "movielens": "sequential:load_movielens",
+    "esci": "amazon:load_esci",
     "amazon_c4": "amazon:load_c4",
-    "amazon_reviews": "amazon:load_reviews",
+    "amazon_reviews": "sequential:load_reviews",
     "custom": "custom:load",
 }
 __all__ = ["LOADERS", "PROMPTS", "Prompt", "Task", "compose", "format_answer", "history_examples"]

@@ -14,9 +14,8 @@ import pandas as pd
 
 from recr1_lite.assets import ASSETS, fetch
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.base import ITEM_COLUMNS, METRICS, Task, alike
 from recr1_lite.tasks.prompts import Prompt, chosen
-from recr1_lite.tasks.splits import ITEM_COLUMNS, METRICS, alike
 
 # Chosen on training requests: of thirteen wordings this one had the best greedy rewrites (benchmarks/README.md). As in
 # the paper the rewrite alone is sent.
