@@ -12,7 +12,7 @@ import math
 import random
 import sys
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +25,7 @@ from bm25s.tokenization import Tokenizer
 from recr1_lite.common import RecR1Error, is_indexed, whole
 from recr1_lite.common import words as words_of
 from recr1_lite.search.metrics import checked_cutoff
+from recr1_lite.tasks.base import check_texts
 
 UNSEEN = {"Cc", "Cf", "Cs", "Mn", "Zl", "Zp", "Zs"}  # kinds of letters that show nothing by themselves
 FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a sign that are drawn as nothing
@@ -77,23 +78,14 @@ def checked_queries(queries: Sequence[str]) -> list[str]:
 
 
 def checked_catalogue(items: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Ids and texts of a catalogue. Raises RecR1Error: a column missing, no row, an id twice, a text that is none."""
-    for column in ("item_id", "text"):
-        if column not in items:
-            raise RecR1Error(f"the catalogue has no column {column!r}; it needs item_id and text")
-    ids, texts = [whole(str(item)) for item in items["item_id"]], [whole(text) for text in items["text"]]
-    if not ids:
-        raise RecR1Error("the catalogue is empty; give it at least one row")
-    if len(set(ids)) < len(ids):
-        raise RecR1Error(f"item {_twice(ids)!r} is in the catalogue twice; keep one row of it")
-    for item_id, text in zip(ids, texts):
-        if not isinstance(text, str):
-            raise RecR1Error(f"the text of item {item_id!r} is {text!r}; fill it or drop the row")
-    return ids, texts
-
-
-def _twice(ids: Sequence[str]) -> str:
-    return Counter(ids).most_common(1)[0][0]
+    """Ids, as text, and texts of a catalogue. Raises RecR1Error: a column missing, no row, an id twice, no text."""
+    if "item_id" in items:
+        items = items.assign(item_id=items["item_id"].map(str))
+    check_texts(items, ["item_id", "text"], ["item_id"], "the catalogue")
+    for item, text in zip(items["item_id"], items["text"]):
+        if not isinstance(text, str):  # one without a word is never found
+            raise RecR1Error(f"the text of item {item!r} is {text!r}; fill it or drop the row")
+    return whole(items["item_id"].tolist()), whole(items["text"].tolist())
 
 
 def best(scores: np.ndarray, k: int, found: np.ndarray) -> np.ndarray:
@@ -139,7 +131,7 @@ def checked(query: str, answer: Any, k: int, known: Collection[str] | None, who:
     ids, scores = _read(query, answer, who)
     ids = ids[:k]
     if len(set(ids)) < len(ids):
-        raise RetrieverError(f"for {query!r} {who} found {_twice(ids)!r} twice; let it give each item once")
+        raise RetrieverError(f"for {query!r} {who} found {max(ids, key=ids.count)!r} twice; let it give each item once")
     for item in ids:
         if known is not None and item not in known:
             lacks = f"found {item!r}, which the catalogue lacks (ids there look like {min(known, default=None)!r})"

@@ -52,17 +52,16 @@ def _value(name: str, text: str, kind) -> object:
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     if type(None) in kinds and text.lower() in ("", "none"):
         return None
-    kind = kinds[0]
-    if get_origin(kind) is tuple:
+    if get_origin(kinds[0]) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    if kind not in (bool, int, float):
+    if kinds[0] not in (int, float):
         return text
     try:
-        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
+        value = kinds[0](text)
+    except ValueError:
         value = math.nan
-    if isinstance(value, float) and not math.isfinite(value):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+    if not math.isfinite(value):
+        wanted = "a whole number" if kinds[0] is int else "a number"
         raise RecR1Error(f"the option {name}={text[:80]} is no value for it; give {wanted}")
     return value
 

@@ -26,7 +26,6 @@ EXAMPLE_COLUMNS = ["example_id", "request", "relevant"]
 SPLITS = ("train", "val", "test")
 METRICS = ("ndcg@100", "ndcg@10", "recall@10", "mrr")
 SHOWN = 5  # relevant items of the data card's sample
-SAMPLE = 10_000  # items and requests that a data card looks at, so that it takes seconds at any size
 TRAINERS: list[object] = []  # one mark per trainer that runs in this process, in whatever thread; see `sealed`
 
 
@@ -189,13 +188,12 @@ class Task(_Seal):
 
     def describe(self) -> str:
         """Data card as plain text; of the test split it shows only counts."""
-        seen, of_seen = _sample(pd.concat([self.train, self.val]))
-        items, of_items = _sample(self.items)
+        seen = pd.concat([self.train, self.val])
         shared, chance = _shared_words(seen, self.items)
         lines = [
             f"Task {self.name}",
-            f"catalogue: {len(self.items)} items, {_spread(items['text'])} words of text each{of_items}",
-            f"requests: {_spread(seen['request'])} words each (train and val{of_seen})",
+            f"catalogue: {len(self.items)} items, {_spread(self.items['text'])} words of text each",
+            f"requests: {_spread(seen['request'])} words each (train and val)",
             f"overlap: of a request's different words {shared:.0%} stand in the text of its relevant item, "
             f"{chance:.0%} in that of a random one",
         ]
@@ -233,18 +231,9 @@ def _whole(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _wordless(texts: pd.Series) -> int:
-    """How many of the texts hold no word that an index keeps. The first words of nearly all tell."""
-
-    def silent(text: str) -> bool:
-        return not any(is_indexed(word) and word not in STOPWORDS_EN for word in words(text))
-
-    return sum(silent(text[:100]) and silent(text) for text in texts)
-
-
-def _sample(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """At most SAMPLE rows, always the same ones, and what the data card says of it."""
-    small = len(frame) <= SAMPLE
-    return (frame, "") if small else (frame.sample(SAMPLE, random_state=0), f", of a sample of {SAMPLE}")
+    """How many of the texts hold no word that an index keeps."""
+    kept = (any(is_indexed(word) and word not in STOPWORDS_EN for word in words(text)) for text in texts)
+    return len(texts) - sum(kept)
 
 
 def digest(frame: pd.DataFrame) -> str:
@@ -256,7 +245,7 @@ def digest(frame: pd.DataFrame) -> str:
 
 
 def _spread(texts: pd.Series) -> str:
-    counts = pd.Series([len(text.split()) for text in texts])
+    counts = texts.str.split().str.len()
     return f"{counts.median():.0f} (median; {counts.min()} to {counts.max()})"
 
 
@@ -284,11 +273,11 @@ def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str)
     finite number, no relevant item, ids to exclude that are not in the catalogue or relevant, a split whose targets are
     all unreachable.
     """
-    _check_texts(items, ITEM_COLUMNS, ITEM_COLUMNS, f"task {task!r}, catalogue")
+    check_texts(items, ITEM_COLUMNS, ITEM_COLUMNS, f"task {task!r}, catalogue")
     catalogue = set(items["item_id"])
     for split, frame in splits.items():
         where = f"task {task!r}, {split} split"
-        _check_texts(frame, EXAMPLE_COLUMNS, EXAMPLE_COLUMNS[:2], where)
+        check_texts(frame, EXAMPLE_COLUMNS, EXAMPLE_COLUMNS[:2], where)
         for row in frame.to_dict("records"):
             _check_example(row, catalogue, f"{where}, example {row['example_id']!r}")
     _check_apart(splits, task)
@@ -309,22 +298,22 @@ def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str)
     return counts
 
 
-def _check_texts(frame: pd.DataFrame, wanted: Sequence[str], texts: Sequence[str], where: str) -> None:
-    """All `wanted` columns, at least one row, text in the columns `texts`, no value of the first of them twice."""
+def check_texts(frame: pd.DataFrame, wanted: Sequence[str], texts: Sequence[str], where: str) -> None:
+    """Raises RecR1Error without all `wanted` columns, a row, text in the columns `texts`, or with an id of the first of
+    them twice."""
     for column in wanted:
         if column not in frame:
             raise RecR1Error(no_column(column, frame.columns, where))
     if frame.empty:
         raise RecR1Error(f"{where} is empty; give it at least one row")
-    for column in texts:
-        for row, (value, row_id) in enumerate(zip(frame[column], frame[texts[0]], strict=True), start=1):
-            if not isinstance(value, str) or not value.strip():
-                row_name = f"row {row}" if column == texts[0] else f"row {row} ({row_id!r})"
-                raise RecR1Error(f"{where}, {row_name}: {column} is {shown(value)}; write text there")
     rows: dict[str, int] = {}
-    for row, row_id in enumerate(frame[texts[0]], start=1):
-        if (first := rows.setdefault(row_id, row)) != row:
-            raise RecR1Error(f"{where}: {texts[0]} {row_id!r} stands in rows {first} and {row}; keep one")
+    for row, cells in enumerate(frame[list(texts)].itertuples(index=False, name=None), start=1):
+        for column, value in zip(texts, cells):
+            if not isinstance(value, str) or not value.strip():
+                row_name = f"row {row}" if column == texts[0] else f"row {row} ({cells[0]!r})"
+                raise RecR1Error(f"{where}, {row_name}: {column} is {shown(value)}; write text there")
+        if (first := rows.setdefault(cells[0], row)) != row:
+            raise RecR1Error(f"{where}: {texts[0]} {cells[0]!r} stands in rows {first} and {row}; keep one")
 
 
 def _check_example(row: dict, catalogue: set[str], where: str) -> None:

@@ -215,16 +215,10 @@ def unpacked(value: Any, place: str) -> Any:
     return _loads(value, place) if isinstance(value, str) and value.strip()[:1] in ("[", "{") else value
 
 
-# A tag has a name of HTML, or one with a colon (Word writes <o:p>), attributes with values: "a < b and c > d" is none.
-_NAMES = """a abbr address article aside b big blockquote body br button caption center cite code col colgroup dd del
-details dfn div dl dt em embed fieldset figcaption figure font footer form h[1-6] head header hr html i iframe img
-input ins kbd label legend li link main map mark meta nav noscript object ol option p param picture pre q s samp script
-section select small source span strike strong style sub summary sup svg table tbody td textarea tfoot th thead title
-tr tt u ul var video wbr""".split()
+# `a < b and c > d` is no tag: its attributes have no values
 _TAG = re.compile(
     r"<!--.*?-->|<!doctype[^<>]*>|<(script|style)\b[^<>]*>.*?</\1\s*>"
-    rf"|</?(?:{'|'.join(_NAMES)}|[a-z]\w*:\w+)"
-    r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+))*\s*/?>""",
+    r"""|</?[a-z]\w*(?::\w+)?(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+))*\s*/?>""",
     re.IGNORECASE | re.DOTALL,
 )
 

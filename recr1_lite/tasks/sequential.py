@@ -90,15 +90,15 @@ def load_movielens(last: int = LAST_TITLES, ahead: int = AHEAD) -> Task:
     return build_films(*read_films(fetch("movielens-ratings"), fetch("movielens-films")), last, ahead)
 
 
-def name_genres(items: pd.DataFrame, count: int = 2) -> Callable[[str], tuple[str, str]]:
-    """A teacher for SFT that knows the catalogue: the commonest genres of a request's films, and the thought."""
+def name_genres(items: pd.DataFrame) -> Callable[[str], tuple[str, str]]:
+    """A teacher for SFT that knows the catalogue: the two commonest genres of a request's films, and the thought."""
     genres = {title: text.rpartition(") ")[2].split() for title, text in zip(items["title"], items["text"])}
-    return functools.partial(_commonest, genres, count)  # not a closure: a task can be pickled
+    return functools.partial(_commonest, genres)  # not a closure: a task can be pickled
 
 
-def _commonest(genres: dict[str, list[str]], count: int, request: str) -> tuple[str, str]:
+def _commonest(genres: dict[str, list[str]], request: str) -> tuple[str, str]:
     seen = Counter(genre for title in request.split(BETWEEN) for genre in genres.get(title, ()))
-    commonest = sorted(seen, key=lambda genre: (-seen[genre], genre))[:count]
+    commonest = sorted(seen, key=lambda genre: (-seen[genre], genre))[:2]
     return " ".join(commonest), f"Most of them are {' and '.join(commonest)}." if commonest else ""
 
 
