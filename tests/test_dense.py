@@ -1,4 +1,4 @@
-"""Dense and hybrid retrieval: exact search against NumPy, fusion by hand, the real MiniLM in two tests."""
+"""Dense and hybrid retrieval: exact search against NumPy, fusion by hand, the real MiniLM; what engines tell."""
 
 import hashlib
 import re
@@ -14,9 +14,10 @@ from servers import ITEMS, refuses_bad_searches
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error
 from recr1_lite.search import build_retriever, dense
-from recr1_lite.search.base import CallableRetriever, Hits, environment_check
+from recr1_lite.search.base import CallableRetriever, Hits, described, environment_check
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.dense import DenseRetriever, HybridRetriever, load_encoder
+from recr1_lite.search.remote import JSONRetriever, OpenSearchRetriever
 
 
 def word_vector(word: str) -> np.ndarray:
@@ -80,10 +81,7 @@ def test_each_text_is_embedded_once_in_batches_and_blank_queries_never():
     found = retriever.search(["red", " \n\t", "", "red", "blue"], 1000)
     assert seen[2:] == [2] and found[1:3] == [Hits([], [])] * 2 and sorted(found[0].ids) == sorted(ITEMS["item_id"])
     assert retriever.search([], 3) == []
-
-
-def test_a_text_without_a_word_ranks_last_but_is_no_error():
-    hits = build(catalogue("red", "", "blue red")).search(["red"], 3)[0]
+    hits = build(catalogue("red", "", "blue red")).search(["red"], 3)[0]  # a text without a word ranks last
     assert hits.ids == ["i0", "i2", "i1"] and hits.scores[2] == 0 and hits.scores[0] == pytest.approx(1)
 
 
@@ -187,3 +185,20 @@ def test_names_of_the_command_line(monkeypatch):
     assert asked == ["all-minilm-l6-v2"] * 2
     with pytest.raises(RecR1Error, match="no retriever 'splade'; choose one of bm25, dense, hybrid"):
         build_retriever("splade", ITEMS)
+
+
+def engines() -> list:
+    other = ITEMS.assign(text=[*ITEMS["text"][:-1], "green jeans"])  # the same ids, as many items
+    bm25 = [BM25Retriever.build(ITEMS), BM25Retriever.build(ITEMS, k1=3.0), BM25Retriever.build(other)]
+    fused = [HybridRetriever([engine, build()]) for engine in bm25[:2]]
+    url = "http://user:hidden@localhost:1/products?key=hidden"
+    remote = [JSONRetriever(url), JSONRetriever("http://localhost:1/b")]
+    remote += [OpenSearchRetriever(url, fields) for fields in (["text"], ["title"])]
+    callables = [CallableRetriever(function) for function in (max, min)]
+    return [*bm25, build(), build(other), build(model=lambda texts: encode(texts)), *fused, *remote, *callables]
+
+
+def test_every_engine_tells_itself_apart_and_no_secret():
+    """A file that was made with one engine never passes for another's."""
+    told, again = ([repr(described(engine)) for engine in engines()] for _ in range(2))
+    assert told == again and len(set(told)) == len(told) and "hidden" not in "".join(told)
