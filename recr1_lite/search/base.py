@@ -140,20 +140,22 @@ def checked(query: str, answer: Any, k: int, known: Collection[str] | None, who:
 
 
 def _read(query: str, answer: Any, who: str = "the retriever") -> Hits:
-    """An answer as Hits: it is Hits, or a list (or tuple, or array) of ids or of (id, score)."""
     try:
-        if isinstance(answer, Hits):
-            return read_pairs(zip(*map(listed, answer), strict=True))
-        return read_pairs(hit if isinstance(hit, (tuple, list)) else (hit, None) for hit in listed(answer))
+        return read_hits(answer)
     except (TypeError, ValueError, OverflowError) as error:
         wanted = "is no list of ids or of (id, score)"
         raise RetrieverError(f"{who}'s answer to {query!r} {wanted}: {error}") from None
 
 
-def read_pairs(pairs: Iterable[Any]) -> Hits:
-    """Pairs of id and score (None: 1 / rank) as Hits. TypeError, ValueError or OverflowError for what is none."""
+def read_hits(answer: Any) -> Hits:
+    """An answer as Hits: it is Hits, or a list (or tuple, or array) of ids or of (id, score); no score is 1 / rank.
+
+    TypeError, ValueError or OverflowError for what is none.
+    """
     ids, scores = [], []
-    for rank, (item, score) in enumerate(pairs, start=1):
+    hits = zip(*map(listed, answer), strict=True) if isinstance(answer, Hits) else listed(answer)
+    for rank, hit in enumerate(hits, start=1):
+        item, score = hit if isinstance(hit, (tuple, list)) else (hit, None)
         if isinstance(item, bool) or not isinstance(item, (str, int, np.integer)):
             raise TypeError(f"{item!r} is no id")
         score = 1 / rank if score is None else score
@@ -233,8 +235,7 @@ class CallableRetriever:
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """As `Retriever.search`. Raises RetrieverError with the query if `fn` fails or answers otherwise."""
         k, queries = checked_cutoff(k), checked_queries(queries)
-        answers = _ask(self.fn, queries, k)
-        return [Hits(ids[:k], scores[:k]) for ids, scores in map(_read, queries, answers)]
+        return [checked(query, answer, k, None) for query, answer in zip(queries, _ask(self.fn, queries, k))]
 
 
 class Rule(NamedTuple):

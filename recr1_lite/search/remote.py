@@ -17,7 +17,7 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.search.base import Hits, RetrieverError, listed, once, read_pairs
+from recr1_lite.search.base import Hits, RetrieverError, listed, once, read_hits
 from recr1_lite.search.metrics import checked_cutoff
 
 BACKOFF = 1.0  # seconds before the first repeat; doubled for each further one
@@ -139,7 +139,7 @@ class JSONRetriever:
         """One query's answer as Hits; an item that comes again is dropped."""
         hits: dict[str, float] = {}
         try:
-            for item, score in zip(*read_pairs(self._pairs(answer))):
+            for item, score in zip(*read_hits(self._pairs(answer))):
                 hits.setdefault(item, score)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             reason = self.safe(f"no {error}" if isinstance(error, KeyError) else str(error))

@@ -1,8 +1,6 @@
 """Rows of CSV, JSON, JSONL and Parquet files and of DataFrames, what their cells hold, and catalogues made of them."""
 
-import codecs
 import csv
-import functools
 import gzip
 import html
 import io
@@ -12,7 +10,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -95,10 +93,11 @@ def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[
         raise RecR1Error(f"{what}: there is no file {path}; check the path (it starts from {Path.cwd()})")
     if not path.name.lower().endswith(ENDINGS):
         raise RecR1Error(f"{what}: {path.name} has not one of the endings {', '.join(ENDINGS)}; save it as one of them")
-    readers: dict[str, Callable[[Path, str], Rows]] = {"csv": csv_rows, "jsonl": jsonl_rows, "json": _json}
-    readers["parquet"] = functools.partial(_parquet, columns=columns)
-    read = readers[path.name.lower().removesuffix(".gz").rpartition(".")[2]]
-    return path.name, _some(read(path, path.name), path.name)
+    ending, name = path.name.lower().removesuffix(".gz").rpartition(".")[2], path.name
+    if ending == "parquet":
+        return name, _some(_parquet(path, name, columns), name)
+    read = {"csv": csv_rows, "jsonl": jsonl_rows, "json": _json}[ending]
+    return name, _some(read(path, name), name)
 
 
 def _some(rows: Rows, name: str) -> Rows:
@@ -116,13 +115,11 @@ def _check_header(columns: Iterable, where: str) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a text, plain or gzipped, in UTF-8 or by its mark UTF-16, with their ends of any kind."""
+    """The numbered lines of a text in UTF-8, plain or gzipped, with their ends of any kind."""
     number = 0
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            wide = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            encoding = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
-            for number, line in enumerate(io.TextIOWrapper(file, *encoding, newline=""), start=1):
+            for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""), start=1):
                 if not line.isascii():
                     line.encode("utf-8")
                 yield number, line
@@ -272,7 +269,7 @@ def read_items(source: Table, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
     """A catalogue (`item_id`, `title`, `text`, `category`) as BLaIR and Amazon-C4 have it, and its name.
 
     Rows have item_id (or item), category, and metadata: title, full stop and description in one text. Rows may have
-    title and text instead, and then need no category. An item whose text is empty is left out and counted in `notes`.
+    title and text instead, and then need no category.
     """
     name, rows = read_rows(source, "items")
 
