@@ -107,14 +107,6 @@ def test_esci_counts_what_it_leaves_out(esci, tmp_path):
     assert [len(task.train), len(task.val)] == [2, 2]
 
 
-def test_esci_thinned_catalogue(esci):
-    whole, half, again = (esci(category="Video_Games", max_items=most, seed=3) for most in (10, 9, 9))
-    assert len(whole.items) == 10 and "whole" in whole.about["catalogue"]
-    found = {item for own in [*half.train["relevant"], *half.val["relevant"]] for item in own} | {"P7", "P9"}
-    assert len(half.items) == 9 and found <= set(half.items["item_id"])
-    assert half.about["catalogue"].startswith("thinned to 9 of 10 items") and half.items.equals(again.items)
-
-
 def test_esci_queries_in_the_papers_form(esci, tmp_path):
     for split, queries in {"train": range(4), "test": range(4, 6)}.items():
         entries = [{"query": f"find {i}", "item_id": [f"P{i}", f"P{i}", "P9"]} for i in queries]
@@ -125,7 +117,6 @@ def test_esci_queries_in_the_papers_form(esci, tmp_path):
     assert task.unseal_test("here")["example_id"].tolist() == ["test-0", "test-1"]
     for options, words in [
         ({"requests": files, "gains": "graded"}, "Exact products alone"),
-        ({"max_items": 7}, "max_items=7 is no number from the 8 items on"),
         ({"items": esci.paths["products"]}, "products.parquet has no categories, .* take category='all'"),
     ]:
         with pytest.raises(RecR1Error, match=words):
@@ -217,8 +208,6 @@ def test_reviews_settings_last_titles_and_catalogues(reviews, tmp_path):
     assert inductive.about["examples with an item bought again, left out"] == 1
     assert reviews(setting="all").unseal_test("here")["example_id"].tolist() == ["test-2", "test-3"]
     assert reviews(last=1).unseal_test("here")["request"].tolist() == ["Soap 2 & oil"]
-    few = reviews(max_items=6)
-    assert len(few.items) == 6 and few.about["catalogue"].startswith("thinned to 6 of 7")
     whole = reviews(catalogue="metadata")
     assert whole.items["item_id"].tolist() == [f"I{n}" for n in range(8)] and whole.train.equals(reviews().train)
     hub_files.write_csv(tmp_path / "All_Beauty.test.csv", hub_files.REVIEW_COLUMNS, [("a", "I3", 5, 5, "I0 I1")])
@@ -250,7 +239,6 @@ BAD_OPTIONS = [
     ("c4", {"n_val": 10}, "n_val=10 of the 10 requests"),
     ("c4", {"splits": "seed", "category": "Baby"}, "1 different requests, too few"),
     ("reviews", {"setting": "x"}, "no setting='x'"),
-    ("reviews", {"max_items": 2}, "max_items=2 is no number from"),
     ("reviews", {"category": "Toys"}, r"no file .*Toys\.train\.csv"),
     ("reviews", {"requests": "/none"}, "is no folder"),
     ("reviews", {"requests": {"valid": "x.csv"}}, "names no 'train' file"),

@@ -464,7 +464,7 @@ def test_halves_of_surrogate_pairs(files, tmp_path, ledger):
         assert task.train["relevant"][0] == {"007": 1.0, "?": 1.0} and task.describe().encode()
         asked = pd.concat([task.train, task.val, task.unseal_test()])["request"]
         assert "socks ?" in set(asked)
-    by_hand = toy(train=frame(("t", half, {"1": 1.0})).astype(object))
+    by_hand = toy(train=pd.DataFrame({"example_id": ["t"], "request": [half], "relevant": [{"1": 1}]}, dtype=object))
     assert by_hand.train["request"].tolist() == ["?"]
     assert ledger.append({"kind": "note", "text": half})["text"] == "?"
     turns = by_hand.prompt.messages(half)

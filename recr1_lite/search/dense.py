@@ -17,7 +17,8 @@ from recr1_lite.search.base import Hits, Retriever, best, checked_catalogue, des
 from recr1_lite.search.metrics import checked_cutoff
 
 MODEL = "all-minilm-l6-v2"
-RRF_K = 60  # Cormack et al. 2009
+RRF_K, DEPTH = 60, 1000  # of Cormack et al. 2009; hits of each engine that are fused
+BATCH = 64  # items that are embedded at once
 BLOCK = 32  # queries that are multiplied at once
 Encoder = Callable[[list[str]], np.ndarray]  # n texts -> (n, dimensions)
 
@@ -32,9 +33,7 @@ class DenseRetriever:
             self.index.add(vectors)
 
     @classmethod
-    def build(
-        cls, items: pd.DataFrame, model: str | Encoder = MODEL, backend: str = "exact", batch_size: int = 64
-    ) -> DenseRetriever:
+    def build(cls, items: pd.DataFrame, model: str | Encoder = MODEL, backend: str = "exact") -> DenseRetriever:
         """Embed the columns `item_id` and `text` of `items`.
 
         model: an asset of this kit, a local folder or a Hub name for sentence-transformers, which cuts a text at the
@@ -48,12 +47,12 @@ class DenseRetriever:
         if backend == "faiss":
             _faiss()  # before the long work
         ids, texts = checked_catalogue(items)
-        encode = model if callable(model) else load_encoder(model, batch_size)
+        encode = model if callable(model) else load_encoder(model)
         # each text once: in another batch its vector would differ by a rounding, and equal items must tie
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(place)
-        starts = bar(range(0, len(distinct), batch_size), desc="embedding items", unit="batch")
-        vectors = np.concatenate([_embed(encode, distinct[at : at + batch_size]) for at in starts])
+        starts = bar(range(0, len(distinct), BATCH), desc="embedding items", unit="batch")
+        vectors = np.concatenate([_embed(encode, distinct[at : at + BATCH]) for at in starts])
         name = model if isinstance(model, str) else getattr(model, "__qualname__", type(model).__name__)
         about = {"model": name, "catalogue": fingerprint(ids, "\n".join(texts).encode())}
         return cls(encode, vectors[[place[text] for text in texts]], ids, backend, about)
@@ -86,29 +85,29 @@ class HybridRetriever:
     so BM25's and a cosine need no common scale.
     """
 
-    def __init__(self, retrievers: Sequence[Retriever], constant: int = RRF_K, depth: int = 1000):
+    def __init__(self, retrievers: Sequence[Retriever]):
         if len(retrievers) < 2:
             raise RecR1Error(f"a fusion of {len(retrievers)} retrievers fuses nothing; give two or more")
-        self.retrievers, self.constant, self.depth = list(retrievers), constant, checked_cutoff(depth)
-        self.about = {"engines": list(map(described, retrievers)), "constant": constant, "depth": self.depth}
+        self.retrievers = list(retrievers)
+        self.about = {"engines": list(map(described, retrievers)), "constant": RRF_K, "depth": DEPTH}
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """At most `k` hits per query, best first, of the best `depth` (or `k`) of each engine; of equal scores the one
+        """At most `k` hits per query, best first, of the best 1,000 (or `k`) of each engine; of equal scores the one
         that an earlier engine ranks higher comes first. Errors of the engines pass through."""
         k = checked_cutoff(k)
-        answers = [search_all(retriever, queries, max(k, self.depth)) for retriever in self.retrievers]
+        answers = [search_all(retriever, queries, max(k, DEPTH)) for retriever in self.retrievers]
         fused = []
         for lists in zip(*answers, strict=True):
             scores: dict[str, float] = {}
             for hits in lists:
                 for rank, item in enumerate(hits.ids, start=1):
-                    scores[item] = scores.get(item, 0.0) + 1 / (self.constant + rank)
+                    scores[item] = scores.get(item, 0.0) + 1 / (RRF_K + rank)
             ranked = sorted(scores, key=scores.__getitem__, reverse=True)[:k]
             fused.append(Hits(ranked, [scores[item] for item in ranked]))
         return fused
 
 
-def load_encoder(model: str = MODEL, batch_size: int = 64) -> Encoder:
+def load_encoder(model: str = MODEL) -> Encoder:
     """A sentence-transformers model as a function from texts to unit vectors. Raises RecR1Error if it won't load."""
     folder = str(assets.model_folder(model)) if model in assets.MODELS else model
     try:
@@ -123,7 +122,7 @@ def load_encoder(model: str = MODEL, batch_size: int = 64) -> Encoder:
         raise RecR1Error(f"the encoder {model!r} {reason}; {advice}") from problem
 
     def encode(texts: list[str]) -> np.ndarray:
-        return encoder.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+        return encoder.encode(texts, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True)
 
     return encode
 

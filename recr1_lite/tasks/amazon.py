@@ -53,21 +53,18 @@ def load_esci(
     requests: readers.Table | Tables | None = None,
     gains: str = "exact",
     n_val: int = 100,
-    max_items: int | None = None,
-    seed: int = 0,
     revision: str | None = None,
 ) -> Task:
     """The ESCI task.
 
     category: "Video_Games", "Baby_Products", "Office_Products", "Sports_and_Outdoors" (the paper's) or another of the
     catalogue, or "all". gains: "exact" counts Exact products alone, "graded" also Substitute and Complement (GAINS).
-    max_items: a smaller catalogue with every relevant product in it. items: instead of the Hub's catalogue rows of
-    item_id, category, metadata; or ESCI's products file (`shopping_queries_dataset_products.parquet`: of these the ones
-    judged, with no category, so take "all"); or any table of item_id, title, text. requests: instead of the Hub's ESCI
-    (2.5 GB) its examples file (`shopping_queries_dataset_examples.parquet`); or {"train": path, "test": path} of JSON
-    files in the paper's form, a list of {"query", "item_id": [ids]}, taken as they are (the test file is of a
-    category). revision: of tasksource/esci, instead of the pinned one. Raises RecR1Error that names the file and the
-    row.
+    items: instead of the Hub's catalogue rows of item_id, category, metadata; or ESCI's products file
+    (`shopping_queries_dataset_products.parquet`: of these the ones judged, with no category, so take "all"); or any
+    table of item_id, title, text. requests: instead of the Hub's ESCI (2.5 GB) its examples file
+    (`shopping_queries_dataset_examples.parquet`); or {"train": path, "test": path} of JSON files in the paper's form, a
+    list of {"query", "item_id": [ids]}, taken as they are (the test file is of a category). revision: of
+    tasksource/esci, instead of the pinned one. Raises RecR1Error that names the file and the row.
     """
     chosen(GAINS, gains=gains)
     hub, notes = readers.HubFiles(), Counter({readers.WITHOUT_TEXT: 0})
@@ -101,12 +98,10 @@ def load_esci(
     if not is_count(n_val) or n_val >= len(train):
         raise RecR1Error(f"n_val={n_val!r} of {len(train)} train queries leaves no train or no val split; take fewer")
     splits = apart({"train": train[n_val:], "val": train[:n_val], "test": test}, notes)
-    table, size = readers.thin(table, splits, max_items, seed)
     about = {
         "source": f"Shopping Queries (ESCI), small version, US; {hub}",
         "licence": "Apache-2.0 (ESCI); the items of Amazon Reviews 2023: see its page, for research",
         "gains": ", ".join(f"{label} {gain:g}" for label, gain in GAINS[gains].items()),
-        "catalogue": size,
     }
     return Task(f"esci-{category}", table[ITEM_COLUMNS], **splits, prompt=ESCI_PROMPT, about=about | +notes)
 
@@ -206,7 +201,6 @@ def load_c4(
     n_val: int = 1000,
     val: float = 0.2,
     test: float = 0.2,
-    max_items: int | None = None,
     seed: int = 0,
     revision: str | None = None,
 ) -> Task:
@@ -215,10 +209,10 @@ def load_c4(
     category: of the test requests (with "seed" of all), as the catalogue or as Amazon Reviews names it ("Games",
     "Video_Games"), or "all" with splits="seed". splits: "paper" (val: the last `n_val` of the requests of other
     categories than PAPER) or "seed" (shares `val` and `test` of the category's requests). catalogue: "all", or
-    "category" with splits="seed" for the items of the category alone. max_items: a smaller catalogue with every
-    relevant item in it. items: rows of item_id, category, metadata (title and description); requests: rows of qid,
-    query, item_id; both default to the files of the Hub (643 MB and 12 MB). revision: of that repo, instead of the
-    pinned one. Requests of one text are one, with the items of all. Raises RecR1Error that names the file and the row.
+    "category" with splits="seed" for the items of the category alone. items: rows of item_id, category, metadata (title
+    and description); requests: rows of qid, query, item_id; both default to the files of the Hub (643 MB and 12 MB).
+    revision: of that repo, instead of the pinned one. Requests of one text are one, with the items of all. Raises
+    RecR1Error that names the file and the row.
     """
     chosen(("paper", "seed"), splits=splits)
     chosen(("all", "category"), catalogue=catalogue)
@@ -253,12 +247,10 @@ def load_c4(
         made = f"drawn from the requests of the category with seed {seed}"
     if catalogue == "category" and category != "all":
         table = table[table["category"] == category].reset_index(drop=True)
-    table, size = readers.thin(table, frames, max_items, seed)
     about: dict = {
         "source": f"Amazon-C4; {hub}",
         "licence": "its page states none; made of Amazon Reviews 2023, for research",
         "splits made": made,
-        "catalogue": size,
     }
     frames = {split: frame[EXAMPLE_COLUMNS] for split, frame in frames.items()}
     return Task(f"amazon_c4-{category}", table[ITEM_COLUMNS], **frames, prompt=C4_PROMPT, about=about | +notes)

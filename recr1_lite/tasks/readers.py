@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from recr1_lite.assets.fetch import HubFile, hub_file, named
 from recr1_lite.common import RecR1Error, whole
-from recr1_lite.tasks.base import ITEM_COLUMNS, is_count, is_empty, no_column, shown
+from recr1_lite.tasks.base import ITEM_COLUMNS, is_empty, no_column, shown
 
 Table: TypeAlias = pd.DataFrame | str | os.PathLike
 ENDINGS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".json", ".parquet")
@@ -293,21 +293,3 @@ def known_category(category: str, items: pd.DataFrame, name: str, aliases: Mappi
         if way in known:
             return way
     raise RecR1Error(f"{name} has no category {category!r}; choose 'all' or one of {', '.join(known[:40])}")
-
-
-def thin(items: pd.DataFrame, splits: Mapping, max_items: int | None, seed: int) -> tuple[pd.DataFrame, str]:
-    """At most `max_items` items: all that the examples hold, the rest drawn with `seed`, in their order; a note on it.
-
-    Scores on a thinned catalogue are higher: fewer items compete. Raises RecR1Error where the examples hold more.
-    """
-    columns = [frame[key] for frame in splits.values() for key in ("relevant", "exclude") if key in frame]
-    needed = items["item_id"].isin({item for column in columns for ids in column for item in ids}).to_numpy(copy=True)
-    least = max(needed.sum(), 1)
-    if max_items is not None and not is_count(max_items, least):
-        raise RecR1Error(f"max_items={max_items!r} is no number from the {least} items on that the examples need")
-    if max_items is None or max_items >= len(items):
-        return items, f"whole: {len(items)} items"
-    note = f"thinned to {max_items} of {len(items)} items, those of the examples kept, the rest drawn with seed {seed}"
-    others = np.flatnonzero(~needed)
-    needed[np.random.RandomState(seed).permutation(others)[: max_items - needed.sum()]] = True
-    return items[needed].reset_index(drop=True), note

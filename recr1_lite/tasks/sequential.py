@@ -169,20 +169,17 @@ def load_reviews(
     items: readers.Table | None = None,
     requests: Mapping[str, readers.Table] | str | os.PathLike | None = None,
     last: int = LAST_TITLES,
-    max_items: int | None = None,
-    seed: int = 0,
     revision: str | None = None,
 ) -> Task:
     """The Amazon Reviews task of a category, such as "All_Beauty", "Baby_Products" or "Video_Games".
 
     setting: which users val and test have, or "all". cut: the data set's "timestamp", or "last_out" (each user's last
     item is for test, the one before for val). last: titles in a request. catalogue: "examples" for the items that
-    examples hold, "metadata" for all of the file; max_items: fewer of them, drawn with `seed` beside those of the
-    examples. items: the metadata, rows of parent_asin, title and perhaps features, description, categories. requests:
-    a folder with <category>.train.csv, .valid.csv and .test.csv (or .csv.gz), or {"train", "valid", "test"} -> file,
-    with user_id, parent_asin and history (ids with spaces between, oldest first). Both default to the files of the Hub
-    (the metadata of the largest categories takes 12 GB), read line by line. revision: of that repo, instead of the
-    pinned one. Raises RecR1Error that names the file and the line.
+    examples hold, "metadata" for all of the file. items: the metadata, rows of parent_asin, title and perhaps features,
+    description, categories. requests: a folder with <category>.train.csv, .valid.csv and .test.csv (or .csv.gz), or
+    {"train", "valid", "test"} -> file, with user_id, parent_asin and history (ids with spaces between, oldest first).
+    Both default to the files of the Hub (the metadata of the largest categories takes 12 GB), read line by line.
+    revision: of that repo, instead of the pinned one. Raises RecR1Error that names the file and the line.
     """
     chosen(SETTINGS, setting=setting)
     chosen(("timestamp", "last_out"), cut=cut)
@@ -212,14 +209,12 @@ def load_reviews(
                 raise RecR1Error(f"{lacks}, so the {setting} {split} split is empty; take setting='all'")
         splits[split], repeats = history_examples(zip(own["example_id"], own["history"], own["target"]), titles, last)
         notes["examples with an item bought again, left out"] += repeats
-    table, size = readers.thin(table, splits, max_items, seed)
     about: dict = {
         "source": f"Amazon Reviews 2023, {category}; {hub}",
         "licence": "its page states none; for research, cite arXiv 2403.03952",
         "setting": f"{setting}: val and test have users {SETTINGS[setting]}",
         "splits made": f"by the data set, {cut}",
         "request": f"titles of the last {last} items that a user bought, the latest last",
-        "catalogue": size,
     }
     name, metrics = f"amazon_reviews-{category}-{setting}", ("ndcg@50", "ndcg@10", "recall@50", "recall@10", "mrr")
     about |= +notes
