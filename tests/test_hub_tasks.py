@@ -117,7 +117,7 @@ def test_esci_queries_in_the_papers_form(esci, tmp_path):
     assert task.unseal_test("here")["example_id"].tolist() == ["test-0", "test-1"]
     for options, words in [
         ({"requests": files, "gains": "graded"}, "Exact products alone"),
-        ({"items": esci.paths["products"]}, "products.parquet has no categories, .* take category='all'"),
+        ({"items": esci.paths["products"]}, "products.parquet has no category 'Video_Games'; choose 'all'"),
     ]:
         with pytest.raises(RecR1Error, match=words):
             esci(category="Video_Games", **options)

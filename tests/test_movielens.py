@@ -13,7 +13,6 @@ from recr1_lite.evaluate.evaluation import evaluate
 from recr1_lite.ledger import Ledger
 from recr1_lite.report.inspector import inspect_rewrites
 from recr1_lite.search.base import CallableRetriever
-from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.tasks import Task, load_task
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.tasks.sequential import build_films, name_genres, read_films
@@ -84,7 +83,7 @@ def test_ties_keep_the_order_of_the_file(mini):
 
 def test_users_with_too_few_films_give_none(mini):
     users = {name.split("-")[1] for name in mini.train["example_id"]}
-    assert users == {"a", "tie", "ten"} and len(mini.val) == len(mini.unseal_test("here")) == 3
+    assert users == {"a", "tie", "ten"} and len(mini.val) == 3
     assert mini.items["text"].tolist()[1] == "The Two (1992) Drama War"
     assert mini.items["title"].tolist()[6] == '"7'  # a quote is a letter like any other
     card = mini.describe().replace("\n  ", " ")
@@ -211,23 +210,8 @@ def test_leave_one_out_stays_the_same():
     assert [parts[name] for name in ("items", "train", "val", "test")] == digests
 
 
-def test_the_rule_is_pickled_with_its_task(mini):
+def test_the_teacher_names_the_commonest_genres(mini):
     assert pickle.loads(pickle.dumps(mini)).rule("One; Trê") == mini.rule("One; Trê") != ("", "")
-
-
-def test_no_film_seen_is_found_again(movielens):
-    small = movielens.subsample(n_val=20, n_test=1)
-    retriever = BM25Retriever.build(small.items)
-    result = evaluate(same, small, retriever, progress=False)
-    gone = dict(zip(small.val["example_id"], small.val["exclude"]))
-    found = zip(result.rows["example_id"], result.rows["top"], strict=True)
-    assert not any(set(top) & set(gone[example]) for example, top in found)
-    scorer = Scorer(retriever, small.val, movielens.prompt, small.k_eval)
-    raw = [one.raw_ndcg for one in scorer.score(list(small.val["example_id"]), [""] * 20)]
-    assert raw == pytest.approx(result.rows["ndcg@100"].tolist()) and sum(raw) > 0
-
-
-def test_the_teacher_names_the_commonest_genres():
     texts = ["A (1990) Drama Comedy", "B (1991) Drama", "C (1992) War Comedy Drama"]
     teach = name_genres(pd.DataFrame({"title": list("ABC"), "text": texts}))
     assert teach("A; B; C") == ("Drama Comedy", "Most of them are Drama and Comedy.")

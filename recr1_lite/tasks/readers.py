@@ -292,4 +292,5 @@ def known_category(category: str, items: pd.DataFrame, name: str, aliases: Mappi
     for way in (category, aliases.get(category, category)):
         if way in known:
             return way
-    raise RecR1Error(f"{name} has no category {category!r}; choose 'all' or one of {', '.join(known[:40])}")
+    others = f" or one of {', '.join(known[:40])}" if known else ", for it has none"
+    raise RecR1Error(f"{name} has no category {category!r}; choose 'all'{others}")
