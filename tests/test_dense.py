@@ -110,9 +110,6 @@ def test_a_backend_or_encoder_that_is_not_there(tmp_path, network, monkeypatch):
     ):
         with pytest.raises(RecR1Error, match=message):
             make()
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(RecR1Error, match="needs sentence-transformers"):
-        load_encoder(str(tmp_path))
 
 
 def ranking(*ids: str) -> CallableRetriever:

@@ -1,8 +1,7 @@
-"""The fixed search engine behind the reward: BM25, or any callable of yours.
+"""The fixed search engine behind the reward, and the one path to it.
 
-The policy learns whatever the retriever pays for, a retriever's bugs included. So a query is a bag of words
-(order and case never matter), ties have one order, and a failure is an error rather than an empty list.
-`environment_check` tests any retriever for the traps that are known.
+The policy learns whatever the retriever pays for, a retriever's bugs included. So a query is a bag of words (order and
+case never matter), ties have one order, and a failure is an error rather than an empty list.
 """
 
 from __future__ import annotations
@@ -46,10 +45,7 @@ class Hits(NamedTuple):
 
 
 class Retriever(Protocol):
-    """Anything that answers a batch of queries; the only thing that training and evaluation ask of it.
-
-    An engine may have `about`, what `described` notes of it in files that were made with it.
-    """
+    """Anything that answers a batch of queries. It may have `about`, its settings, for `described`."""
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """At most `k` hits for each query, in the queries' order. Raises RetrieverError with the query."""
@@ -206,13 +202,10 @@ def bag_of_words(
     """Each text as a list of stems: its `words` that are indexed, stopwords dropped."""
     try:
         stem = Stemmer.Stemmer(stemmer).stemWord if stemmer else str
-    except KeyError:
-        known = ", ".join(Stemmer.algorithms())
-        raise RecR1Error(f"there is no stemmer {stemmer!r}; choose None or one of {known}") from None
-    try:
         stems: dict[str, str | None] = dict.fromkeys(Tokenizer(stopwords=stopwords).stopwords)
-    except ValueError as error:  # raised for an unknown stopword list only
-        raise RecR1Error(f"bm25s has no stopwords {stopwords!r}; pass a list or None ({error})") from None
+    except (KeyError, ValueError) as error:
+        known = f"choose None or one of {', '.join(Stemmer.algorithms())} to stem, and a list or None as stopwords"
+        raise RecR1Error(f"stemmer={stemmer!r} with stopwords={stopwords!r} is not known ({error}); {known}") from None
     bags = []
     for text in texts:
         bag = words_of(text)
@@ -226,7 +219,7 @@ def bag_of_words(
 class CallableRetriever:
     """Your own search engine: `fn(queries, k)` gives for each query its ids, or its (id, score), best first.
 
-    The order is taken as it comes. Without scores a hit scores 1 / rank. More than `k` hits are cut to `k`.
+    Without scores a hit scores 1 / rank. More than `k` hits are cut to `k`.
     """
 
     def __init__(self, fn: Callable[[list[str], int], Sequence[Sequence[Any]]]):
@@ -249,9 +242,8 @@ class Rule(NamedTuple):
 def environment_check(retriever: Retriever, items: pd.DataFrame, n: int = 200, seed: int = 0) -> list[Rule]:
     """Try a bag-of-words retriever on its own catalogue, with `n` words and `n` five-word queries drawn by `seed`.
 
-    `pd.DataFrame(environment_check(...))` is a readable table. A dense retriever rightly fails the checks of order,
-    case, punctuation and unknown words; the others hold for anything one trains on. Raises RetrieverError where a
-    search does.
+    `pd.DataFrame` makes a readable table of it. A dense retriever rightly fails the checks of order, case, punctuation
+    and unknown words; the others hold for anything one trains on. Raises RetrieverError where a search does.
     """
     some, depth = items if len(items) <= SAMPLE else items.sample(SAMPLE, random_state=seed), min(DEPTH, len(items))
     holders: dict[str, set[str]] = defaultdict(set)

@@ -1,7 +1,7 @@
 """Two more fixed search engines: dense retrieval, and two engines in one by reciprocal rank fusion.
 
-A dense retriever compares meanings where BM25 compares words: it needs no word in common, it ranks the whole
-catalogue for any query, and the order of a query's words matters to it a little.
+A dense retriever compares meanings: it needs no word in common, it ranks the whole catalogue for any query, and the
+order of a query's words matters to it a little.
 """
 
 from __future__ import annotations
@@ -110,12 +110,10 @@ class HybridRetriever:
 def load_encoder(model: str = MODEL) -> Encoder:
     """A sentence-transformers model as a function from texts to unit vectors. Raises RecR1Error if it won't load."""
     folder = str(assets.model_folder(model)) if model in assets.MODELS else model
-    try:
-        from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer
 
+    try:
         encoder = SentenceTransformer(folder, local_files_only=assets.offline())
-    except ImportError as problem:
-        raise RecR1Error(f"dense retrieval needs sentence-transformers ({problem}); pip install -e .") from problem
     except (OSError, ValueError) as problem:
         reason = f"cannot be loaded ({str(problem).splitlines()[0][:200]})"
         advice = f"name a folder, a Hub model of sentence-transformers, or {MODEL!r}"

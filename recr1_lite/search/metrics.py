@@ -105,9 +105,8 @@ def reciprocal_rank(ranking: Sequence[str], relevant: Relevant, k: int | None = 
 
 
 def compute(name: str, ranking: Sequence[str], relevant: Relevant) -> float:
-    """A metric by its name: `ndcg@100`, `recall@10`, `mrr` or `mrr@10`. nDCG takes linear gains. With `exact-` before
-    it, of graded items those of the highest gain alone are relevant, with gain 1. Raises RecR1Error for another name.
-    """
+    """A metric by its name: `ndcg@100` (of linear gains), `recall@10`, `mrr` or `mrr@10`. With `exact-` before it, of
+    graded items those of the highest gain alone are relevant, with gain 1. Raises RecR1Error for another name."""
     kind, k = parse_name(name)
     if name.startswith(EXACT):
         relevant = dict.fromkeys(most_relevant(_gains(relevant)), 1.0)
@@ -176,10 +175,7 @@ def _mean(sums: np.ndarray, counts: np.ndarray | None = None, axis: int = -1) ->
 def paired_interval(
     a: Sequence[float], b: Sequence[float], level: float = 0.95, seed: int = 0, clusters: Sequence[str] | None = None
 ) -> Interval:
-    """Mean of a - b, example by example, with its bootstrap interval: above 0 means that `a` is better.
-
-    `a[i]`, `b[i]` and `clusters[i]` must belong to the same example. Raises RecR1Error where the lengths differ.
-    """
+    """`mean_interval` of a - b, example by example: above 0 means that `a` is better. RecR1Error for other lengths."""
     if len(a) != len(b):
         raise RecR1Error(f"paired lists of {len(a)} and {len(b)} values; compare on the same examples")
     return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level, seed, clusters)

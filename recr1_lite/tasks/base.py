@@ -299,8 +299,7 @@ def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str)
 
 
 def check_texts(frame: pd.DataFrame, wanted: Sequence[str], texts: Sequence[str], where: str) -> None:
-    """Raises RecR1Error without all `wanted` columns, a row, text in the columns `texts`, or with an id of the first of
-    them twice."""
+    """Raises RecR1Error without a `wanted` column, a row, or text in `texts`, and for a value of `texts[0]` twice."""
     for column in wanted:
         if column not in frame:
             raise RecR1Error(no_column(column, frame.columns, where))
