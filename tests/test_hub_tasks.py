@@ -287,17 +287,6 @@ def test_a_broken_file_is_one_sentence(request, tmp_path, task, name, damage, wo
 
 
 @pytest.mark.parametrize(
-    "history, words",
-    [(7.5, "history is 7.5; an id is text"), (["I0"], r"history is \['I0'\]"), (float("nan"), "no row with a history")],
-)
-def test_history_that_is_no_text(reviews, tmp_path, history, words):
-    frames = {split: pd.read_csv(tmp_path / f"All_Beauty.{split}.csv") for split in ("train", "valid", "test")}
-    frames["train"] = pd.DataFrame({"user_id": ["a"], "parent_asin": ["I1"], "history": [history]})
-    with pytest.raises(RecR1Error, match=rf"^requests\['train'\].*{words}"):
-        reviews(requests=frames)
-
-
-@pytest.mark.parametrize(
     "content, words",
     [
         ('[{"query": "x", "item_id": ["P1"]}, {"query": ', r"is no JSON .* cut short"),
