@@ -39,7 +39,7 @@ SHARDS = {  # of tasksource/esci, branch refs/convert/parquet: train 1.8 GB, tes
 CATALOGUE = "processed_esci/sampled_item_metadata_esci.jsonl"  # of McAuley-Lab/blair-bench
 COLUMNS = ("query", "query_id", "product_id", "product_locale", "esci_label", "small_version", "split")
 LOCALE = "us"
-LABELS = {"E": "E", "S": "S", "C": "C", "I": "I", "Exact": "E", "Substitute": "S", "Complement": "C", "Irrelevant": "I"}
+LABELS = ("E", "S", "C", "I", "Exact", "Substitute", "Complement", "Irrelevant")  # the first letter tells
 PARTS = ("product_title", "product_description", "product_bullet_point", "product_brand", "product_color")
 GAINS = {  # KDD Cup 2022: Exact, Substitute, Complement; Irrelevant has none
     "exact": {"E": 1.0},
@@ -128,7 +128,7 @@ def _judged_queries(tables: list[tuple], gains: Mapping[str, float]) -> tuple[pd
             example_id = f"query-{row.id('query_id')}"
             new: dict = {"example_id": example_id, "request": request, "relevant": {}, "split": split}
             relevant = examples.setdefault((split, request), new)["relevant"]
-            if gain := gains.get(LABELS[label], 0.0):
+            if gain := gains.get(label[0], 0.0):
                 relevant[product] = max(gain, relevant.get(product, 0.0))
     if not examples:
         raise RecR1Error("the requests have no row with product_locale 'us' and small_version 1; give ESCI's examples")

@@ -167,7 +167,7 @@ def load_reviews(
     cut: str = "timestamp",
     catalogue: str = "examples",
     items: readers.Table | None = None,
-    requests: Mapping[str, readers.Table] | str | os.PathLike | None = None,
+    requests: str | os.PathLike | None = None,
     last: int = LAST_TITLES,
     revision: str | None = None,
 ) -> Task:
@@ -176,10 +176,10 @@ def load_reviews(
     setting: which users val and test have, or "all". cut: the data set's "timestamp", or "last_out" (each user's last
     item is for test, the one before for val). last: titles in a request. catalogue: "examples" for the items that
     examples hold, "metadata" for all of the file. items: the metadata, rows of parent_asin, title and perhaps features,
-    description, categories. requests: a folder with <category>.train.csv, .valid.csv and .test.csv (or .csv.gz), or
-    {"train", "valid", "test"} -> file, with user_id, parent_asin and history (ids with spaces between, oldest first).
-    Both default to the files of the Hub (the metadata of the largest categories takes 12 GB), read line by line.
-    revision: of that repo, instead of the pinned one. Raises RecR1Error that names the file and the line.
+    description, categories. requests: a folder with <category>.train.csv, .valid.csv and .test.csv (or .csv.gz), with
+    user_id, parent_asin and history (ids with spaces between, oldest first). Both default to the files of the Hub (the
+    metadata of the largest categories takes 12 GB), read line by line. revision: of that repo, instead of the pinned
+    one. Raises RecR1Error that names the file and the line.
     """
     chosen(SETTINGS, setting=setting)
     chosen(("timestamp", "last_out"), cut=cut)
@@ -187,9 +187,10 @@ def load_reviews(
     hub, notes = readers.HubFiles(), Counter[str]()
     bought = {}
     for split, name in FILES.items():
-        source = None if requests is None else _local_file(requests, category, name)
-        file = f"benchmark/0core/{cut}_w_his/{category}.{name}.csv"
-        bought[split] = _purchases(hub.instead_of(source, AMAZON_REVIEWS, file, "requests=", revision), split)
+        file = f"{category}.{name}.csv"
+        source = None if requests is None else _local_file(requests, file)
+        on_hub = f"benchmark/0core/{cut}_w_his/{file}"
+        bought[split] = _purchases(hub.instead_of(source, AMAZON_REVIEWS, on_hub, "requests=", revision), split)
     items = hub.instead_of(items, AMAZON_REVIEWS, f"raw/meta_categories/meta_{category}.jsonl", "items=", revision)
     asked = {item for own in bought.values() for item in chain(own["target"], chain.from_iterable(own["history"]))}
     table = _metadata(items, asked, catalogue == "metadata", notes)
@@ -221,15 +222,11 @@ def load_reviews(
     return Task(name, table, **splits, prompt=REVIEWS_PROMPT, k_train=5000, k_eval=50, metrics=metrics, about=about)
 
 
-def _local_file(requests: Mapping[str, readers.Table] | str | os.PathLike, category: str, name: str) -> readers.Table:
-    if isinstance(requests, Mapping):
-        if name not in requests:
-            raise RecR1Error(f"requests names no {name!r} file (it has {', '.join(map(str, requests))}); add it")
-        return requests[name]
-    folder = Path(requests).expanduser()
-    if not folder.is_dir():
-        raise RecR1Error(f"requests: {folder} is no folder; name the folder of {category}.{name}.csv, or a dict")
-    plain_file, zipped = (folder / f"{category}.{name}{ending}" for ending in (".csv", ".csv.gz"))
+def _local_file(folder: str | os.PathLike, name: str) -> Path:
+    if not Path(folder).expanduser().is_dir():
+        raise RecR1Error(f"requests: {folder} is no folder; name the folder of {name}")
+    plain_file = Path(folder).expanduser() / name
+    zipped = plain_file.with_name(f"{name}.gz")
     return zipped if zipped.exists() and not plain_file.exists() else plain_file
 
 
@@ -238,9 +235,8 @@ def _purchases(source: readers.Table, split: str) -> pd.DataFrame:
     name, rows = readers.read_rows(source, f"requests[{FILES[split]!r}]")
     bought = []
     for row in rows:
-        user, target = row.id("user_id"), row.id("parent_asin")
-        if not is_empty(row["history"]):
-            history = row.id("history").split()  # one id alone may have become a number
+        user, target, history = row.id("user_id"), row.id("parent_asin"), row["history"].split()
+        if history:
             bought.append((f"{split}-{row.place.rpartition(' ')[2]}", user, history, target))
     if not bought:
         raise RecR1Error(f"{name} has no row with a history; give the {FILES[split]} file of a category that has some")
