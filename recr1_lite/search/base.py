@@ -76,12 +76,12 @@ def checked_queries(queries: Sequence[str]) -> list[str]:
 def checked_catalogue(items: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Ids, as text, and texts of a catalogue. Raises RecR1Error: a column missing, no row, an id twice, no text."""
     if "item_id" in items:
-        items = items.assign(item_id=items["item_id"].map(str))
+        items = items.assign(item_id=[whole(str(item)) for item in items["item_id"]])
     check_texts(items, ["item_id", "text"], ["item_id"], "the catalogue")
     for item, text in zip(items["item_id"], items["text"]):
-        if not isinstance(text, str):  # one without a word is never found
+        if not isinstance(text, str):  # "" may stand there: it is never found
             raise RecR1Error(f"the text of item {item!r} is {text!r}; fill it or drop the row")
-    return whole(items["item_id"].tolist()), whole(items["text"].tolist())
+    return items["item_id"].tolist(), whole(items["text"].tolist())
 
 
 def best(scores: np.ndarray, k: int, found: np.ndarray) -> np.ndarray:
