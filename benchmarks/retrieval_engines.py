@@ -8,6 +8,7 @@ form on disk.
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,8 @@ def kit_engine(texts: list[str], folder: Path):
 
     items = pd.DataFrame({"item_id": [str(place) for place in range(len(texts))], "text": texts})
     retriever = BM25Retriever.build(items, k1=K1, b=B, stopwords=None, stemmer=None)
-    return lambda queries, k: [hits.ids for hits in retriever.search(queries, k)], retriever.save
+    save = partial(retriever.index.save, show_progress=False)
+    return lambda queries, k: [hits.ids for hits in retriever.search(queries, k)], save
 
 
 def tantivy_engine(texts: list[str], folder: Path):

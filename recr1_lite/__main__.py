@@ -221,7 +221,7 @@ def compare(arguments) -> None:
     goes on where it was stopped."""
     from recr1_lite.recipes import comparison
     from recr1_lite.tasks import load_task
-    from recr1_lite.tasks.movielens import name_genres
+    from recr1_lite.tasks.sequential import name_genres
 
     profile, parts, seed = _profile(arguments), arguments.parts.split(","), arguments.seed
     ledger = Ledger().bind(command=_words())

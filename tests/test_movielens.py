@@ -13,10 +13,9 @@ from recr1_lite.evaluate.evaluation import evaluate
 from recr1_lite.ledger import Ledger
 from recr1_lite.report.inspector import inspect_rewrites
 from recr1_lite.search.base import CallableRetriever
-from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.tasks import Task, load_task
-from recr1_lite.tasks.movielens import build, name_genres, read
 from recr1_lite.tasks.prompts import Prompt
+from recr1_lite.tasks.sequential import build_films, name_genres, read_films
 from recr1_lite.train.rewards import Scorer
 
 FILMS = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n" + "".join(
@@ -43,7 +42,7 @@ def written(folder, ratings=RATINGS, films=FILMS):
 @pytest.fixture
 def mini(tmp_path, monkeypatch) -> Task:
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
-    return build(*read(*written(tmp_path)), last=4, ahead=1)
+    return build_films(*read_films(*written(tmp_path)), last=4, ahead=1)
 
 
 def row(frame: pd.DataFrame, user: str) -> dict:
@@ -66,7 +65,7 @@ def test_leave_one_out_in_order_of_time(mini):
 def test_several_films_ahead_in_order_of_time(tmp_path, monkeypatch):
     """Of the films 8 to 1, two each for test, val and train; the others saw six and fewer, and give no example."""
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path / "runs"))
-    task = build(*read(*written(tmp_path)), last=2, ahead=2)
+    task = build_films(*read_films(*written(tmp_path)), last=2, ahead=2)
     rows = [frame.drop(columns="exclude").values.tolist() for frame in (task.train, task.val, task.unseal_test("here"))]
     assert rows == [
         [["user-ten-train", 'Eight; "7', {"6": 1.0, "5": 1.0}, ["8", "7"]]],
@@ -84,39 +83,22 @@ def test_ties_keep_the_order_of_the_file(mini):
 
 def test_users_with_too_few_films_give_none(mini):
     users = {name.split("-")[1] for name in mini.train["example_id"]}
-    assert users == {"a", "tie", "ten"} and len(mini.val) == len(mini.unseal_test("here")) == 3
+    assert users == {"a", "tie", "ten"} and len(mini.val) == 3
     assert mini.items["text"].tolist()[1] == "The Two (1992) Drama War"
     assert mini.items["title"].tolist()[6] == '"7'  # a quote is a letter like any other
     card = mini.describe().replace("\n  ", " ")
     assert "never redistribute" in card and "exclude: every film" in card
 
 
-@pytest.mark.parametrize(
-    "ratings, films, words",
-    [
-        ([("a", 9, 1)], FILMS, "x.inter has ratings of film '9', which x.item lacks"),
-        ([("a", 1, 1), ("a", 2, "noon")], FILMS, "x.inter, line 3: the timestamp 'noon' is no number"),
-        ([("a", "1\t2", 1)], FILMS, "x.inter, line 2 has 5 cells and the header 4"),
-        ([("a", "", 1)], FILMS, "x.inter, line 2: item_id:token is empty"),
-        (RATINGS, FILMS[:-12], "x.item, line 9 has 3 cells"),
-        (RATINGS, FILMS.replace("class:", "genre:"), "x.item, line 2 has no column 'class:token_seq'"),
-    ],
-)
-def test_broken_files(tmp_path, ratings, films, words):
-    with pytest.raises(RecR1Error, match=words) as error:
-        read(*written(tmp_path, ratings, films))
-    assert "\n" not in str(error.value)
-
-
 def test_options(tmp_path):
-    files = read(*written(tmp_path))
+    files = read_films(*written(tmp_path))
     for options, words in (
         (dict(last=0, ahead=1), "last=0 shows no item"),
         (dict(ahead=0), "ahead=0 leaves no film to find"),
         (dict(ahead=3), "ahead=3 needs users with 10 films, and nobody has so many; take fewer"),
     ):
         with pytest.raises(RecR1Error, match=words):
-            build(*files, **options)
+            build_films(*files, **options)
 
 
 # exclude, in evaluate, Scorer, inspector and validate; the ranking is always a, b, c, d, e
@@ -207,19 +189,18 @@ def movielens() -> Task:
     return load_task("movielens")
 
 
-@pytest.mark.parametrize("ahead, users", [(10, 730), (1, 943)])
-def test_counts_of_the_real_data(movielens, tmp_path, ahead, users):
-    task = movielens if ahead == 10 else load_task("movielens", ahead=1)
-    seen, items = read(assets.fetch("movielens-ratings"), assets.fetch("movielens-films"))
+def test_counts_of_the_real_data(movielens, tmp_path):
+    seen, items = read_films(assets.fetch("movielens-ratings"), assets.fetch("movielens-films"))
     assert (len(seen), seen["user"].nunique(), len(items)) == (100_000, 943, 1682)
-    test = task.unseal_test("test", Ledger(tmp_path / "ledger.jsonl"))
-    assert len(task.train) == len(task.val) == len(test) == users
+    test = movielens.unseal_test("test", Ledger(tmp_path / "ledger.jsonl"))
+    assert len(movielens.train) == len(movielens.val) == len(test) == 730
     films = seen.groupby("user")["item"].apply(list)
-    for train, val, own in zip(*(frame.to_dict("records") for frame in (task.train, task.val, test)), strict=True):
+    splits = (frame.to_dict("records") for frame in (movielens.train, movielens.val, test))
+    for train, val, own in zip(*splits, strict=True):
         assert [*own["history"], *own["relevant"]] == films[own["example_id"].split("-")[1]]  # nothing is lost
         assert [*val["history"], *val["relevant"]] == own["history"]
         assert [*train["history"], *train["relevant"]] == val["history"]  # what recommenders learn: no target after it
-        assert {len(row["relevant"]) for row in (train, val, own)} == {ahead}
+        assert {len(row["relevant"]) for row in (train, val, own)} == {10}
 
 
 def test_leave_one_out_stays_the_same():
@@ -229,23 +210,8 @@ def test_leave_one_out_stays_the_same():
     assert [parts[name] for name in ("items", "train", "val", "test")] == digests
 
 
-def test_the_rule_is_pickled_with_its_task(mini):
+def test_the_teacher_names_the_commonest_genres(mini):
     assert pickle.loads(pickle.dumps(mini)).rule("One; Trê") == mini.rule("One; Trê") != ("", "")
-
-
-def test_no_film_seen_is_found_again(movielens):
-    small = movielens.subsample(n_val=20, n_test=1)
-    retriever = BM25Retriever.build(small.items)
-    result = evaluate(same, small, retriever, progress=False)
-    gone = dict(zip(small.val["example_id"], small.val["exclude"]))
-    found = zip(result.rows["example_id"], result.rows["top"], strict=True)
-    assert not any(set(top) & set(gone[example]) for example, top in found)
-    scorer = Scorer(retriever, small.val, movielens.prompt, small.k_eval)
-    raw = [one.raw_ndcg for one in scorer.score(list(small.val["example_id"]), [""] * 20)]
-    assert raw == pytest.approx(result.rows["ndcg@100"].tolist()) and sum(raw) > 0
-
-
-def test_the_teacher_names_the_commonest_genres():
     texts = ["A (1990) Drama Comedy", "B (1991) Drama", "C (1992) War Comedy Drama"]
     teach = name_genres(pd.DataFrame({"title": list("ABC"), "text": texts}))
     assert teach("A; B; C") == ("Drama Comedy", "Most of them are Drama and Comedy.")

@@ -102,16 +102,12 @@ def test_json_alone_and_in_answer_tags(answer, outcome, query):
     assert parse(f"<think>so</think>\n<answer>\n{answer}\n</answer>", "paper") == Parsed(outcome, query)
 
 
-def test_json_without_a_brace():
-    assert parse("red dress", "json") == parse("", "json") == Parsed(Outcome.no_answer, "")
-    assert parse("<answer>red dress</answer>", "paper") == Parsed(Outcome.bad_json, "")
-
-
 @pytest.mark.parametrize(
     "completion, outcome, query",
     [
         ('{"query": "red"}', Outcome.no_answer, ""),
         ('<answer>{"query": "red"}', Outcome.no_answer, ""),
+        ("<answer>red dress</answer>", Outcome.bad_json, ""),
         ('{"query": "red"}</answer>', Outcome.no_answer, ""),
         ('</answer>{"query": "red"}<answer>', Outcome.no_answer, ""),
         ('<answer>{"query": "red"}</answer>', Outcome.ok, "red"),
@@ -127,18 +123,13 @@ def test_paper_takes_the_last_complete_answer(completion, outcome, query):
 def test_truncated_only_where_the_cut_broke_it():
     assert parse('{"query": "red dr', "json", truncated=True).outcome == Outcome.truncated
     assert parse("Let me", "json", truncated=True).outcome == Outcome.truncated
+    assert parse("Let me", "json").outcome == parse("", "json").outcome == Outcome.no_answer
     assert parse("<think>red", "paper", truncated=True).outcome == Outcome.truncated
     assert parse('{"query": "red"} and', "json", truncated=True) == Parsed(Outcome.ok, "red")
     assert parse('{"q": "red"} and', "json", truncated=True).outcome == Outcome.missing_query
 
 
-THOUGHTS = [
-    "<think>{}</think>",
-    "<THINKING>{}</THINKING>",
-    "<reasoning>\n{}\n</reasoning>",
-    "{}</think>",
-    "[THINK]{}[/THINK]",
-]
+THOUGHTS = ["<THINKING>{}</THINKING>", "<reasoning>\n{}\n</reasoning>", "{}</think>", "[THINK]{}[/THINK]"]
 THOUGHTS += ["<think>a<think>{}</think>b</think>", "<think>x</think>one\n<think>{}</think>", "◁think▷{}◁/think▷"]
 THOUGHTS += ["<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>"]
 THOUGHTS += ["<|channel>thought\n{}<channel|>", "<|begin_of_thought|>{}<|end_of_thought|>", "<think/>"]
@@ -163,13 +154,13 @@ def test_what_only_looks_like_a_thought():
     assert parse("I think <red> dress", "compact").query == "I think <red> dress"
     assert parse("<think>so\n<answer>red</answer>\n", "think") == Parsed(Outcome.ok, "red"), "the answer ends it"
     assert parse("<think>so\n<answer>red</answer>\n", "think", truncated=True).outcome == Outcome.truncated
+    assert parse('{"query": "warm wi\\u003cthink>"}', "json") == Parsed(Outcome.no_answer, "")
+    assert parse("<answer><think>of a dress</answer>", "think", True).query == ""
 
 
 def test_the_switch_for_thinking():
-    switched = (
-        CHATML + "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-    )
-    opened, prompt = CHATML + "{{ '<think>\n' }}", Prompt("compact", "Find {request}")
+    off = "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    switched, opened, prompt = CHATML + off, CHATML + "{{ '<think>\n' }}", Prompt("compact", "Find {request}")
     on = replace(prompt, thinking=True)
     assert prompt.render(tiny_tokenizer(switched), "red").endswith("assistant\n<think>\n\n</think>\n\n")
     assert on.render(tiny_tokenizer(switched), "red").endswith("assistant\n")
@@ -210,14 +201,6 @@ def test_round_trip(query, style, truncated):
     assert parse(format_answer(query, style), style, truncated) == Parsed(Outcome.ok, " ".join(query.split()))
 
 
-@settings(deadline=None)
-@given(st.lists(st.from_regex(r"[a-z0-9é'-]*[a-zé0-9]", fullmatch=True), min_size=1))
-def test_round_trip_of_keywords(words):
-    assume(words[0][0].isalpha())
-    query = " ".join(words)
-    assert parse(format_answer(query, "compact"), "compact") == Parsed(Outcome.ok, query)
-
-
 def completions(shared_data, name: str) -> list[str]:
     rows = json.loads((shared_data / "rec_r1" / "completions" / f"{name}_Video_Games.json").read_text())
     texts = [row["generated_text"] for row in rows.values()]
@@ -229,34 +212,22 @@ def completions(shared_data, name: str) -> list[str]:
 OK, NO_ANSWER, BAD_JSON = Outcome.ok, Outcome.no_answer, Outcome.bad_json
 REAL = [
     ("gpt-4o-esci", "paper", {OK: 103}),
-    ("gpt-4o-esci", "json", {OK: 103}),
     ("gpt-4o-dense-amazon-c4", "paper", {OK: 150}),
     ("Qwen-inst-esci", "compact", {OK: 104}),
     ("Qwen-inst-esci", "json", {NO_ANSWER: 103, BAD_JSON: 1}),
-    ("Qwen-inst-esci", "paper", {NO_ANSWER: 104}),
-    ("rec-r1-esci", "json", {NO_ANSWER: 103}),
 ]
 
 
 @pytest.mark.parametrize("name, style, outcomes", REAL)
 def test_outcomes_of_real_completions(shared_data, name, style, outcomes):
-    assert Counter(parse(text, style).outcome for text in completions(shared_data, name)) == outcomes
-
-
-def test_queries_of_real_completions_are_those_that_were_searched(shared_data):
-    path = shared_data / "rec_r1" / "golden_metrics" / "esci__query_metric_results-gpt-4o.json"
-    searched = {" ".join(key.partition("_")[2].split()) for key in json.loads(path.read_text())}
-    parsed = {parse(text, "paper").query for text in completions(shared_data, "gpt-4o-esci")}
-    assert len(searched) == 103 and parsed == searched
-
-
-def test_real_completions_cut_short(shared_data):
-    for text in completions(shared_data, "gpt-4o-esci")[:40]:
-        end = text.rindex("</answer>") + len("</answer>")
-        for cut in range(0, end, 37):
-            assert parse(text[:cut], "paper").outcome == Outcome.no_answer
-            assert parse(text[:cut], "paper", truncated=True).outcome == Outcome.truncated
-        assert parse(text[:end], "paper", truncated=True).outcome == Outcome.ok
+    texts = completions(shared_data, name)
+    assert Counter(parse(text, style).outcome for text in texts) == outcomes
+    if (name, style) == ("gpt-4o-esci", "paper"):  # its queries are those that were searched
+        path = shared_data / "rec_r1" / "golden_metrics" / "esci__query_metric_results-gpt-4o.json"
+        searched = {" ".join(key.partition("_")[2].split()) for key in json.loads(path.read_text())}
+        assert searched == {parse(text, style).query for text in texts}
+        cut = [text[: text.rindex("</answer>") - at] for text in texts for at in range(0, 300, 37)]
+        assert {parse(text, style, truncated=True).outcome for text in cut} == {Outcome.truncated}
 
 
 def test_compose():
@@ -266,6 +237,9 @@ def test_compose():
     assert compose("a red one", "", "expand") == "a red one"
     with pytest.raises(RecR1Error, match="rewrite, expand"):
         compose("a red one", "dress", "replace")
+    prompt, asked = Prompt("compact", "{request}", mode="expand", weight=2), ("a red one", "dress dresses")
+    assert prompt.sent(*asked) == "a red one dress dresses dress dresses"
+    assert replace(prompt, mode="rewrite", distinct=True).sent(*asked) == "dress"
 
 
 @pytest.mark.parametrize(
@@ -284,9 +258,7 @@ def test_distinct_sends_each_word_once_in_whatever_form(query, sent):
     assert compose("a red one", query, "rewrite") == query
 
 
-forms = st.sampled_from(
-    ["dress", "Dresses", "dressed", "knit", "knits", "red", "reds", "ＲＥＤ", "a", ",", "毛衣", "毛衣裙"]
-)
+forms = st.sampled_from(["dress", "Dresses", "dressed", "knits", "red", "ＲＥＤ", "a", ",", "毛衣", "毛衣裙"])
 
 
 @given(st.lists(st.one_of(forms, st.text(max_size=5))).map(" ".join))
@@ -296,29 +268,13 @@ def test_distinct_words_stand_where_they_came_first(query):
     assert sent == query or len(set(stems)) < len(stems)
 
 
-def test_a_prompt_says_what_is_sent():
-    prompt, asked = Prompt("compact", "{request}", mode="expand", weight=2), ("a red one", "dress dresses")
-    assert prompt.sent(*asked) == "a red one dress dresses dress dresses"
-    assert replace(prompt, distinct=True).sent(*asked) == "a red one dress dress"
-    assert replace(prompt, mode="rewrite", distinct=True).sent(*asked) == "dress"
-    assert (prompt.sent("a red one", ""), replace(prompt, mode="rewrite").sent("a red one", "")) == ("a red one", "")
-
-
-def test_messages():
-    prompt = Prompt("json", 'Find {request} as {"query": "..."}', (("shoes", '{"query": "shoe"}'),), system="Be brief.")
-    assert prompt.messages("a {red} {request}") == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": 'Find shoes as {"query": "..."}'},
-        {"role": "assistant", "content": '{"query": "shoe"}'},
-        {"role": "user", "content": 'Find a {red} {request} as {"query": "..."}'},
-    ]
-
-
-def test_render_goes_through_the_chat_template_and_ends_in_the_prefix():
-    prompt = Prompt("json", "Find {request}", (("shoes", '{"query": "shoe"}'),), system="Brief.", prefix='{"query": "')
-    assert prompt.render(tiny_tokenizer(), "a red one") == (
-        "<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nFind shoes<|im_end|>\n"
-        '<|im_start|>assistant\n{"query": "shoe"}<|im_end|>\n<|im_start|>user\nFind a red one<|im_end|>\n'
+def test_the_chat_goes_through_the_template_and_ends_in_the_prefix():
+    instruction, few_shot = 'Find {request} as {"query": "..."}', (("shoes", '{"query": "shoe"}'),)
+    prompt = Prompt("json", instruction, few_shot, system="Brief.", prefix='{"query": "')
+    assert prompt.render(tiny_tokenizer(), "a {red} {request}") == (
+        '<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nFind shoes as {"query": "..."}<|im_end|>\n'
+        '<|im_start|>assistant\n{"query": "shoe"}<|im_end|>\n'
+        '<|im_start|>user\nFind a {red} {request} as {"query": "..."}<|im_end|>\n'
         '<|im_start|>assistant\n{"query": "'
     )
 
@@ -357,9 +313,6 @@ def test_render_without_a_usable_template():
 def test_a_bad_prompt(fields, message):
     with pytest.raises(RecR1Error, match=message):
         Prompt(**{"style": "compact", "instruction": "Find {request}", **fields})
-
-
-def test_an_unknown_style_is_the_callers_mistake():
     for call in (parse, format_answer):
         with pytest.raises(RecR1Error, match="compact, json, think, paper"):
             call("red", "xml")
@@ -373,8 +326,3 @@ def test_the_default_prompts_ask_for_nothing_that_the_retriever_ignores():
         # what the prefix has opened, a completion can close
         ending = format_answer("red dress", style).removeprefix(prompt.prefix)
         assert parse(prompt.prefix + ending, style) == Parsed(Outcome.ok, "red dress")
-
-
-def test_a_tag_of_a_thought_never_gets_into_a_query():
-    assert parse('{"query": "warm wi\\u003cthink>"}', "json") == Parsed(Outcome.no_answer, "")
-    assert parse("<answer><think>of a dress</answer>", "think", True).query == ""

@@ -14,8 +14,6 @@ import pandas as pd
 import pytest
 import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from servers import ITEMS, refuses_bad_searches
 
 from recr1_lite.common import RecR1Error
@@ -111,26 +109,15 @@ def test_punctuation_and_boolean_words_are_only_words(retriever, query):
     plain = " ".join(re.findall(r"\w+", query.replace("AND", "").replace("OR", "").replace("TO", "")))
     hits, expected = retriever.search([query, plain], 10)
     assert hits == expected and "d1" in hits.ids
-
-
-def test_unicode_is_folded(retriever):
     folded = ["café naïve", "CAFÉ NAÏVE", "cafe\u0301 nai\u0308ve", "ＣＡＦÉ naïve"]
     assert all(hits.ids == ["d6"] for hits in retriever.search(folded, 5))
-
-
-@settings(deadline=None)
-@given(st.text(max_size=80), st.integers(1, 20))
-def test_any_text_can_be_searched(query, k):
-    retriever = BM25Retriever.build(ITEMS)
-    hits, again = retriever.search([query, query], k)
-    assert hits == again and len(hits.ids) == len(set(hits.ids)) <= k
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
         (lambda items: items.drop(columns="text"), "no column 'text'"),
-        (lambda items: items.assign(item_id="d1"), "'d1' is in the catalogue twice"),
+        (lambda items: items.assign(item_id="d1"), "'d1' stands in rows 1 and 2"),
         (lambda items: items.assign(text=[*items["text"][:-1], math.nan]), "the text of item 'd9' is (None|nan)"),
         (lambda items: items[:0], "the catalogue is empty"),
     ],
@@ -158,39 +145,6 @@ def test_stopwords_and_stemmer_can_be_chosen():
     assert plain.search(["the"], 9)[0].ids and not plain.search(["dresses"], 9)[0].ids
     own = BM25Retriever.build(ITEMS, stopwords={"red", "blue"})
     assert not own.search(["red blue"], 9)[0].ids and own.search(["the"], 9)[0].ids
-
-
-def test_save_and_load_search_alike(tmp_path):
-    items, queries = random_corpus(7)
-    built = BM25Retriever.build(items, k1=0.9, stopwords=["w1x"])
-    built.save(tmp_path / "index")
-    for mmap in (True, False):
-        loaded = BM25Retriever.load(tmp_path / "index", mmap=mmap)
-        assert loaded.search(queries, 30) == built.search(queries, 30)
-        assert loaded.search(["w1x"], 30) == [Hits([], [])]
-
-
-def test_saving_again_replaces_the_index_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
-    folder = BM25Retriever.build(ITEMS).save(tmp_path / "index")
-    with monkeypatch.context() as patch, pytest.raises(RecR1Error, match="index cannot be written"):
-        patch.setattr("recr1_lite.search.bm25.atomic_write", lambda *_: os.listdir(tmp_path / "full"))
-        BM25Retriever.build(ITEMS[:3]).save(folder)
-    old = BM25Retriever.load(folder)
-    assert len(old.ids) == len(ITEMS) and len(list(folder.iterdir())) == 2
-    BM25Retriever.build(ITEMS[:3]).save(folder)
-    assert len(BM25Retriever.load(folder).ids) == 3 and len(list(folder.iterdir())) == 2
-    assert old.search(["swim"], 5)[0].ids == ["d7", "d8", "d9"]  # a reader keeps the pages that it has open
-
-
-def test_loading_what_is_not_there_or_is_broken(tmp_path):
-    with pytest.raises(RecR1Error, match="no BM25 index"):
-        BM25Retriever.load(tmp_path / "nowhere")
-    folder = BM25Retriever.build(ITEMS).save(tmp_path / "index")
-    head = json.loads((folder / "retriever.json").read_text())
-    for file in (folder / head["index"] / "data.csc.index.npy", folder / "retriever.json"):
-        file.write_bytes(b"{cut")
-        with pytest.raises(RecR1Error, match="cannot be read"):
-            BM25Retriever.load(folder)
 
 
 def test_scores_do_not_depend_on_the_process():
@@ -231,8 +185,6 @@ def test_a_failure_names_its_query():
             search(["fine", "a bad query", "fine too"], 5)
         assert isinstance(caught.value.__cause__, ConnectionError)
 
-
-def test_a_batch_that_fails_alone_and_a_missing_answer():
     def limited(queries, k):
         if len(queries) > 1:
             raise ConnectionError("too many at once")
@@ -240,8 +192,6 @@ def test_a_batch_that_fails_alone_and_a_missing_answer():
 
     with pytest.raises(RetrieverError, match="batch of 2.*'x'.*too many"):
         CallableRetriever(limited).search(["x", "y"], 5)
-    with pytest.raises(RetrieverError, match="1 lists for 2 queries"):
-        CallableRetriever(lambda queries, k: [["a"]]).search(["x", "y"], 5)
 
 
 @pytest.mark.parametrize(
@@ -265,10 +215,6 @@ def test_bag_of_words(text, bag):
 def test_scripts_without_spaces_are_found():
     items = pd.DataFrame({"item_id": ["a", "b", "c"], "text": ["红色连衣裙夏季新款", "เสื้อเชิ้ตสีขาว", "लाल साड़ी"]})
     retriever = BM25Retriever.build(items)
-    assert [hits.ids for hits in retriever.search(["新款连衣裙", "สีขาว", "साड़ी", "साड़"], 5)] == [
-        ["a"],
-        ["b"],
-        ["c"],
-        [],
-    ]
+    found = retriever.search(["新款连衣裙", "สีขาว", "साड़ी", "साड़"], 5)
+    assert [hits.ids for hits in found] == [["a"], ["b"], ["c"], []]
     assert all(check.passed for check in environment_check(retriever, items, n=20))

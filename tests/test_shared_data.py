@@ -14,7 +14,7 @@ from recr1_lite.evaluate.evaluation import evaluate
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.metrics import without
 from recr1_lite.tasks import Task, load_task
-from recr1_lite.tasks.splits import alike
+from recr1_lite.tasks.base import alike
 
 TESTS = {"Video_Games": 103, "Baby_Products": 103, "Office_Products": 184, "Sports_and_Outdoors": 408}
 
@@ -143,20 +143,3 @@ def test_msrd_through_custom(shared_data):
     # of 14,671 and 500, less those that val or the test asks in other spelling
     assert len(items) == 9750 and counts == {"train": 14608, "val": 497, "test": 1000}
     assert scored(task)["ndcg@10"] == pytest.approx(0.716, abs=6e-4)
-
-
-def test_amazon_office_through_custom(shared_data):
-    """The 0.106 stated counts an item bought again as a miss; such examples are left out here: 0.108."""
-    data = shared_data / "amazon_office"
-    items = pd.DataFrame(rows_of(data / "items.jsonl.gz")).rename(columns={"id": "item_id"})
-    items["text"] = items["title"]
-    train, test = (rows_of(data / f"{name}.jsonl.gz") for name in ("train", "test"))
-    parts = {"train": train[:-500], "val": train[-500:], "test": test}
-    requests = pd.concat([pd.DataFrame(part).assign(split=split) for split, part in parts.items()])
-    requests = requests.rename(columns={"target": "relevant"})
-    task = load_task("custom", items=items, requests=requests, last=1, metrics=("recall@10",), k_eval=10)
-    examples = len(task.unseal_test("counted"))
-    assert len(items) == 3459 and (len(train), len(test), examples) == (4866, 4866, 4747)
-    found = scored(task)["recall@10"]
-    assert found == pytest.approx(0.1085, abs=6e-4)
-    assert found * examples / len(test) == pytest.approx(0.106, abs=6e-4)

@@ -2,13 +2,13 @@
 
 import copy
 import dataclasses
+import gzip
 import hashlib
 import json
 import pickle
 import threading
 from decimal import Decimal
 
-import hub_files
 import numpy as np
 import pandas as pd
 import pytest
@@ -129,13 +129,8 @@ def test_map_splits_changes_behind_the_seal(ledger):
     assert loud.unseal_test()["request"][0] == SECRET + "!" and task.unseal_test()["request"][0] == SECRET
     with pytest.raises(RecR1Error, match="test split is empty"):
         task.map_splits(lambda split, rows: rows[:0] if split == "test" else rows)
-
-
-def test_subsample(ledger):
-    task = toy()
     small = task.subsample(n_train=1, n_test=1, n_val=5)
-    assert (len(small.train), len(small.val), len(small.items)) == (1, 1, 2)
-    assert len(small.unseal_test()) == 1 and len(task.unseal_test()) == 2
+    assert (len(small.train), len(small.val), len(small.items), len(small.unseal_test())) == (1, 1, 2, 1)
     assert small.about["splits"]["train"]["examples"] == 1 and small.about["licence"] == "none"
     assert small.train.equals(task.subsample(n_train=1).train)
     with pytest.raises(RecR1Error, match="ask for 1 or more"):
@@ -149,7 +144,6 @@ UNSOUND = [
     ({"items": ITEMS.assign(title=[None, "Chair"])}, r"catalogue, row 1 \('1'\): title is empty"),
     ({"items": ITEMS.assign(item_id=[1, 2])}, "row 1: item_id is 1; write text"),
     ({"items": ITEMS[:0]}, "catalogue is empty"),
-    ({"val": frame()}, "val split is empty"),
     ({"test": frame()}, "test split is empty"),
     ({"k_train": 0}, "k_train=0; take a whole number"),
     ({"k_eval": "ten"}, "k_eval='ten'; take"),
@@ -163,9 +157,7 @@ UNSOUND_VAL = [
     ([("v1", "a", ["1"])], "relevant is .'1'.; write {item_id: gain}"),
     ([("v1", "a", {1: 1.0})], "relevant item 1 is no text"),
     ([("v1", "a", {"1": -1.0})], "item '1' has gain -1.0; make it a positive finite"),
-    ([("v1", "a", {"1": float("nan")})], "has gain nan"),
-    ([("v1", "a", {"1": "much"})], "has gain 'much'"),
-    ([("v1", "a", {"1": True})], "has gain True"),
+    *(([("v1", "a", {"1": gain})], f"has gain {gain!r}") for gain in (float("nan"), "much", True)),
     ([("v1", "a", {"001": 1.0})], "wants '001', the ids there look like '1'"),
 ]
 
@@ -207,6 +199,9 @@ def test_clothing_stays_the_same(exact, ledger):
     cold = {split: counts["cold_items"] for split, counts in exact.about["splits"].items()}
     assert cold == {"train": 0, "val": 6, "test": 9}
     assert (exact.prompt.mode, exact.prompt.weight, exact.prompt.distinct) == ("expand", 4, False)
+    again = pickle.loads(pickle.dumps(exact))
+    assert again.rule("A dress, and a red Dress.") == ("dress", "The message names: dress.")
+    assert again.few_shot == exact.few_shot is not None
 
 
 def test_clothing_is_graded(clothing, exact, ledger):
@@ -218,10 +213,8 @@ def test_clothing_is_graded(clothing, exact, ledger):
         for relevant, (garment,) in zip(graded["relevant"], one["relevant"], strict=True):
             substitutes = {item for item, kind in kinds.items() if kind == kinds[garment]} - {garment}
             assert relevant == dict.fromkeys(substitutes, SUBSTITUTE) | {garment: 1.0}
-    for key in ("items", "cold_items"):  # those of the exact garments
-        assert [row[key] for row in clothing.about["splits"].values()] == [
-            row[key] for row in exact.about["splits"].values()
-        ]
+    counts = [[(row["items"], row["cold_items"]) for row in one.about["splits"].values()] for one in (clothing, exact)]
+    assert counts[0] == counts[1]  # those of the exact garments
     assert (clothing.prompt.mode, clothing.prompt.weight, clothing.prompt.distinct) == ("rewrite", 1, True)
 
 
@@ -231,12 +224,6 @@ def test_exact_metrics_of_the_graded_form_are_the_metrics_of_the_exact_one(cloth
     assert graded["exact-ndcg@100"].tolist() == one["ndcg@100"].tolist()
     assert graded["exact-mrr"].tolist() == one["mrr"].tolist() and graded["ranks"].tolist() == one["ranks"].tolist()
     assert (graded["ndcg@100"] != one["ndcg@100"]).any()
-
-
-def test_a_rule_is_pickled_with_its_task(clothing):
-    again = pickle.loads(pickle.dumps(clothing))
-    assert again.rule("A dress, and a red Dress.") == ("dress", "The message names: dress.")
-    assert again.few_shot == clothing.few_shot is not None
 
 
 def test_clothing_with_another_seed(clothing, ledger):
@@ -249,10 +236,8 @@ def test_clothing_with_another_seed(clothing, ledger):
     everything = "\n".join(clothing.items["text"])
     assert not [request for request in clothing.val["request"] if request in everything]
     words = short.items.set_index("item_id")["text"].str.split().str.len()
-    shares = [
-        sum(words[next(iter(own))] > 5000 for own in rows["relevant"]) / len(rows) for rows in (short.val, short.train)
-    ]
-    assert shares[0] == pytest.approx(shares[1], abs=0.06)
+    long = [rows["relevant"].map(lambda own: words[next(iter(own))] > 5000).mean() for rows in (short.val, short.train)]
+    assert long[0] == pytest.approx(long[1], abs=0.06)
 
 
 CATALOGUE = [("007", "Lamp", "a green desk lamp"), ("8", "NA", "null"), ("9", "Chair", "an oak chair, \u2028 old")]
@@ -326,13 +311,16 @@ def test_split_column_and_rows_of_one_example(files):
 
 def test_parquet_and_frames(tmp_path):
     items, requests = tmp_path / "items.parquet", tmp_path / "requests.parquet"
-    FRAME.to_parquet(items)
+    pd.concat([FRAME, FRAME[:1]]).to_parquet(items)  # an exact copy of an item is left out
     for relevant in ([{"8": 2.0} if i % 2 else {"007": 1.0} for i in range(10)], [["8", "9"]] * 10, [8] * 10):
         rows = pd.DataFrame(ten()).assign(relevant=relevant)
         rows.to_parquet(requests)
         read, given = (load_task("custom", items=a, requests=b) for a, b in ((items, requests), (FRAME, rows)))
         assert read.train.equals(given.train) and read.items.equals(given.items)
-    assert read.val["relevant"][0] == {"8": 1.0}
+    assert read.val["relevant"][0] == {"8": 1.0} and read.about["items that stand there twice, left out once"] == 1
+    rows.assign(split=["train"] * 3 + ["dev"] * 7).to_parquet(requests)
+    with pytest.raises(RecR1Error, match="^requests.parquet, row 4: split is 'dev'; write one of train, val, test"):
+        load_task("custom", items=FRAME, requests=requests)
 
 
 def test_unreachable_targets(files):
@@ -346,7 +334,6 @@ def test_unreachable_targets(files):
     "rows, words",
     [
         (ten(request="  "), "requests.jsonl, line 10: request is empty"),
-        (ten(request=5), "line 10: request is 5"),
         (ten(relevant=None), "line 10: relevant is empty; an id"),
         (ten(relevant=[]), "line 10: relevant is empty; name at least one"),
         (ten(relevant=7.5), "line 10: relevant is 7.5; an id is text or a whole number"),
@@ -366,35 +353,23 @@ def test_bad_requests(files, rows, words):
     assert "\n" not in str(error.value)
 
 
-def test_where_a_bad_row_stands(tmp_path):
-    """Rows of a table count from 1, without the header; of a text file the line is named as an editor shows it."""
-    rows = pd.DataFrame([(f'a "{i}"\nb', "8", "train") for i in range(4)], columns=["request", "relevant", "split"])
-    rows.loc[3, "split"] = "dev"
-    for name, place in [("r.csv", "r.csv, line 9"), ("r.jsonl", "r.jsonl, line 4"), ("r.parquet", "r.parquet, row 4")]:
-        path = tmp_path / name
-        if path.suffix == ".jsonl":
-            rows.to_json(path, orient="records", lines=True)
-        else:
-            rows.to_csv(path, index=False) if path.suffix == ".csv" else rows.to_parquet(path)
-        with pytest.raises(RecR1Error, match=f"^{place}: split is 'dev'; write one of train, val, test"):
-            load_task("custom", items=FRAME, requests=path)
-    with pytest.raises(RecR1Error, match="^requests, row 4: split is 'dev'"):
-        load_task("custom", items=FRAME, requests=rows.set_index("request", drop=False))
-
-
 @pytest.mark.parametrize(
     "name, content, words",
     [
         ("items.csv", None, r"items: there is no file .*items\.csv; check the path"),
-        ("items.csv", "folder", "items.csv is a folder; name the file in it"),
         ("items.xlsx", b"x", "items.xlsx has not one of the endings .csv, .csv.gz, .jsonl, .jsonl.gz, .json, .parquet"),
-        ("items.csv", b" \n", "items.csv is empty"),
-        ("items.csv", b"item_id,title,text\n", "items.csv has a header and no rows"),
+        ("items.csv", b" \n", "items.csv has no row; give it at least one"),
         ("items.csv", b"item_id,title,text,text\n1,a,b,c\n", "has two columns 'text'"),
         ("items.csv", "item_id,title,text\n1,café,b\n".encode("latin-1"), "items.csv, line 2 is not UTF-8 .byte 0xe9."),
         ("items.csv", b"item_id,title,text\n1,a,b,c\n", "line 2 has 4 cells and the header 3; check the quotes"),
         ("items.csv", b'item_id,title,text\n1,a,"b\n', "items.csv, line 2 is no CSV"),
         ("items.csv", b"item_id,title,text\n,a,b\n", "items.csv, line 2: item_id is empty"),
+        (
+            "items.csv",
+            b'item_id,title,text\n8,"a\nb",c\n8,a,x\n',
+            "line 4: item_id '8' stands in line 3 too, with another",
+        ),
+        ("items.csv.gz", gzip.compress(b"item_id,title,text\n" * 99)[:-9], "items.csv.gz cannot be read after line "),
         ("items.jsonl", b'{"item_id": 1, "title": "a", "text": "b"}\n{"item_id": \n', "line 2 is no JSON .* cut short"),
         ("items.jsonl", b"\xef\xbb\xbf[1]\n", "line 1 is no JSON object"),
         ("items.jsonl", b'{"item_id": 1.5, "title": "a", "text": "b"}\n', "line 1: item_id is 1.5; an id is text"),
@@ -404,9 +379,7 @@ def test_where_a_bad_row_stands(tmp_path):
 )
 def test_bad_files(tmp_path, name, content, words):
     path = tmp_path / name
-    if content == "folder":
-        path.mkdir()
-    elif content is not None:
+    if content is not None:
         path.write_bytes(content)
     with pytest.raises(RecR1Error, match=words) as error:
         load_task("custom", items=path, requests=pd.DataFrame(ten()).assign(relevant="1"))
@@ -419,11 +392,9 @@ def test_bad_files(tmp_path, name, content, words):
         ("clothes", {}, "choose one of clothing, movielens, esci, amazon_c4, amazon_reviews, custom"),
         ("clothing", {"word": 3}, "task 'clothing' has no option 'word'; its options are words, seed, relevance"),
         ("clothing", {"words": 5}, "words=5 is too short"),
-        ("clothing", {"relevance": "some"}, "no relevance='some'; choose one of graded, exact"),
         ("custom", {"items": "i.csv"}, "task 'custom' needs requests=; its options are items, requests, val"),
         ("custom", {"items": 5, "requests": "r.csv"}, "items is a int; give a path or a DataFrame"),
         ("ours", {"val": 0.6, "test": 0.5}, "val=0.6 and test=0.5 are no shares"),
-        ("ours", {"val": "a fifth"}, "val='a fifth'"),
         ("ours", {"unreachable": "ignore"}, "no unreachable='ignore'; choose one of error, count"),
         ("ours", {"prompt": "no place"}, "request"),
     ],
@@ -433,7 +404,7 @@ def test_bad_options(files, task, options, words):
         files(**options) if task == "ours" else load_task(task, **options)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_csv_cells_stay_as_written(tmp_path, encoding, end):
     path = tmp_path / "table.csv"
@@ -462,21 +433,12 @@ def test_rows_judged_not_relevant(files):
     """As a qrels file has them: with a gain of 0 or below."""
     rows = [{"example_id": r["request"], **r, "relevant": item, "gain": gain} for r in ten()
             for item, gain in (("007", 2), ("8", 0), ("9", -1))]  # fmt: skip
-    task = files([*rows, {"example_id": "none", "request": "nothing", "relevant": "8", "gain": 0}])
+    task = files([*rows, rows[0], {"example_id": "none", "request": "nothing", "relevant": "8", "gain": 0}])
     assert all(relevant == {"007": 2.0} for relevant in task.train["relevant"])
     assert task.about["judged items with a gain of 0 or below, left out"] == 21
     assert task.about["examples without a relevant item then, left out"] == 1
     with pytest.raises(RecR1Error, match="every relevant item has a gain of 0 or below"):
         files([row | {"relevant": {"8": 0}} for row in ten()])
-
-
-def test_items_that_stand_there_twice(tmp_path):
-    path = hub_files.write_csv(tmp_path / "i.csv", ITEM_COLUMNS, [*CATALOGUE, CATALOGUE[0]])
-    task = load_task("custom", items=path, requests=pd.DataFrame(ten()))
-    assert len(task.items) == 3 and task.about["items that stand there twice, left out once"] == 1
-    hub_files.write_csv(path, ITEM_COLUMNS, [*CATALOGUE, ("8", "NA", "another")])
-    with pytest.raises(RecR1Error, match="i.csv, line 5: item_id '8' stands in line 3 too, with another text; keep"):
-        load_task("custom", items=path, requests=pd.DataFrame(ten()))
 
 
 ALIKE = ["red  DRESS", "Dress, red!", "ｒｅｄ dress", "red dr\u00adess\u200b", "  red dress "]
@@ -494,20 +456,15 @@ def test_requests_that_a_retriever_cannot_tell_apart(files, ledger, other):
 def test_halves_of_surrogate_pairs(files, tmp_path, ledger):
     emoji, half = "\ud83d\ude00", "\ud83d"  # as two escapes of JSON, or cut between them
     rows = [row | {"relevant": ["007", half]} for row in ten(request=f"socks {half}")]
-    items = write_jsonl(tmp_path / "i.jsonl", [dict(zip(ITEM_COLUMNS, row)) for row in
-                                               [(half, f"A {emoji}", f"b {half}"), *CATALOGUE]])  # fmt: skip
-    table = pd.DataFrame(rows, dtype=object)
-    tasks = [
-        load_task("custom", items=items, requests=given) for given in (write_jsonl(tmp_path / "r.jsonl", rows), table)
-    ]
-    for task in tasks:
+    table = [dict(zip(ITEM_COLUMNS, row)) for row in [(half, f"A {emoji}", f"b {half}"), *CATALOGUE]]
+    items = write_jsonl(tmp_path / "i.jsonl", table)
+    for given in (write_jsonl(tmp_path / "r.jsonl", rows), pd.DataFrame(rows, dtype=object)):
+        task = load_task("custom", items=items, requests=given)
         assert task.items.iloc[0].tolist() == ["?", "A \U0001f600", "b ?"]
         assert task.train["relevant"][0] == {"007": 1.0, "?": 1.0} and task.describe().encode()
         asked = pd.concat([task.train, task.val, task.unseal_test()])["request"]
         assert "socks ?" in set(asked)
-    by_hand = toy(
-        train=pd.DataFrame([("t", half, {"1": 1.0})], columns=["example_id", "request", "relevant"], dtype=object)
-    )
+    by_hand = toy(train=pd.DataFrame({"example_id": ["t"], "request": [half], "relevant": [{"1": 1}]}, dtype=object))
     assert by_hand.train["request"].tolist() == ["?"]
     assert ledger.append({"kind": "note", "text": half})["text"] == "?"
     turns = by_hand.prompt.messages(half)
@@ -520,22 +477,11 @@ def test_texts_without_a_word_are_counted():
     assert "without a word to index: 1 items" in task.describe() and "word to index" not in toy().describe()
 
 
-def test_data_card_of_a_sample(monkeypatch):
-    whole = toy().describe()
-    monkeypatch.setattr("recr1_lite.tasks.base.SAMPLE", 2)
-    card = toy().describe()
-    assert "requests: 4 (median; 4 to 4) words each (train and val, of a sample of 2)" in card
-    assert "words of text each\n" in card and "sample of" not in whole
-
-
 @pytest.mark.parametrize(
     "text, wanted",
     [
         ("phones < 6 inch, tablets > 9 inch", "phones < 6 inch, tablets > 9 inch"),
-        (
-            "a <b and c> d, I <3 x -> y, <25dB >60Nm, <Genuine Leather>",
-            "a <b and c> d, I <3 x -> y, <25dB >60Nm, <Genuine Leather>",
-        ),
+        ("a <b and c> d, I <3 x -> y, <25dB >60Nm, <Oak Wood>", "a <b and c> d, I <3 x -> y, <25dB >60Nm, <Oak Wood>"),
         ("waist &lt;32 in; hips &gt;38 in", "waist <32 in; hips >38 in"),
         ("<P class=\"x y\">Red<br/>lamp</p><!-- a > b --> &amp; <a href='z'>more</a><o:p></o:p>", "Red lamp & more"),
         ("<style>p { color: red }</style>Tall <script type=x>1 < 2</script>lamp", "Tall lamp"),

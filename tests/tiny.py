@@ -20,9 +20,8 @@ from transformers import (
 from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged, token_logps
 from recr1_lite.profiles import PROFILES, Profile
 from recr1_lite.search.base import CallableRetriever
-from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.base import ITEM_COLUMNS, Task
 from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.tasks.splits import ITEM_COLUMNS
 
 SPECIAL = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>"]
 WORDS = ["user", "assistant", "system", "find", *(f"w{number}" for number in range(120))]

@@ -25,9 +25,8 @@ from recr1_lite.policy.rewriters import RawRewriter, Rewriter, RuleRewriter
 from recr1_lite.search.base import Hits, Retriever, bag_of_words, search_all
 from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.metrics import EXACT, compute, dcg, parse_name, without
-from recr1_lite.tasks.base import Task, ids_of
+from recr1_lite.tasks.base import Task, ids_of, most_relevant
 from recr1_lite.tasks.prompts import Prompt, compose
-from recr1_lite.tasks.splits import most_relevant
 
 REQUESTS, TRIED, FOLDS = 2000, 500, 5  # training requests that are learned from, and that the form is chosen on
 TUNED, K1, B = 400, (0.9, 1.2, 2.0, 4.0, 8.0, 20.0, 50.0, 100.0, 200.0), (0.3, 0.5, 0.75, 0.9, 1.0)

@@ -17,9 +17,8 @@ from recr1_lite.common import RecR1Error, bar
 from recr1_lite.ledger import Ledger
 from recr1_lite.search.base import Retriever, checked, search_all
 from recr1_lite.search.metrics import Interval, compute, mean_interval, paired_interval, parse_name, without
-from recr1_lite.tasks.base import Task, ids_of
+from recr1_lite.tasks.base import SPLITS, Task, ids_of, most_relevant
 from recr1_lite.tasks.prompts import Outcome, Rewrite
-from recr1_lite.tasks.splits import SPLITS, most_relevant
 
 TOP = 10  # hits kept per example, for the inspector
 SEARCH_BATCH = 1024

@@ -30,7 +30,7 @@ from transformers import (
 from recr1_lite.common import RecR1Error, bar
 from recr1_lite.evaluate.evaluation import EvalResult, evaluate_recommender
 from recr1_lite.tasks.base import Task
-from recr1_lite.tasks.splits import BETWEEN
+from recr1_lite.tasks.sequential import BETWEEN
 
 PAD, IGNORED = 0, -100  # SASRec's token of no item; its label of a place without loss
 PATIENCE = 5  # epochs without a lower loss on val

@@ -1,19 +1,17 @@
-"""The fixed search engine behind the reward: BM25, or any callable of yours.
+"""The fixed search engine behind the reward, and the one path to it.
 
-The policy learns whatever the retriever pays for, a retriever's bugs included. So a query is a bag of words
-(order and case never matter), ties have one order, and a failure is an error rather than an empty list.
-`environment_check` tests any retriever for the traps that are known.
+The policy learns whatever the retriever pays for, a retriever's bugs included. So a query is a bag of words (order and
+case never matter), ties have one order, and a failure is an error rather than an empty list.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import operator
 import random
 import sys
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
@@ -26,11 +24,12 @@ from bm25s.tokenization import Tokenizer
 from recr1_lite.common import RecR1Error, is_indexed, whole
 from recr1_lite.common import words as words_of
 from recr1_lite.search.metrics import checked_cutoff
+from recr1_lite.tasks.base import check_texts
 
 UNSEEN = {"Cc", "Cf", "Cs", "Mn", "Zl", "Zp", "Zs"}  # kinds of letters that show nothing by themselves
 FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a sign that are drawn as nothing
 NO_LISTS = (str, bytes, bytearray, Mapping, Set)
-SAMPLE = 2_000  # items whose words a check draws from
+SAMPLE, DEPTH = 2_000, 1000  # items whose words a check draws from; hits that it looks at
 NEEDED = ("the same search gives the same list", "hits are items of the catalogue, each once", "at most k hits")
 
 
@@ -46,10 +45,7 @@ class Hits(NamedTuple):
 
 
 class Retriever(Protocol):
-    """Anything that answers a batch of queries; the only thing that training and evaluation ask of it.
-
-    An engine may have `about`, what `described` notes of it in files that were made with it.
-    """
+    """Anything that answers a batch of queries. It may have `about`, its settings, for `described`."""
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """At most `k` hits for each query, in the queries' order. Raises RetrieverError with the query."""
@@ -78,20 +74,14 @@ def checked_queries(queries: Sequence[str]) -> list[str]:
 
 
 def checked_catalogue(items: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Ids and texts of a catalogue. Raises RecR1Error: a column missing, no row, an id twice, a text that is none."""
-    missing = [column for column in ("item_id", "text") if column not in items.columns]
-    if missing:
-        raise RecR1Error(f"the catalogue has no column {missing[0]!r}; it needs item_id and text")
-    ids, texts = [whole(str(item)) for item in items["item_id"]], [whole(text) for text in items["text"]]
-    if not ids:
-        raise RecR1Error("the catalogue is empty; give it at least one row")
-    twice = pd.Index(ids).duplicated()
-    if twice.any():
-        raise RecR1Error(f"item {ids[twice.argmax()]!r} is in the catalogue twice; keep one row of it")
-    for item_id, text in zip(ids, texts):
-        if not isinstance(text, str):
-            raise RecR1Error(f"the text of item {item_id!r} is {text!r}; fill it or drop the row")
-    return ids, texts
+    """Ids, as text, and texts of a catalogue. Raises RecR1Error: a column missing, no row, an id twice, no text."""
+    if "item_id" in items:
+        items = items.assign(item_id=[whole(str(item)) for item in items["item_id"]])
+    check_texts(items, ["item_id", "text"], ["item_id"], "the catalogue")
+    for item, text in zip(items["item_id"], items["text"]):
+        if not isinstance(text, str):  # "" may stand there: it is never found
+            raise RecR1Error(f"the text of item {item!r} is {text!r}; fill it or drop the row")
+    return items["item_id"].tolist(), whole(items["text"].tolist())
 
 
 def best(scores: np.ndarray, k: int, found: np.ndarray) -> np.ndarray:
@@ -135,37 +125,33 @@ def search_all(retriever: Retriever, queries: Sequence[str], k: int, known: Coll
 def checked(query: str, answer: Any, k: int, known: Collection[str] | None, who: str = "the retriever") -> Hits:
     """The first `k` hits of one answer. Raises RetrieverError as `search_all` does."""
     ids, scores = _read(query, answer, who)
-    different = set(ids := ids[:k])
-    if len(different) < len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
-        raise RetrieverError(f"for {query!r} {who} found {twice!r} twice; let it give each item once")
-    if known is not None and (strange := different.difference(known)):
-        first, like = next(item for item in ids if item in strange), min(known, default=None)
-        lacks = f"found {first!r}, which the catalogue lacks (ids there look like {like!r})"
-        raise RetrieverError(f"for {query!r} {who} {lacks}; build its index from these items")
+    ids = ids[:k]
+    if len(set(ids)) < len(ids):
+        raise RetrieverError(f"for {query!r} {who} found {max(ids, key=ids.count)!r} twice; let it give each item once")
+    for item in ids:
+        if known is not None and item not in known:
+            lacks = f"found {item!r}, which the catalogue lacks (ids there look like {min(known, default=None)!r})"
+            raise RetrieverError(f"for {query!r} {who} {lacks}; build its index from these items")
     return Hits(ids, scores[:k])
 
 
 def _read(query: str, answer: Any, who: str = "the retriever") -> Hits:
-    """An answer as Hits: it is Hits, or a list (or tuple, or array) of ids or of (id, score)."""
     try:
-        if not isinstance(answer, Hits):
-            return read_pairs(hit if isinstance(hit, (tuple, list)) else (hit, None) for hit in listed(answer))
-        ids, scores = map(listed, answer)
-        with suppress(TypeError, OverflowError):  # the usual answer, read without a loop
-            "".join(ids)
-            if type(ids) is type(scores) is list and len(ids) == len(scores) and math.isfinite(sum(scores)):
-                return answer
-        return read_pairs(zip(ids, scores, strict=True))
+        return read_hits(answer)
     except (TypeError, ValueError, OverflowError) as error:
         wanted = "is no list of ids or of (id, score)"
         raise RetrieverError(f"{who}'s answer to {query!r} {wanted}: {error}") from None
 
 
-def read_pairs(pairs: Iterable[Any]) -> Hits:
-    """Pairs of id and score (None: 1 / rank) as Hits. TypeError, ValueError or OverflowError for what is none."""
+def read_hits(answer: Any) -> Hits:
+    """An answer as Hits: it is Hits, or a list (or tuple, or array) of ids or of (id, score); no score is 1 / rank.
+
+    TypeError, ValueError or OverflowError for what is none.
+    """
     ids, scores = [], []
-    for rank, (item, score) in enumerate(pairs, start=1):
+    hits = zip(*map(listed, answer), strict=True) if isinstance(answer, Hits) else listed(answer)
+    for rank, hit in enumerate(hits, start=1):
+        item, score = hit if isinstance(hit, (tuple, list)) else (hit, None)
         if isinstance(item, bool) or not isinstance(item, (str, int, np.integer)):
             raise TypeError(f"{item!r} is no id")
         score = 1 / rank if score is None else score
@@ -216,13 +202,10 @@ def bag_of_words(
     """Each text as a list of stems: its `words` that are indexed, stopwords dropped."""
     try:
         stem = Stemmer.Stemmer(stemmer).stemWord if stemmer else str
-    except KeyError:
-        known = ", ".join(Stemmer.algorithms())
-        raise RecR1Error(f"there is no stemmer {stemmer!r}; choose None or one of {known}") from None
-    try:
         stems: dict[str, str | None] = dict.fromkeys(Tokenizer(stopwords=stopwords).stopwords)
-    except ValueError as error:  # raised for an unknown stopword list only
-        raise RecR1Error(f"bm25s has no stopwords {stopwords!r}; pass a list or None ({error})") from None
+    except (KeyError, ValueError) as error:
+        known = f"choose None or one of {', '.join(Stemmer.algorithms())} to stem, and a list or None as stopwords"
+        raise RecR1Error(f"stemmer={stemmer!r} with stopwords={stopwords!r} is not known ({error}); {known}") from None
     bags = []
     for text in texts:
         bag = words_of(text)
@@ -236,22 +219,16 @@ def bag_of_words(
 class CallableRetriever:
     """Your own search engine: `fn(queries, k)` gives for each query its ids, or its (id, score), best first.
 
-    The order is taken as it comes. Without scores a hit scores 1 / rank. More than `k` hits are cut to `k`.
+    Without scores a hit scores 1 / rank. More than `k` hits are cut to `k`.
     """
 
     def __init__(self, fn: Callable[[list[str], int], Sequence[Sequence[Any]]]):
-        self.fn = fn
-
-    @property
-    def about(self) -> dict:
-        """The function's name; what it does inside is not known here."""
-        return {"function": getattr(self.fn, "__qualname__", type(self.fn).__name__)}
+        self.fn, self.about = fn, {"function": getattr(fn, "__qualname__", type(fn).__name__)}
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """As `Retriever.search`. Raises RetrieverError with the query if `fn` fails or answers otherwise."""
         k, queries = checked_cutoff(k), checked_queries(queries)
-        answers = (_read(query, answer) for query, answer in zip(queries, _ask(self.fn, queries, k)))
-        return [Hits(ids[:k], scores[:k]) for ids, scores in answers]
+        return [checked(query, answer, k, None) for query, answer in zip(queries, _ask(self.fn, queries, k))]
 
 
 class Rule(NamedTuple):
@@ -262,18 +239,15 @@ class Rule(NamedTuple):
     detail: str
 
 
-def environment_check(
-    retriever: Retriever, items: pd.DataFrame, n=200, seed=0, stopwords: str | Sequence[str] | None = "en", depth=10_000
-) -> list[Rule]:
+def environment_check(retriever: Retriever, items: pd.DataFrame, n: int = 200, seed: int = 0) -> list[Rule]:
     """Try a bag-of-words retriever on its own catalogue, with `n` words and `n` five-word queries drawn by `seed`.
 
-    `pd.DataFrame(environment_check(...))` is a readable table. A dense retriever rightly fails the checks of order,
-    case, punctuation and unknown words; the others hold for anything one trains on. Words are drawn from SAMPLE items.
-    stopwords: what the engine leaves out. depth: hits that are looked at. Raises RetrieverError where a search does.
+    `pd.DataFrame` makes a readable table of it. A dense retriever rightly fails the checks of order, case, punctuation
+    and unknown words; the others hold for anything one trains on. Raises RetrieverError where a search does.
     """
-    some, depth = items if len(items) <= SAMPLE else items.sample(SAMPLE, random_state=seed), min(depth, len(items))
+    some, depth = items if len(items) <= SAMPLE else items.sample(SAMPLE, random_state=seed), min(DEPTH, len(items))
     holders: dict[str, set[str]] = defaultdict(set)
-    for item_id, found in zip(some["item_id"], bag_of_words(some["text"], stopwords, None)):
+    for item_id, found in zip(some["item_id"], bag_of_words(some["text"], stemmer=None)):
         for word in found:
             holders[word].add(str(item_id))
     rng, words = random.Random(seed), sorted(holders)
@@ -287,27 +261,25 @@ def environment_check(
 
     plain = ranked(queries)
 
-    def broken(holds: Callable[..., bool], *columns: Iterable) -> list[str]:
-        return [query for query, *others in zip(queries, plain, *columns) if not holds(*others)]
-
-    def same(batch: list[str]) -> list[str]:
-        return broken(operator.eq, ranked(batch))
+    def other(found: Iterable[list[str]]) -> list[str]:
+        return [query for query, one, two in zip(queries, plain, found) if one != two]
 
     def finds(query: str) -> bool:
         with suppress(*[RetrieverError] * is_blank(query)):  # a blank one may be refused: nothing else sends it
             return bool(ranked([query])[0])
         return False
 
+    strange = [query for query, hits in zip(queries, plain) if len(known.intersection(hits)) < len(hits)]
     lost = [word for word, hits in zip(lone, ranked(lone)) if len(hits) < depth and not holders[word] <= set(hits)]
     rules = {
         "one word finds its documents": lost,
-        "order never matters": same([" ".join(reversed(phrase)) for phrase in phrases]),
-        "case never matters": same([query.upper() for query in queries]),
-        "quotes, brackets and operators do no harm": same(punctuated),
-        "the same search gives the same list": same(queries),
-        "a query alone gives the same list as in a batch": broken(operator.eq, (ranked([q])[0] for q in queries)),
-        "hits are items of the catalogue, each once": broken(lambda hits: len(known.intersection(hits)) == len(hits)),
-        "at most k hits": broken(lambda _, hits: len(hits) <= 3, ranked(queries, 3)),
+        "order never matters": other(ranked([" ".join(reversed(phrase)) for phrase in phrases])),
+        "case never matters": other(ranked([query.upper() for query in queries])),
+        "quotes, brackets and operators do no harm": other(ranked(punctuated)),
+        "the same search gives the same list": other(ranked(queries)),
+        "a query alone gives the same list as in a batch": other(ranked([query])[0] for query in queries),
+        "hits are items of the catalogue, each once": strange,
+        "at most k hits": [query for query, hits in zip(queries, ranked(queries, 3)) if len(hits) > 3],
         "an empty query has no hits": list(filter(finds, ("", " ?! "))),
         "an unknown word has no hits": list(filter(finds, ("zqxjkvzzq",))),
     }
@@ -320,7 +292,7 @@ def check_engine(retriever: Retriever, items: pd.DataFrame) -> None:
     Raises RetrieverError where training would mean nothing: hits of another catalogue, one twice, more than were asked
     for, another answer to the same search. What holds for a bag of words alone is noted on stderr.
     """
-    rules = environment_check(retriever, items, 5, depth=1000)
+    rules = environment_check(retriever, items, 5)
     for rule in (failed := [rule for rule in rules if not rule.passed]):
         if rule.name in NEEDED:
             raise RetrieverError(f"{rule.name!r} does not hold for the search engine ({rule.detail}); mend it first")

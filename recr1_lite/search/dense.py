@@ -1,12 +1,12 @@
 """Two more fixed search engines: dense retrieval, and two engines in one by reciprocal rank fusion.
 
-A dense retriever compares meanings where BM25 compares words: it needs no word in common, it ranks the whole
-catalogue for any query, and the order of a query's words matters to it a little.
+A dense retriever compares meanings: it needs no word in common, it ranks the whole catalogue for any query, and the
+order of a query's words matters to it a little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,8 @@ from recr1_lite.search.base import Hits, Retriever, best, checked_catalogue, des
 from recr1_lite.search.metrics import checked_cutoff
 
 MODEL = "all-minilm-l6-v2"
-RRF_K = 60  # Cormack et al. 2009
+RRF_K, DEPTH = 60, 1000  # of Cormack et al. 2009; hits of each engine that are fused
+BATCH = 64  # items that are embedded at once
 BLOCK = 32  # queries that are multiplied at once
 Encoder = Callable[[list[str]], np.ndarray]  # n texts -> (n, dimensions)
 
@@ -32,34 +33,26 @@ class DenseRetriever:
             self.index.add(vectors)
 
     @classmethod
-    def build(
-        cls,
-        items: pd.DataFrame,
-        model: str | Encoder = MODEL,
-        backend: str = "exact",
-        batch_size: int = 64,
-        device: str | None = None,
-        progress: bool = True,
-    ) -> DenseRetriever:
-        """Embed the `text` column of `items`, one row per document with its `item_id`.
+    def build(cls, items: pd.DataFrame, model: str | Encoder = MODEL, backend: str = "exact") -> DenseRetriever:
+        """Embed the columns `item_id` and `text` of `items`.
 
         model: an asset of this kit, a local folder or a Hub name for sentence-transformers, which cuts a text at the
         model's own limit (MiniLM: 256 tokens); or a function from n texts to an array (n, dimensions). backend:
         "exact" (NumPy), or "faiss" (the same answers but for the order of ties, faster on large catalogues; needs
-        faiss-cpu). Raises RecR1Error for a catalogue as in `checked_catalogue`, an unknown backend, faiss not
-        installed, a model that cannot be loaded.
+        faiss-cpu). Raises RecR1Error as `checked_catalogue`, and for an unknown backend, faiss not installed, a model
+        that cannot be loaded.
         """
         if backend not in ("exact", "faiss"):
             raise RecR1Error(f"there is no backend {backend!r}; choose exact or faiss")
         if backend == "faiss":
             _faiss()  # before the long work
         ids, texts = checked_catalogue(items)
-        encode = model if callable(model) else load_encoder(model, batch_size, device)
+        encode = model if callable(model) else load_encoder(model)
         # each text once: in another batch its vector would differ by a rounding, and equal items must tie
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(place)
-        starts = bar(range(0, len(distinct), batch_size), desc="embedding items", unit="batch", progress=progress)
-        vectors = np.concatenate([_embed(encode, distinct[at : at + batch_size]) for at in starts])
+        starts = bar(range(0, len(distinct), BATCH), desc="embedding items", unit="batch")
+        vectors = np.concatenate([_embed(encode, distinct[at : at + BATCH]) for at in starts])
         name = model if isinstance(model, str) else getattr(model, "__qualname__", type(model).__name__)
         about = {"model": name, "catalogue": fingerprint(ids, "\n".join(texts).encode())}
         return cls(encode, vectors[[place[text] for text in texts]], ids, backend, about)
@@ -75,18 +68,14 @@ class DenseRetriever:
     def _nearest(self, queries: list[str], k: int) -> list[Hits]:
         vectors = _embed(self.encode, queries)
         if self.index is not None:
-            scores, rows = self.index.search(vectors, min(k, len(self.ids)))
-            return [self._hits(*pair) for pair in zip(rows, scores)]
-        everything = np.arange(len(self.ids))
-        products = (scores for block in _blocks(vectors) for scores in block @ self.vectors.T)
-        found = []
-        for _, scores in zip(queries, products):  # the rows that fill up the last block are left over
-            rows = best(scores, k, everything)
-            found.append(self._hits(rows, scores[rows]))
-        return found
-
-    def _hits(self, rows: np.ndarray, scores: np.ndarray) -> Hits:
-        return Hits([self.ids[row] for row in rows], [float(score) for score in scores])
+            found: Iterable = zip(*self.index.search(vectors, min(k, len(self.ids))))
+        else:
+            everything = np.arange(len(self.ids))
+            products = (scores for block in _blocks(vectors) for scores in block @ self.vectors.T)
+            # the rows that fill up the last block are left over
+            ranked = ((scores, best(scores, k, everything)) for _, scores in zip(queries, products))
+            found = ((scores[rows], rows) for scores, rows in ranked)
+        return [Hits([self.ids[row] for row in rows], scores.astype(float).tolist()) for scores, rows in found]
 
 
 class HybridRetriever:
@@ -96,50 +85,42 @@ class HybridRetriever:
     so BM25's and a cosine need no common scale.
     """
 
-    def __init__(self, retrievers: Sequence[Retriever], constant: int = RRF_K, depth: int = 1000):
+    def __init__(self, retrievers: Sequence[Retriever]):
         if len(retrievers) < 2:
             raise RecR1Error(f"a fusion of {len(retrievers)} retrievers fuses nothing; give two or more")
-        self.retrievers, self.constant, self.depth = list(retrievers), constant, checked_cutoff(depth)
-
-    @property
-    def about(self) -> dict:
-        """The engines and how they are fused."""
-        engines = [described(retriever) for retriever in self.retrievers]
-        return {"engines": engines, "constant": self.constant, "depth": self.depth}
+        self.retrievers = list(retrievers)
+        self.about = {"engines": list(map(described, retrievers)), "constant": RRF_K, "depth": DEPTH}
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """At most `k` hits per query, best first, of the best `depth` (or `k`) of each engine; of equal scores the one
+        """At most `k` hits per query, best first, of the best 1,000 (or `k`) of each engine; of equal scores the one
         that an earlier engine ranks higher comes first. Errors of the engines pass through."""
         k = checked_cutoff(k)
-        answers = [search_all(retriever, queries, max(k, self.depth)) for retriever in self.retrievers]
-        return [self._fuse(lists, k) for lists in zip(*answers, strict=True)]
+        answers = [search_all(retriever, queries, max(k, DEPTH)) for retriever in self.retrievers]
+        fused = []
+        for lists in zip(*answers, strict=True):
+            scores: dict[str, float] = {}
+            for hits in lists:
+                for rank, item in enumerate(hits.ids, start=1):
+                    scores[item] = scores.get(item, 0.0) + 1 / (RRF_K + rank)
+            ranked = sorted(scores, key=scores.__getitem__, reverse=True)[:k]
+            fused.append(Hits(ranked, [scores[item] for item in ranked]))
+        return fused
 
-    def _fuse(self, lists: Sequence[Hits], k: int) -> Hits:
-        scores: dict[str, float] = {}
-        for ids, _ in lists:
-            for rank, item in enumerate(ids, start=1):
-                scores[item] = scores.get(item, 0.0) + 1 / (self.constant + rank)
-        ranked = sorted(scores, key=scores.__getitem__, reverse=True)[:k]
-        return Hits(ranked, [scores[item] for item in ranked])
 
-
-def load_encoder(model: str = MODEL, batch_size: int = 64, device: str | None = None) -> Encoder:
+def load_encoder(model: str = MODEL) -> Encoder:
     """A sentence-transformers model as a function from texts to unit vectors. Raises RecR1Error if it won't load."""
     folder = str(assets.model_folder(model)) if model in assets.MODELS else model
-    try:
-        from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer
 
-        encoder = SentenceTransformer(folder, device=device, local_files_only=assets.offline())
-    except ImportError as problem:
-        raise RecR1Error(f"dense retrieval needs sentence-transformers ({problem}); pip install -e .") from problem
+    try:
+        encoder = SentenceTransformer(folder, local_files_only=assets.offline())
     except (OSError, ValueError) as problem:
-        raise RecR1Error(
-            f"the encoder {model!r} cannot be loaded ({str(problem).splitlines()[0][:200]}); name a folder, a Hub "
-            f"model of sentence-transformers, or {MODEL!r}"
-        ) from problem
+        reason = f"cannot be loaded ({str(problem).splitlines()[0][:200]})"
+        advice = f"name a folder, a Hub model of sentence-transformers, or {MODEL!r}"
+        raise RecR1Error(f"the encoder {model!r} {reason}; {advice}") from problem
 
     def encode(texts: list[str]) -> np.ndarray:
-        return encoder.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+        return encoder.encode(texts, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True)
 
     return encode
 
@@ -148,10 +129,8 @@ def _embed(encode: Encoder, texts: list[str]) -> np.ndarray:
     """Unit vectors of the texts, (n, dimensions), float32."""
     vectors = np.asarray(encode(texts), dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
-        raise RecR1Error(
-            f"the encoder gave an array {vectors.shape} for {len(texts)} texts, or numbers that are not "
-            "finite; it must give one finite vector per text"
-        )
+        gave = f"an array {vectors.shape} for {len(texts)} texts, or numbers that are not finite"
+        raise RecR1Error(f"the encoder gave {gave}; it must give one finite vector per text")
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

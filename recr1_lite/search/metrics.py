@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.stats import bootstrap, t
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.splits import most_relevant
+from recr1_lite.tasks.base import most_relevant
 
-GAINS = ("linear", "exponential")
 RESAMPLES = 2000
 Relevant = Mapping[str, float] | Sequence[str]
 EXACT = "exact-"
@@ -34,6 +34,10 @@ def _gains(relevant: Relevant) -> dict[str, float]:
     return gains
 
 
+def _wanted(relevant: Relevant) -> set[str]:
+    return {item for item, gain in _gains(relevant).items() if gain > 0}
+
+
 def checked_cutoff(k: int) -> int:
     """`k` as an int. Raises RecR1Error unless it is a whole number of at least 1."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
@@ -42,17 +46,15 @@ def checked_cutoff(k: int) -> int:
 
 
 def without(ranking: Sequence[str], exclude: Collection[str], k: int) -> list[str]:
-    """The first `k` ids of a ranking from which those of `exclude` were taken out: the others move up.
-
-    To fill k places the ranking has to be `k + len(exclude)` deep.
-    """
+    """The first `k` ids of a ranking without those of `exclude`; to fill k places it must be k + len(exclude) deep."""
     return [item for item in ranking if item not in exclude][:k]
 
 
-def _transform(gain: str):
-    if gain not in GAINS:
+def _worth(relevant: Relevant, gain: str) -> dict[str, float]:
+    gains = _gains(relevant)
+    if gain not in ("linear", "exponential"):
         raise RecR1Error(f"there is no gain {gain!r}; choose linear (as given) or exponential (2^gain - 1)")
-    return (lambda value: float(value)) if gain == "linear" else (lambda value: 2.0**value - 1.0)
+    return {item: float(value) if gain == "linear" else 2.0**value - 1.0 for item, value in gains.items()}
 
 
 def _discounted(values: Sequence[float]) -> float:
@@ -65,11 +67,8 @@ def dcg(ranking: Sequence[str], relevant: Relevant, k: int, gain: str = "linear"
     g is the gain itself (`linear`) or 2^gain - 1 (`exponential`). A later duplicate takes up its rank and gains
     nothing. Source: Järvelin & Kekäläinen, TOIS 20(4), 2002; 2^gain - 1 and log2(r + 1) as in Burges et al., 2005.
     """
-    gains, transform, seen, values = _gains(relevant), _transform(gain), set(), []
-    for item in ranking[: checked_cutoff(k)]:
-        values.append(0.0 if item in seen else transform(gains.get(item, 0.0)))
-        seen.add(item)
-    return _discounted(values)
+    left = _worth(relevant, gain)
+    return _discounted([left.pop(item, 0.0) for item in ranking[: checked_cutoff(k)]])
 
 
 def ndcg(ranking: Sequence[str], relevant: Relevant, k: int, gain: str = "linear", legacy: bool = False) -> float:
@@ -78,29 +77,27 @@ def ndcg(ranking: Sequence[str], relevant: Relevant, k: int, gain: str = "linear
     `legacy=True` is the rule of Rec-R1's official code (linjc16/Rec-R1): gains are 1, and a target listed twice in
     `relevant` counts twice in the ideal DCG, though a ranking can hold it once. It needs the list as it was.
     """
-    k, transform = checked_cutoff(k), _transform(gain)
+    k = checked_cutoff(k)
     if legacy:
         if isinstance(relevant, (Mapping, str)):
             raise RecR1Error("legacy=True needs relevant as a list of ids with its duplicates, not a dict")
         ideal, wanted = [1.0] * len(relevant), set(relevant)
         found = _discounted([1.0 if item in wanted else 0.0 for item in ranking[:k]])
     else:
-        gains = _gains(relevant)
-        ideal = sorted((transform(value) for value in gains.values()), reverse=True)
-        found = dcg(ranking, gains, k, gain)
+        ideal, found = sorted(_worth(relevant, gain).values(), reverse=True), dcg(ranking, relevant, k, gain)
     best = _discounted(ideal[:k])
     return found / best if best > 0 else 0.0
 
 
 def recall(ranking: Sequence[str], relevant: Relevant, k: int) -> float:
     """Share of the relevant items (gain above 0) that are in the first k; 0 where nothing is relevant."""
-    wanted = {item for item, value in _gains(relevant).items() if value > 0}
+    wanted = _wanted(relevant)
     return len(wanted.intersection(ranking[: checked_cutoff(k)])) / len(wanted) if wanted else 0.0
 
 
 def reciprocal_rank(ranking: Sequence[str], relevant: Relevant, k: int | None = None) -> float:
     """1 / rank of the first relevant item within the first k (all ranks if k is None); 0 if there is none."""
-    wanted = {item for item, value in _gains(relevant).items() if value > 0}
+    wanted = _wanted(relevant)
     for rank, item in enumerate(ranking if k is None else ranking[: checked_cutoff(k)], start=1):
         if item in wanted:
             return 1.0 / rank
@@ -108,9 +105,8 @@ def reciprocal_rank(ranking: Sequence[str], relevant: Relevant, k: int | None = 
 
 
 def compute(name: str, ranking: Sequence[str], relevant: Relevant) -> float:
-    """A metric by its name: `ndcg@100`, `recall@10`, `mrr` or `mrr@10`. nDCG takes linear gains. With `exact-` before
-    it, of graded items those of the highest gain alone are relevant, with gain 1. Raises RecR1Error for another name.
-    """
+    """A metric by its name: `ndcg@100` (of linear gains), `recall@10`, `mrr` or `mrr@10`. With `exact-` before it, of
+    graded items those of the highest gain alone are relevant, with gain 1. Raises RecR1Error for another name."""
     kind, k = parse_name(name)
     if name.startswith(EXACT):
         relevant = dict.fromkeys(most_relevant(_gains(relevant)), 1.0)
@@ -145,11 +141,10 @@ def mean_interval(
 ) -> Interval:
     """Mean of `values` (one an example) with a percentile bootstrap interval, 2000 resamples of the examples.
 
-    clusters: one label per value where some belong together, as requests about one garment do; whole clusters are then
-    resampled, for their values are no independent draws. Values that are all equal, one value or one cluster alone give
-    low = high = mean: such data say nothing of the spread. The same seed gives the same interval. Raises RecR1Error for
-    no values, a value that is not finite, a bad level, another number of labels. Sources: Efron & Tibshirani, "An
-    Introduction to the Bootstrap", 1993, chapter 13; Field & Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007.
+    clusters: one label per value where some are no independent draws, as requests about one garment; whole clusters are
+    then resampled. Equal values, one value or one cluster alone give low = high = mean. Raises RecR1Error for no value,
+    a value that is not finite, a bad level, another number of labels. Sources: Efron & Tibshirani, "An Introduction to
+    the Bootstrap", 1993, chapter 13; Field & Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007.
     """
     sample = np.asarray(values, dtype=float)
     if sample.ndim != 1 or not len(sample):
@@ -163,8 +158,7 @@ def mean_interval(
     if clusters is not None:
         if len(clusters) != len(sample):
             raise RecR1Error(f"{len(clusters)} cluster labels for {len(sample)} values; give one label for each")
-        places = {label: place for place, label in enumerate(dict.fromkeys(clusters))}
-        codes = [places[label] for label in clusters]
+        codes = pd.factorize(np.asarray(clusters))[0]
         data = [np.bincount(codes, sample), np.bincount(codes)]
     if np.ptp(sample) == 0 or len(data[0]) == 1:
         return Interval(mean, mean, mean, len(sample))
@@ -181,10 +175,7 @@ def _mean(sums: np.ndarray, counts: np.ndarray | None = None, axis: int = -1) ->
 def paired_interval(
     a: Sequence[float], b: Sequence[float], level: float = 0.95, seed: int = 0, clusters: Sequence[str] | None = None
 ) -> Interval:
-    """Mean of a - b, example by example, with its bootstrap interval: above 0 means that `a` is better.
-
-    `a[i]`, `b[i]` and `clusters[i]` must belong to the same example. Raises RecR1Error where the lengths differ.
-    """
+    """`mean_interval` of a - b, example by example: above 0 means that `a` is better. RecR1Error for other lengths."""
     if len(a) != len(b):
         raise RecR1Error(f"paired lists of {len(a)} and {len(b)} values; compare on the same examples")
     return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level, seed, clusters)
@@ -193,9 +184,8 @@ def paired_interval(
 def next_run_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Where the score of one more run is expected, given those of runs that differ in their seed alone.
 
-    A prediction interval for a single draw, mean +- t * s * sqrt(1 + 1/n), for scores spread normally; n is
-    the number of runs. The bootstrap over examples says nothing about another seed. Raises RecR1Error for
-    fewer than two runs. Source: Hahn & Meeker, "Statistical Intervals", 1991, section 4.7.
+    A prediction interval for one draw of n runs, mean +- t * s * sqrt(1 + 1/n), for scores spread normally. Raises
+    RecR1Error for fewer than two runs. Source: Hahn & Meeker, "Statistical Intervals", 1991, section 4.7.
     """
     sample = np.asarray(values, dtype=float)
     if sample.ndim != 1 or len(sample) < 2 or not np.isfinite(sample).all():

@@ -11,20 +11,25 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from recr1_lite.common import RecR1Error
-from recr1_lite.search.base import Hits, RetrieverError, listed, once, read_pairs
+from recr1_lite.search.base import Hits, RetrieverError, listed, once, read_hits
 from recr1_lite.search.metrics import checked_cutoff
 
 BACKOFF = 1.0  # seconds before the first repeat; doubled for each further one
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is given up
 SESSION = "recr1_lite"  # every search on the same shard copies: another may score and break ties otherwise
+ADVICE = {
+    401: "check the key",
+    403: "check the key",
+    404: "check the URL, and the name of the index in it",
+    413: "pass a smaller batch_size=",
+}
+NO_KEY = "no key was sent: set RECR1_SEARCH_AUTH beside RECR1_SEARCH_URL, or pass authorization="
 
 
 class Passing(Exception):
@@ -35,16 +40,18 @@ class Passing(Exception):
         self.pause = pause
 
 
-class RemoteRetriever:
-    """What both engines share: batches, repeats, checked hits. A subclass writes `_ask` and `_pairs`.
+class JSONRetriever:
+    """Any service that is sent {"queries": [text, ...], "k": n} and gives {"results": [[hit, ...], ...]}.
 
+    One list per query, best first; a hit is {"id": ..., "score": number} or a bare id, which scores 1 / rank.
     url: default RECR1_SEARCH_URL. batch_size: distinct queries per request. authorization: value of that header, such
     as "Bearer ..." or "ApiKey ..."; default RECR1_SEARCH_AUTH if the server is the one of RECR1_SEARCH_URL; a user and
     password in the URL serve too. timeout: seconds of silence. retries: of what may pass. Raises RecR1Error for a
     missing or bad address, key or batch size.
     """
 
-    wanted = ""  # what an answer looks like, for messages
+    wanted = '{"results": [[{"id": ..., "score": ...}, ...], ...]}'
+    answers, content_type = "results", "application/json"
 
     def __init__(self, url=None, batch_size: int = 64, timeout: float = 30.0, retries: int = 3, authorization=None):
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -59,6 +66,9 @@ class RemoteRetriever:
             raise RecR1Error(f"the key for {self.url} holds characters that no key has; copy it again")
         key = self.key.partition(" ")[2] or self.key  # "Bearer" may be shown
         self.secrets = [secret for secret in (key, self.address.password, self.address.query.decode()) if secret]
+        headers = {"Content-Type": self.content_type} | ({"Authorization": self.key} if self.key else {})
+        # a proxy of the environment cannot reach this machine's own loopback; redirects are not followed
+        self.client = httpx.Client(timeout=timeout, headers=headers, trust_env=not is_loopback(self.address))
 
     @property
     def about(self) -> dict:
@@ -80,8 +90,6 @@ class RemoteRetriever:
         return once(queries, search)
 
     def _batch(self, batch: list[str], k: int) -> list[Hits]:
-        more = f" (and {len(batch) - 1} more in its batch)" if len(batch) > 1 else ""
-
         def last(state: RetryCallState) -> bool:
             return state.attempt_number > self.retries or _pause(state) > LONGEST_WAIT
 
@@ -98,47 +106,55 @@ class RemoteRetriever:
                 tried = f"tried {again.statistics['attempt_number']} times"
                 advice = "check that it runs, then try again with smaller batches or a longer timeout"
                 problem = f"{self.url} {error}{asks} ({tried}); {advice}"
+            more = f" (and {len(batch) - 1} more in its batch)" if len(batch) > 1 else ""
             raise RetrieverError(f"the search for {batch[0]!r}{more} failed: {problem}") from None
         return [self._checked(query, answer, k) for query, answer in zip(batch, answers, strict=True)]
 
     def _ask(self, batch: list[str], k: int) -> list:
         """The engine's answer to each query. Raises Passing for what may pass, RecR1Error for what will not."""
-        raise NotImplementedError
+        body = self._body(batch, k)
+        try:
+            reply = self.client.post(self.address, content=body)
+        except httpx.TimeoutException:
+            raise Passing(f"did not answer within {self.timeout:g} s") from None
+        except httpx.RequestError as error:
+            raise Passing(f"cannot be reached ({self.safe(str(error) or type(error).__name__)})") from None
+        if reply.status_code != 200:
+            asked = reply.headers.get("Retry-After", "")
+            pause = float(asked) if re.fullmatch(r"\d+(\.\d+)?", asked) else None
+            self._fail(reply.status_code, message_of(reply), pause)
+        with suppress(ValueError, LookupError, TypeError, RecursionError):
+            return listed(reply.json()[self.answers])
+        problem = f"did not answer with {self.wanted} but with {self.safe(first_line(reply.text))!r}"
+        raise RecR1Error(f"{self.url} {problem}; is the URL that of the search?")
+
+    def _body(self, batch: list[str], k: int) -> str:
+        return json.dumps({"queries": batch, "k": k})
 
     def _pairs(self, answer: Any) -> list[tuple]:
         """(id, score or None) of each hit of one answer; ValueError, KeyError or TypeError for no answer."""
-        raise NotImplementedError
+        return [(hit["id"], hit.get("score")) if isinstance(hit, dict) else (hit, None) for hit in listed(answer)]
 
     def _checked(self, query: str, answer: Any, k: int) -> Hits:
         """One query's answer as Hits; an item that comes again is dropped."""
         hits: dict[str, float] = {}
         try:
-            for item, score in zip(*read_pairs(self._pairs(answer))):
+            for item, score in zip(*read_hits(self._pairs(answer))):
                 hits.setdefault(item, score)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             reason = self.safe(f"no {error}" if isinstance(error, KeyError) else str(error))
             answer_to = f"the answer of {self.url} to {query!r} is of no use ({reason})"
             raise RetrieverError(f"{answer_to}; it must be {self.wanted}") from None
-        ids = list(hits)[:k]
-        return Hits(ids, [hits[item] for item in ids])
+        return Hits(list(hits)[:k], list(hits.values())[:k])
 
-    def _fail(self, status: int, said: str, pause: float | None = None):
+    def _fail(self, status: int, said: str, pause: float | None = None) -> None:
         problem = f"answered {status}: {self.safe(said)}"
         if status == 429 or status >= 500:
             raise Passing(problem, pause)
-        if status in (401, 403):
-            sent = self.key or self.address.userinfo
-            none = "no key was sent: set RECR1_SEARCH_AUTH beside RECR1_SEARCH_URL, or pass authorization="
-            advice = "check the key" if sent else none
-        elif status == 404 or status < 400:
-            advice = "check the URL, and the name of the index in it"
-        else:
-            advice = "pass a smaller batch_size=" if status == 413 else "mend what is sent: k, fields= or body="
+        advice = ADVICE.get(status, ADVICE[404] if status < 400 else "mend what is sent: k, fields= or body=")
+        if status in (401, 403) and not (self.key or self.address.userinfo):
+            advice = NO_KEY
         raise RecR1Error(f"{self.url} {problem}; {advice}")
-
-    def _no_answer(self, said: str) -> RecR1Error:
-        problem = f"did not answer with {self.wanted} but with {self.safe(first_line(said))!r}"
-        return RecR1Error(f"{self.url} {problem}; is the URL that of the search?")
 
     def safe(self, text: str) -> str:
         """The text cut short, without this server's secrets."""
@@ -147,38 +163,7 @@ class RemoteRetriever:
         return text[:300]
 
 
-class JSONRetriever(RemoteRetriever):
-    """Any service that is sent {"queries": [text, ...], "k": n} and gives {"results": [[hit, ...], ...]}.
-
-    One list per query, best first; a hit is {"id": ..., "score": number} or a bare id, which scores 1 / rank.
-    """
-
-    wanted = '{"results": [[{"id": ..., "score": ...}, ...], ...]}'
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        headers = {"Content-Type": "application/json"} | ({"Authorization": self.key} if self.key else {})
-        # a proxy of the environment cannot reach this machine's own loopback; redirects are not followed
-        self.client = httpx.Client(timeout=self.timeout, headers=headers, trust_env=not is_loopback(self.address))
-
-    def _ask(self, batch: list[str], k: int) -> list:
-        try:
-            reply = self.client.post(self.address, content=json.dumps({"queries": batch, "k": k}))
-        except httpx.TimeoutException:
-            raise Passing(f"did not answer within {self.timeout:g} s") from None
-        except httpx.RequestError as error:
-            raise Passing(f"cannot be reached ({self.safe(str(error) or type(error).__name__)})") from None
-        if reply.status_code != 200:
-            self._fail(reply.status_code, message_of(reply), retry_after(reply.headers.get("Retry-After", "")))
-        with suppress(ValueError, LookupError, TypeError):
-            return listed(reply.json()["results"])
-        raise self._no_answer(reply.text)
-
-    def _pairs(self, answer: Any) -> list[tuple]:
-        return [(hit["id"], hit.get("score")) if isinstance(hit, dict) else (hit, None) for hit in listed(answer)]
-
-
-class OpenSearchRetriever(RemoteRetriever):
+class OpenSearchRetriever(JSONRetriever):
     """An index of OpenSearch or Elasticsearch; `url` is the index's, such as http://localhost:9200/products.
 
     fields: what is searched, by `match` (one field) or `multi_match`. Both take a query as a bag of words: an operator,
@@ -186,10 +171,11 @@ class OpenSearchRetriever(RemoteRetriever):
     refused, and the policy learns the parser instead of the catalogue (so it is that Rec-R1's own retriever loses the
     first word of each query). body: a function from a query to a search body of yours. id_field: the field with the
     item's id; default the document's `_id`. A batch goes to `_msearch`. k above the index's max_result_window (10,000)
-    is refused there. options: as RemoteRetriever. Raises RecR1Error where opensearch-py is not installed.
+    is refused there. options: as JSONRetriever.
     """
 
     wanted = "the whole answer of _msearch"
+    answers, content_type = "responses", "application/x-ndjson"
 
     def __init__(
         self, url=None, fields: Sequence[str] = ("text",), body: Callable | None = None, id_field=None, **options
@@ -198,19 +184,8 @@ class OpenSearchRetriever(RemoteRetriever):
             raise RecR1Error(f"fields is {fields!r}; pass a list of one or more names of fields")
         super().__init__(url, **options)
         self.fields, self.body, self.id_field = list(fields), body or self.match, id_field
-        try:
-            from opensearchpy import OpenSearch, exceptions
-        except ImportError:
-            raise RecR1Error('this engine needs opensearch-py; run pip install -e ".[opensearch]"') from None
-        self.exceptions = exceptions
         index = self.address.path.rstrip("/").removesuffix("/_search").removesuffix("/_msearch")
-        path, _, self.index = index.rpartition("/")
-        port = self.address.port or (443 if self.address.scheme == "https" else 80)
-        host = dict(host=self.address.host, port=port, use_ssl=self.address.scheme == "https", url_prefix=path)
-        login = (self.address.username, self.address.password) if self.address.userinfo else None
-        headers = {"Authorization": self.key} if self.key else None
-        reach: dict = dict(http_auth=login, headers=headers, timeout=self.timeout, max_retries=0)
-        self.client = OpenSearch([host], **reach)
+        self.address = self.address.copy_with(path=f"{index}/_msearch")
 
     @property
     def about(self) -> dict:
@@ -223,37 +198,24 @@ class OpenSearchRetriever(RemoteRetriever):
             return {"query": {"match": {self.fields[0]: {"query": query}}}}
         return {"query": {"multi_match": {"query": query, "fields": self.fields}}}
 
-    def _ask(self, batch: list[str], k: int) -> list:
+    def _body(self, batch: list[str], k: int) -> str:
         common = {"_source": [self.id_field] if self.id_field else False, "track_total_hits": False}
-        lines: list[dict] = []
+        lines = []
         for query in batch:
             try:
-                lines += [{"preference": SESSION}, json.loads(json.dumps(common | self.body(query) | {"size": k}))]
+                lines += [json.dumps({"preference": SESSION}), json.dumps(common | self.body(query) | {"size": k})]
             except Exception as error:
                 advice = "let it give a search body, a dict that JSON can hold"
                 raise RetrieverError(f"body= failed on the query {query!r} ({error!r}); {advice}") from error
-        known = self.exceptions
-        try:
-            reply = self.client.msearch(body=lines, index=self.index)
-        except known.ConnectionTimeout:
-            raise Passing(f"did not answer within {self.timeout:g} s") from None
-        except known.ConnectionError as error:
-            raise Passing(f"cannot be reached ({self.safe(first_line(str(error.error)))})") from None
-        except known.TransportError as error:
-            said = error.info or error.error
-            with suppress(ValueError, TypeError):  # JSON where the server did not say that it is
-                said = json.loads(said)
-            self._fail(int(error.status_code), cause_of({"error": said}))
-        except (known.SerializationError, ValueError) as error:
-            raise self._no_answer(str(error)) from None
-        with suppress(LookupError, TypeError, AttributeError):
-            answers = listed(reply["responses"])
-            for answer in answers:  # the first search of the batch that the cluster was too busy for
-                status = answer.get("status", 200) if isinstance(answer, dict) else 200
-                if status == 429 or status >= 500:
-                    self._fail(status, cause_of(answer))
-            return answers
-        raise self._no_answer(str(reply))
+        return "\n".join([*lines, ""])
+
+    def _ask(self, batch: list[str], k: int) -> list:
+        answers = super()._ask(batch, k)
+        for answer in answers:  # the first search of the batch that the cluster was too busy for
+            status = answer.get("status") if isinstance(answer, dict) else None
+            if isinstance(status, int) and (status == 429 or status >= 500):
+                self._fail(status, cause_of(answer))
+        return answers
 
     def _pairs(self, answer: Any) -> list[tuple]:
         if answer.get("error"):
@@ -264,46 +226,35 @@ class OpenSearchRetriever(RemoteRetriever):
         return [(hit["_source"][field] if field else hit["_id"], hit.get("_score")) for hit in hits]
 
 
-def cause_of(answer: dict) -> str:
-    """What one search died of, as the engine puts it: its first line."""
-    error = answer.get("error") or ""
-    error = error.get("error", error) if isinstance(error, dict) else error
-    cause = (error.get("root_cause") or [error])[0] if isinstance(error, dict) else error
-    return first_line(str(cause.get("reason") or cause if isinstance(cause, dict) else cause))
+def cause_of(said: Any) -> str:
+    """The first line of what a server says is wrong, in the JSON of services and search engines."""
+    for _ in range(6):  # {"error": {"root_cause": [{"reason": ...}]}}
+        if isinstance(said, dict):
+            keys = ("error", "root_cause", "message", "reason", "detail")
+            said = next((said[key] for key in keys if said.get(key)), said)
+        elif isinstance(said, list) and said:
+            said = said[0]
+    return first_line(str(said))
 
 
 def message_of(reply: Any) -> str:
     """The first line of what a server says is wrong, out of JSON where it is JSON."""
-    said: Any = reply.text
-    with suppress(ValueError, AttributeError, LookupError, TypeError, RecursionError):
-        said = error = reply.json().get("error") or reply.json()
-        if not isinstance(error, str):
-            said = error.get("message") or error.get("reason") or error.get("detail") or reply.text
-    return first_line(str(said))
+    with suppress(ValueError, RecursionError):
+        return cause_of(reply.json() or reply.text)
+    return first_line(reply.text)
 
 
 def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "nothing")
 
 
-def retry_after(value: str) -> float | None:
-    """Seconds in a Retry-After header (a number or a date), or None."""
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
-    with suppress(ValueError):
-        return max(0.0, (parsedate_to_datetime(value).astimezone(UTC) - datetime.now(UTC)).total_seconds())
-    return None
-
-
 def address_of(text: str, what: str, example: str) -> httpx.URL:
     """The URL; raises RecR1Error, with an example, for what is none."""
-    try:
+    with suppress(httpx.InvalidURL):
         url = httpx.URL(text.strip())
-    except httpx.InvalidURL:
-        url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host:
-        raise RecR1Error(f"the {what}'s address is no URL; it looks like {example}")
-    return url
+        if url.scheme in ("http", "https") and url.host:
+            return url
+    raise RecR1Error(f"the {what}'s address is no URL; it looks like {example}")
 
 
 def same_server(one: httpx.URL, other: httpx.URL) -> bool:

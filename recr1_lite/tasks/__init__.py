@@ -10,14 +10,14 @@ from typing import get_args, get_origin, get_type_hints
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import Task, sealed
 from recr1_lite.tasks.prompts import PROMPTS, Prompt, compose, format_answer, parse
-from recr1_lite.tasks.splits import history_examples
+from recr1_lite.tasks.sequential import history_examples
 
 LOADERS = {
     "clothing": "clothing:load",
-    "movielens": "movielens:load",
-    "esci": "esci:load",
+    "movielens": "sequential:load_movielens",
+    "esci": "amazon:load_esci",
     "amazon_c4": "amazon:load_c4",
-    "amazon_reviews": "amazon:load_reviews",
+    "amazon_reviews": "sequential:load_reviews",
     "custom": "custom:load",
 }
 __all__ = ["LOADERS", "PROMPTS", "Prompt", "Task", "compose", "format_answer", "history_examples"]
@@ -52,17 +52,16 @@ def _value(name: str, text: str, kind) -> object:
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     if type(None) in kinds and text.lower() in ("", "none"):
         return None
-    kind = kinds[0]
-    if get_origin(kind) is tuple:
+    if get_origin(kinds[0]) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    if kind not in (bool, int, float):
+    if kinds[0] not in (int, float):
         return text
     try:
-        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
+        value = kinds[0](text)
+    except ValueError:
         value = math.nan
-    if isinstance(value, float) and not math.isfinite(value):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+    if not math.isfinite(value):
+        wanted = "a whole number" if kinds[0] is int else "a number"
         raise RecR1Error(f"the option {name}={text[:80]} is no value for it; give {wanted}")
     return value
 

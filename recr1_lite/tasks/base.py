@@ -1,14 +1,16 @@
-"""`Task`: a catalogue, requests with graded relevant items, a sealed test split, its data card."""
+"""`Task`: a catalogue, requests with graded relevant items, a sealed test split, its data card; what rows must be."""
 
 import contextlib
 import functools
 import hashlib
 import itertools
 import json
+import math
 import random
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
+from numbers import Real
 from typing import NoReturn, Self
 
 import pandas as pd
@@ -18,11 +20,12 @@ from pandas.api.types import is_object_dtype
 from recr1_lite.common import RecR1Error, is_indexed, whole, words
 from recr1_lite.ledger import Ledger
 from recr1_lite.tasks.prompts import Prompt
-from recr1_lite.tasks.splits import METRICS, is_count, most_relevant, validate
 
+ITEM_COLUMNS = ["item_id", "title", "text"]
+EXAMPLE_COLUMNS = ["example_id", "request", "relevant"]
+SPLITS = ("train", "val", "test")
+METRICS = ("ndcg@100", "ndcg@10", "recall@10", "mrr")
 SHOWN = 5  # relevant items of the data card's sample
-SAMPLE = 10_000  # items and requests that a data card looks at, so that it takes seconds at any size
-
 TRAINERS: list[object] = []  # one mark per trainer that runs in this process, in whatever thread; see `sealed`
 
 
@@ -66,13 +69,13 @@ def ids_of(examples: pd.DataFrame) -> frozenset[str] | None:
 class Task(_Seal):
     """What is searched, what is asked, and what counts as relevant.
 
-    `items`: DataFrame of `item_id`, `title`, `text` (all str). `train`, `val`: DataFrames of `example_id`, `request`
-    (str) and `relevant` (dict of item_id -> gain > 0); `test`, given once and then sealed, likewise. A split may have
-    lists of item ids: `exclude`, which an example's ranking leaves out, and `history`, oldest first. `k_train`,
-    `k_eval`: cut-offs of the ranking. `about`: source, licence, notes; validation adds `splits`, its counts, and the
-    number of texts without a word to index. `few_shot`: a prompt with examples, a baseline. `rule`: what somebody who
-    knows the shop could write down without a model, from a request to a rewrite ("": nothing to say) and the thought
-    behind it. Raises RecR1Error for data that `validate` refuses, a cut-off below 1.
+    `items`: DataFrame of ITEM_COLUMNS (all str). `train`, `val`, and `test`, which is sealed: DataFrames of
+    EXAMPLE_COLUMNS; `relevant` is a dict of item_id -> gain > 0. A split may have lists of item ids: `exclude`, which
+    an example's ranking leaves out, and `history`, oldest first. `k_train`, `k_eval`: cut-offs of the ranking. `about`:
+    source, licence, notes; validation adds `splits`, its counts, and the number of texts without a word to index.
+    `few_shot`: a prompt with examples, a baseline. `rule`: what somebody who knows the shop could write down without a
+    model, from a request to a rewrite ("": nothing to say) and the thought behind it. Raises RecR1Error for data that
+    `validate` refuses, a cut-off below 1.
     """
 
     name: str
@@ -92,10 +95,10 @@ class Task(_Seal):
         for cutoff in ("k_train", "k_eval"):
             if not is_count(k := getattr(self, cutoff)):
                 raise RecR1Error(f"task {self.name!r} has {cutoff}={k!r}; take a whole number from 1 on")
-        frames = (_whole(frame.reset_index(drop=True)) for frame in (self.items, self.train, self.val, test))
-        self.items, self.train, self.val, self._test = frames
+        frames = (frame.reset_index(drop=True) for frame in (self.items, self.train, self.val, test))
+        self.items, self.train, self.val, self._test = map(_whole, frames)
         self._marked = False
-        splits = {"train": self.train, "val": self.val, "test": self._test}
+        splits = self._splits()
         self.about = {**self.about, "splits": validate(self.items, splits, self.name)}
         requests = sum(_wordless(frame["request"]) for frame in splits.values())
         if (items := _wordless(self.items["text"])) or requests:
@@ -161,8 +164,9 @@ class Task(_Seal):
         The test split is changed behind the seal and sealed again: `change` must be the same for every row and keep
         none. Raises RecR1Error where `unseal_test` does, and for a result that does not pass `validate`.
         """
-        splits = {"train": self.train, "val": self.val, "test": self._opened()}
-        return replace(self, **{split: change(split, frame.copy()) for split, frame in splits.items()}, **fields)
+        self._opened()
+        splits = {split: change(split, frame.copy()) for split, frame in self._splits().items()}
+        return replace(self, **splits, **fields)
 
     def subsample(
         self, n_val: int | None = None, n_test: int | None = None, n_train: int | None = None, seed: int = 0
@@ -184,28 +188,29 @@ class Task(_Seal):
 
     def describe(self) -> str:
         """Data card as plain text; of the test split it shows only counts."""
-        seen, of_seen = _sample(pd.concat([self.train, self.val]))
-        items, of_items = _sample(self.items)
+        seen = pd.concat([self.train, self.val])
         shared, chance = _shared_words(seen, self.items)
         lines = [
             f"Task {self.name}",
-            f"catalogue: {len(self.items)} items, {_spread(items['text'])} words of text each{of_items}",
-            f"requests: {_spread(seen['request'])} words each (train and val{of_seen})",
+            f"catalogue: {len(self.items)} items, {_spread(self.items['text'])} words of text each",
+            f"requests: {_spread(seen['request'])} words each (train and val)",
             f"overlap: of a request's different words {shared:.0%} stand in the text of its relevant item, "
             f"{chance:.0%} in that of a random one",
         ]
-        for split, counts in self.about["splits"].items():
-            cold = "" if split == "train" else ", {cold_items} of them cold (no train example about them)"
-            line = f"{split}: {{examples}} examples about {{items}} different items{cold}"
-            lines.append(f"{line}; {{unreachable}} of {{targets}} targets are not in the catalogue".format(**counts))
-        relevant = self.train["relevant"].iloc[0]
-        wanted = {item: relevant[item] for item in most_relevant(relevant)[:SHOWN]}
-        more = len(relevant) - len(wanted)
-        told = "{example_id} asks {request!r}".format(**self.train.iloc[0])
+        for split, n in self.about["splits"].items():
+            cold = "" if split == "train" else f", {n['cold_items']} of them cold (no train example about them)"
+            lines.append(
+                f"{split}: {n['examples']} examples about {n['items']} different items{cold}; {n['unreachable']} of "
+                f"{n['targets']} targets are not in the catalogue"
+            )
+        first = self.train.iloc[0]
+        wanted = {item: first["relevant"][item] for item in most_relevant(first["relevant"])[:SHOWN]}
+        more = len(first["relevant"]) - len(wanted)
+        told = f"{first['example_id']} asks {first['request']!r}, relevant {wanted}"
         lines += [
             f"cut-offs: k_train {self.k_train}, k_eval {self.k_eval}; metrics: {', '.join(self.metrics)}",
             *(f"{key}: {value}" for key, value in self.about.items() if key != "splits"),
-            f"sample: {told}, relevant {wanted}{f' and {more} more' * (more > 0)}",
+            f"sample: {told}{f' and {more} more' * (more > 0)}",
         ]
         wrap = textwrap.TextWrapper(96, subsequent_indent="  ", break_on_hyphens=False)
         return "\n".join(map(wrap.fill, lines))
@@ -226,18 +231,9 @@ def _whole(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _wordless(texts: pd.Series) -> int:
-    """How many of the texts hold no word that an index keeps. The first words of nearly all tell."""
-
-    def silent(text: str) -> bool:
-        return not any(is_indexed(word) and word not in STOPWORDS_EN for word in words(text))
-
-    return sum(silent(text[:100]) and silent(text) for text in texts)
-
-
-def _sample(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """At most SAMPLE rows, always the same ones, and what the data card says of it."""
-    small = len(frame) <= SAMPLE
-    return (frame, "") if small else (frame.sample(SAMPLE, random_state=0), f", of a sample of {SAMPLE}")
+    """How many of the texts hold no word that an index keeps."""
+    kept = (any(is_indexed(word) and word not in STOPWORDS_EN for word in words(text)) for text in texts)
+    return len(texts) - sum(kept)
 
 
 def digest(frame: pd.DataFrame) -> str:
@@ -249,7 +245,7 @@ def digest(frame: pd.DataFrame) -> str:
 
 
 def _spread(texts: pd.Series) -> str:
-    counts = pd.Series([len(text.split()) for text in texts])
+    counts = texts.str.split().str.len()
     return f"{counts.median():.0f} (median; {counts.min()} to {counts.max()})"
 
 
@@ -266,3 +262,121 @@ def _shared_words(examples: pd.DataFrame, items: pd.DataFrame) -> tuple[float, f
         shared += len(asked & there) / len(asked)
         chance += len(asked & of_text(rng.choice(items["text"].array))) / len(asked)
     return shared / len(examples), chance / len(examples)
+
+
+def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str) -> dict[str, dict[str, int]]:
+    """Counts per split of a sound task: examples, items, targets, unreachable, cold_items.
+
+    A target that the catalogue lacks is unreachable. Items are counted where they are the most relevant of an example;
+    a cold one is so in no example of train. Raises RecR1Error that names the first offending row (from 1): a column
+    missing, no row, an id twice, what should be text and is not, a request in two splits, a gain that is not a positive
+    finite number, no relevant item, ids to exclude that are not in the catalogue or relevant, a split whose targets are
+    all unreachable.
+    """
+    check_texts(items, ITEM_COLUMNS, ITEM_COLUMNS, f"task {task!r}, catalogue")
+    catalogue = set(items["item_id"])
+    for split, frame in splits.items():
+        where = f"task {task!r}, {split} split"
+        check_texts(frame, EXAMPLE_COLUMNS, EXAMPLE_COLUMNS[:2], where)
+        for row in frame.to_dict("records"):
+            _check_example(row, catalogue, f"{where}, example {row['example_id']!r}")
+    _check_apart(splits, task)
+
+    seen: set[str] = set()  # the items of train, which comes first
+    counts = {}
+    for split, frame in splits.items():
+        targets = [item for relevant in frame["relevant"] for item in relevant]
+        lost = sum(target not in catalogue for target in targets)
+        if lost == len(targets):
+            example, item = frame["example_id"].iloc[0], items["item_id"].iloc[0]
+            wants = f"example {example!r} wants {targets[0]!r}, the ids there look like {item!r}"
+            raise RecR1Error(f"task {task!r}, {split} split: no relevant item is in the catalogue ({wants})")
+        different = {item for relevant in frame["relevant"] for item in most_relevant(relevant)}
+        counts[split] = dict(examples=len(frame), items=len(different), targets=len(targets), unreachable=lost)
+        seen = seen or different
+        counts[split]["cold_items"] = len(different & catalogue - seen)
+    return counts
+
+
+def check_texts(frame: pd.DataFrame, wanted: Sequence[str], texts: Sequence[str], where: str) -> None:
+    """Raises RecR1Error without a `wanted` column, a row, or text in `texts`, and for a value of `texts[0]` twice."""
+    for column in wanted:
+        if column not in frame:
+            raise RecR1Error(no_column(column, frame.columns, where))
+    if frame.empty:
+        raise RecR1Error(f"{where} is empty; give it at least one row")
+    rows: dict[str, int] = {}
+    for row, cells in enumerate(frame[list(texts)].itertuples(index=False, name=None), start=1):
+        for column, value in zip(texts, cells):
+            if not isinstance(value, str) or not value.strip():
+                row_name = f"row {row}" if column == texts[0] else f"row {row} ({cells[0]!r})"
+                raise RecR1Error(f"{where}, {row_name}: {column} is {shown(value)}; write text there")
+        if (first := rows.setdefault(cells[0], row)) != row:
+            raise RecR1Error(f"{where}: {texts[0]} {cells[0]!r} stands in rows {first} and {row}; keep one")
+
+
+def _check_example(row: dict, catalogue: set[str], where: str) -> None:
+    relevant = row["relevant"]
+    if not isinstance(relevant, dict) or not relevant:
+        raise RecR1Error(f"{where}: relevant is {relevant!r}; write {{item_id: gain}}, one item at least")
+    for item, gain in relevant.items():
+        if not isinstance(item, str):
+            raise RecR1Error(f"{where}: the relevant item {item!r} is no text; ids are text")
+        if isinstance(gain, bool) or not isinstance(gain, Real) or not math.isfinite(gain) or gain <= 0:
+            raise RecR1Error(f"{where}: item {item!r} has gain {gain!r}; make it a positive finite number")
+    for column in ("history", "exclude"):
+        if not isinstance(ids := row.get(column, []), (list, tuple)):
+            raise RecR1Error(f"{where}: {column} is {shown(ids)}; write a list of item ids, [] for none")
+        for item in ids:
+            if item not in catalogue:
+                raise RecR1Error(f"{where}: {column} holds {item!r}, which is not in the catalogue; add the item")
+            if column == "exclude" and item in relevant:
+                raise RecR1Error(f"{where} excludes its own relevant item {item!r}; keep it in one of the two")
+
+
+def _check_apart(splits: Mapping[str, pd.DataFrame], task: str) -> None:
+    """No example_id and no request, as `alike` has it, in two splits; with a `history` only no example_id: two users
+    may have had the same things."""
+    first_of: dict[tuple[str, str], tuple[str, str]] = {}
+    for split, frame in splits.items():
+        requests = {} if "history" in frame else {"request": alike(frame["request"])}
+        for key, values in {"example_id": frame["example_id"], **requests}.items():
+            for example, value, cell in zip(frame["example_id"], values, frame[key], strict=True):
+                other, first = first_of.setdefault((key, value), (split, example))
+                if other != split:
+                    places = f"the {other} split (example {first!r}) and in the {split} split (example {example!r})"
+                    same = f"task {task!r}: {key} {shown(cell.strip())} stands in {places}"
+                    raise RecR1Error(f"{same}{', as a retriever sees it' * (key == 'request')}; keep one of the two")
+
+
+def alike(requests: pd.Series) -> pd.Series:
+    """For each request a key that it shares with those of the same words, in whatever order, case and punctuation."""
+    keys = [" ".join(sorted(words(request))) or request.strip() for request in requests]
+    return pd.Series(keys, requests.index, dtype=str)
+
+
+def no_column(name: str, there: Iterable, where: str) -> str:
+    """The sentence for a column that is not there."""
+    return f"{where} has no column {name!r} (it has {', '.join(map(str, there)) or 'none'}); rename or add it"
+
+
+def most_relevant(relevant: Mapping[str, float]) -> list[str]:
+    """The items of the highest gain; of graded relevance in the manner of ESCI the exact ones."""
+    best = max(relevant.values(), default=0.0)
+    return [item for item, gain in relevant.items() if gain == best]
+
+
+def is_empty(value: object) -> bool:
+    """None, pandas' NA, NaN, or a text without letters."""
+    nothing = value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+    return nothing or (isinstance(value, str) and not value.strip())
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A cell as a message shows it: `empty` for what holds nothing, long text cut."""
+    text = "empty" if is_empty(value) else repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

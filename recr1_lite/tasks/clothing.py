@@ -14,9 +14,8 @@ import pandas as pd
 
 from recr1_lite.assets import ASSETS, fetch
 from recr1_lite.common import RecR1Error
-from recr1_lite.tasks.base import Task
+from recr1_lite.tasks.base import ITEM_COLUMNS, METRICS, Task, alike
 from recr1_lite.tasks.prompts import Prompt, chosen
-from recr1_lite.tasks.splits import ITEM_COLUMNS, METRICS, alike
 
 # Chosen on training requests: of thirteen wordings this one had the best greedy rewrites (benchmarks/README.md). As in
 # the paper the rewrite alone is sent.
@@ -29,7 +28,6 @@ PROMPT = Prompt(
 # With one garment as the only relevant one the request is kept, and the query repeated four times after it: once, one
 # right word moves the ranking too little for a hundred rollouts to notice.
 EXACT: dict[str, Any] = dict(mode="expand", weight=4, distinct=False)
-EXACT_PROMPT = replace(PROMPT, **EXACT)
 FEW_SHOT = replace(
     PROMPT,
     instruction="What did this customer buy? {request}",
@@ -68,6 +66,7 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
     relevance, or the data cannot be fetched.
     """
     chosen(RELEVANCE, relevance=relevance)
+    graded = relevance == "graded"
     if words < MIN_WORDS:
         raise RecR1Error(f"words={words} is too short for a message; use {MIN_WORDS} or more")
     reviews = read_reviews()
@@ -77,7 +76,7 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
     examples = pd.DataFrame({"example_id": "review-" + messages["row"].astype(str)})
     examples["request"] = messages["text"].str.split().str[:words].str.join(" ")
     kinds = items.set_index("item_id")["title"].str.partition(" #")[0]
-    alike_items = kinds.groupby(kinds).groups if relevance == "graded" else {}
+    alike_items = kinds.groupby(kinds).groups if graded else {}
     examples["relevant"] = [
         dict.fromkeys(alike_items.get(kinds[garment], ()), SUBSTITUTE) | {garment: 1.0}
         for garment in messages["garment"]
@@ -90,9 +89,9 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
         train=examples[N_TEST + N_VAL :],
         val=examples[N_TEST : N_TEST + N_VAL],
         test=examples[:N_TEST],
-        prompt=PROMPT if relevance == "graded" else EXACT_PROMPT,
-        metrics=GRADED_METRICS if relevance == "graded" else METRICS,
-        few_shot=FEW_SHOT if relevance == "graded" else EXACT_FEW_SHOT,
+        prompt=PROMPT if graded else replace(PROMPT, **EXACT),
+        metrics=GRADED_METRICS if graded else METRICS,
+        few_shot=FEW_SHOT if graded else EXACT_FEW_SHOT,
         rule=name_garments,
         about={
             "source": f"Women's E-Commerce Clothing Reviews (Kaggle, nicapotato), in the PyPI wheel {WHEEL}",
@@ -106,10 +105,7 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
 
 
 def name_garments(message: str) -> tuple[str, str]:
-    """The rule as a teacher: the garment words of a message, each once, and the thought behind them.
-
-    ("", "") for a message that names none: there the teacher has nothing to say.
-    """
+    """The rule as a teacher: the garment words of a message, each once, and the thought behind them; "" for none."""
     words = dict.fromkeys(word.strip(".,!?") for word in message.lower().split())
     named = [word for word in words if word in GARMENTS]
     return " ".join(named), f"The message names: {', '.join(named)}." if named else ""

@@ -64,7 +64,7 @@ class Parsed(NamedTuple):
 
 
 def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
-    """Read a completion. Never raises, whatever the text is.
+    """Read a completion. Never raises, whatever the text is; RecR1Error for an unknown style only.
 
     `completion`: the whole answer; `Prompt.read` puts the prefix before what was generated where it belongs.
     `truncated`: the token limit was hit with no end token. A thought is no part of the answer (`split_thoughts`): the
@@ -75,11 +75,9 @@ def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
     - think, paper: compact or json inside the last complete <answer>...</answer>. The thought is not checked, and an
       answer in tags at the very end ends it too.
     - "query" may be a list of texts, which are joined by spaces. White space becomes single spaces.
-    Raises RecR1Error for an unknown style only.
     """
     chosen(STYLES, style=style)
-    text = completion if isinstance(completion, str) else ""
-    parts, thoughts, ended = split_thoughts(text)
+    parts, thoughts, ended = split_thoughts(completion if isinstance(completion, str) else "")
     if not ended and not truncated:  # the model itself stopped there
         last = thoughts[-1].rstrip()
         if style in ("think", "paper") and last.endswith("</answer>"):
@@ -87,10 +85,10 @@ def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
         ended = ended or not last  # a tag with no thought behind it
     if not ended:
         return Parsed(Outcome.truncated if truncated else Outcome.no_answer, "")
-    tries = [*parts[::-1], "".join(parts)] if len(parts) > 1 else parts
-    if len(parts) > 1 and style == "compact":
-        tries = [_SHELL.sub(" ", part) for part in tries]
-    found = [_read(part, style) for part in tries]
+    if len(parts) > 1:
+        parts = [*parts[::-1], "".join(parts)]
+        parts = [_SHELL.sub(" ", part) for part in parts] if style == "compact" else parts
+    found = [_read(part, style) for part in parts]
     parsed = next((one for one in found if one.outcome == Outcome.ok), found[-1])
     if truncated and parsed.outcome in (Outcome.no_answer, Outcome.bad_json):
         return Parsed(Outcome.truncated, "")
@@ -108,7 +106,7 @@ def split_thoughts(text: str) -> tuple[list[str], list[str], bool]:
     start, thinking = 0, False
     for mark in _THOUGHT.finditer(text):
         closes, empty = any(mark[name] for name in ("tag", "square", "white", "channel")), mark["empty"]
-        if thinking and not closes or empty and thinking:
+        if thinking and (empty or not closes):
             continue
         (thoughts if closes or thinking else parts).append(text[start : mark.start()])
         start, thinking = mark.end(), not closes and not empty
@@ -126,7 +124,13 @@ def _read(text: str, style: str) -> Parsed:
         answered = style == "compact" or "{" in text
     if not answered:
         return Parsed(Outcome.no_answer, "")
-    return _one_line(_keywords(text)) if style in ("compact", "think") else _json_query(text)
+    query = _keywords(text) if style in ("compact", "think") else _json_query(text)
+    if isinstance(query, Outcome):
+        return Parsed(query, "")
+    query = " ".join(whole(query).split())
+    if _THOUGHT.search(query):  # spelled in escapes of JSON, or inside the answer's own tags
+        return Parsed(Outcome.no_answer, "")
+    return Parsed(Outcome.ok if query else Outcome.empty, query)
 
 
 def chosen(known: Collection[str], **options: str) -> None:
@@ -134,13 +138,6 @@ def chosen(known: Collection[str], **options: str) -> None:
     for option, value in options.items():
         if value not in known:
             raise RecR1Error(f"there is no {option}={value!r}; choose one of {', '.join(known)}")
-
-
-def _one_line(query: str) -> Parsed:
-    query = " ".join(whole(query).split())
-    if _THOUGHT.search(query):  # spelled in escapes of JSON, or inside the answer's own tags
-        return Parsed(Outcome.no_answer, "")
-    return Parsed(Outcome.ok if query else Outcome.empty, query)
 
 
 def _keywords(text: str) -> str:
@@ -172,18 +169,8 @@ def _bare(line: str) -> str:
     return line
 
 
-def _json_query(text: str) -> Parsed:
-    objects = _objects(text)
-    query = next((one["query"] for one in objects if "query" in one), None)
-    if isinstance(query, list) and all(isinstance(part, str) for part in query):
-        query = " ".join(query)
-    if isinstance(query, str):
-        return _one_line(query)
-    return Parsed(Outcome.missing_query if objects else Outcome.bad_json, "")
-
-
-def _objects(text: str) -> list[dict]:
-    """The JSON objects that start at one of the first braces, those inside another object left out."""
+def _json_query(text: str) -> str | Outcome:
+    """The first "query" of the JSON objects that start at one of the first braces, those inside another left out."""
     decoder, objects, at = json.JSONDecoder(strict=False), [], -1
     for _ in range(BRACES):
         if (at := text.find("{", at + 1)) < 0:
@@ -194,7 +181,12 @@ def _objects(text: str) -> list[dict]:
             continue
         objects.append(value)
         at = end - 1
-    return objects
+    query = next((one["query"] for one in objects if "query" in one), None)
+    if isinstance(query, list) and all(isinstance(part, str) for part in query):
+        query = " ".join(query)
+    if isinstance(query, str):
+        return query
+    return Outcome.missing_query if objects else Outcome.bad_json
 
 
 @dataclass(frozen=True)
@@ -202,12 +194,10 @@ class Prompt:
     """What the model is told.
 
     `instruction` is the user's turn and holds "{request}". `examples` are few-shot pairs (request, answer), the answer
-    written in full as the model should write it (see `format_answer`). `prefix` opens the assistant's turn; the model
-    goes on from there, and `read` parses what it writes. `mode`: `rewrite` sends the model's query to the retriever,
-    `expand` the request followed by it, `weight` times. `distinct`: of the query each word counts once, its other
-    forms included, however often the model repeats it. `thinking`: whether a chat template that has a switch for it
-    (Qwen3) lets the model think first; off, because the kit's limits are a few tokens. Raises RecR1Error for an unknown
-    style or mode, an instruction without {request}, an example whose answer does not parse.
+    as the model should write it (see `format_answer`). `prefix` opens the assistant's turn. `mode`, `weight`,
+    `distinct`: see `compose`. `thinking`: whether a chat template that has a switch for it (Qwen3) lets the model think
+    first; off, because the kit's limits are a few tokens. Raises RecR1Error for an unknown style or mode, an
+    instruction without {request}, an example whose answer does not parse.
     """
 
     style: str
@@ -245,8 +235,7 @@ class Prompt:
         """The text that the model continues, through its own chat template and ending in the prefix.
 
         Special tokens spelled out in the request are broken up, so that it cannot leave the user's turn. The template
-        has put its own start token in: tokenise the text with `add_special_tokens=False`. Raises RecR1Error for a
-        tokenizer without a chat template and for a template that refuses the messages.
+        has put its own start token in: tokenise with `add_special_tokens=False`. Raises RecR1Error as `chat_text`.
         """
         chat = self.messages(break_special_tokens(tokenizer, request))
         return chat_text(tokenizer, chat, self.thinking) + self.prefix
@@ -258,9 +247,8 @@ class Prompt:
     def read(self, completion: str, truncated: bool = False) -> Parsed:
         """Parse what the model generated after this prompt, in training and in evaluation alike.
 
-        A prefix opens the JSON or the thought, so it is put back there; in `compact` it only leads the model to the
-        keywords ("The customer bought a") and is no part of them. While the model may think and has been cut before
-        any tag, what it wrote is a thought that the template opened.
+        A prefix opens the JSON or the thought, so it is put back there; in `compact` it is no part of the keywords.
+        What a model that may think wrote before it was cut, without any tag, is a thought that the template opened.
         """
         if self.thinking and truncated and not _THOUGHT.search(completion):
             return Parsed(Outcome.truncated, "")
@@ -378,5 +366,6 @@ def compose(request: str, parsed_query: str, mode: str, weight: int = 1, distinc
         forms: dict[str, str] = {}
         for word in said:
             forms.setdefault(STEM(word), word)
-        parsed_query = parsed_query if len(forms) == len(said) else " ".join(forms.values())
+        if len(forms) < len(said):
+            parsed_query = " ".join(forms.values())
     return parsed_query if mode == "rewrite" else " ".join([whole(request), *[parsed_query] * weight]).strip()

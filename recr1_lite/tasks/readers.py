@@ -1,22 +1,19 @@
 """Rows of CSV, JSON, JSONL and Parquet files and of DataFrames, what their cells hold, and catalogues made of them."""
 
-import codecs
 import csv
-import functools
 import gzip
 import html
 import io
 import json
-import math
 import numbers
 import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -25,7 +22,7 @@ import pyarrow.parquet as pq
 
 from recr1_lite.assets.fetch import HubFile, hub_file, named
 from recr1_lite.common import RecR1Error, whole
-from recr1_lite.tasks.splits import ITEM_COLUMNS, is_count, is_empty, no_column, shown
+from recr1_lite.tasks.base import ITEM_COLUMNS, is_empty, no_column, shown
 
 Table: TypeAlias = pd.DataFrame | str | os.PathLike
 ENDINGS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".json", ".parquet")
@@ -36,57 +33,43 @@ WITHOUT_TEXT = "items without text left out"
 
 
 class Row(dict[str, Any]):
-    """Column -> cell. `place` names the row in messages.
+    """Column -> cell; RecR1Error for a column that is not there.
 
-    Rows of a DataFrame or a Parquet file count from 1, without the header ("items, row 3"); of a text file the line is
-    named ("items.csv, line 4").
+    `place` names the row in messages. Rows of a DataFrame or a Parquet file count from 1, without the header ("items,
+    row 3"); of a text file the line is named ("items.csv, line 4").
     """
 
     def __init__(self, place: str, cells: Iterable) -> None:
         super().__init__(cells)
         self.place = place
 
-    def cell(self, column: str) -> Any:
-        """What the row has in a column. Raises RecR1Error where it has no such column."""
-        if column not in self:
-            raise RecR1Error(no_column(column, self, self.place))
-        return self[column]
+    def __missing__(self, column: str) -> NoReturn:
+        raise RecR1Error(no_column(column, self, self.place))
 
     def text(self, column: str, empty: bool = False) -> str:
         """The text in a column, stripped; "" for an empty cell where `empty` allows it. Raises RecR1Error."""
-        value = self.cell(column)
+        value = self[column]
         if isinstance(value, str) and value.strip():
             return value.strip()
         if empty and is_empty(value):
             return ""
         raise RecR1Error(f"{self.place}: {column} is {shown(value)}; write text there")
 
+    def written(self, column: str) -> str:
+        """The text in a column as it is, with its spaces. Raises RecR1Error where it has no letter."""
+        self.text(column)
+        return self[column]
+
     def id(self, column: str) -> str:
         """An id as text. Raises RecR1Error where it is no text and no whole number."""
-        return _read_id(self.cell(column), f"{self.place}: {column}")
+        return read_id(self[column], f"{self.place}: {column}")
 
     def ids(self, column: str) -> list[str]:
         """The ids of a cell: a list, perhaps as JSON text; an empty cell holds none. Raises RecR1Error."""
-        value = _unpacked(self.cell(column), place := f"{self.place}: {column}")
+        value = unpacked(self[column], place := f"{self.place}: {column}")
         if not isinstance(value, list) and not is_empty(value):
             raise RecR1Error(f'{place} is {shown(value)}; write a JSON list of item ids, such as ["a", "b"]')
-        return [_read_id(item, f"{place}: an id") for item in value or []]
-
-    def relevant(self) -> dict[str, float]:
-        """`{item_id: gain}`. The cell `relevant` is an id, a list of ids or an object of gains, perhaps as JSON text;
-        `gain` is that of all its ids, 1 where it is empty or absent. A gain of 0 or below says that somebody judged the
-        item not to be relevant. Raises RecR1Error."""
-        value, gain = _unpacked(self.cell("relevant"), place := f"{self.place}: relevant"), self.get("gain")
-        no_gain = is_empty(gain) and not isinstance(gain, float)  # NaN is a gain that went wrong
-        if isinstance(value, dict) and not no_gain:
-            raise RecR1Error(f"{self.place} has gains in relevant and in gain; keep one of the two")
-        if not isinstance(value, dict):
-            ids = value if isinstance(value, list) else [value]
-            value = {_read_id(item, place): 1.0 if no_gain else gain for item in ids}
-        judged = {item: gain for item, gain in value.items() if gain is not None}  # Parquet fills up with None
-        if not judged:
-            raise RecR1Error(f"{place} is empty; name at least one item, or leave the row out")
-        return {_read_id(item, place): _gain(gain, self.place) for item, gain in judged.items()}
+        return [read_id(item, f"{place}: an id") for item in value or []]
 
 
 Rows: TypeAlias = Iterator[Row]
@@ -96,8 +79,8 @@ def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[
     """A name for messages, and the rows, read as they are asked for; `what` they are ("items") names a DataFrame.
 
     CSV cells are text as written: the id "007" and the title "NA" stay so. `columns`: no others are read of a Parquet
-    file. Raises RecR1Error, partly while rows are read: no such file, a folder, an unknown ending, an empty or damaged
-    file, no UTF-8, a line with other columns, no row.
+    file. Raises RecR1Error, partly while rows are read: no such file, an unknown ending, a damaged file, no UTF-8, a
+    line with other columns, no row.
     """
     if isinstance(source, pd.DataFrame):
         _check_header(source.columns, what)
@@ -105,11 +88,16 @@ def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[
         return what, _some((Row(f"{what}, row {at}", zip(source.columns, cells)) for at, cells in numbered), what)
     if not isinstance(source, (str, os.PathLike)):
         raise RecR1Error(f"{what} is a {type(source).__name__}; give a path or a DataFrame")
-    path = _checked_path(source, what)
-    readers: dict[str, Callable[[Path, str], Rows]] = {"csv": csv_rows, "jsonl": jsonl_rows, "json": _json}
-    readers["parquet"] = functools.partial(_parquet, columns=columns)
-    read = readers[path.name.lower().removesuffix(".gz").rpartition(".")[2]]
-    return path.name, _some(read(path, path.name), path.name)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise RecR1Error(f"{what}: there is no file {path}; check the path (it starts from {Path.cwd()})")
+    if not path.name.lower().endswith(ENDINGS):
+        raise RecR1Error(f"{what}: {path.name} has not one of the endings {', '.join(ENDINGS)}; save it as one of them")
+    ending, name = path.name.lower().removesuffix(".gz").rpartition(".")[2], path.name
+    if ending == "parquet":
+        return name, _some(_parquet(path, name, columns), name)
+    read = {"csv": csv_rows, "jsonl": jsonl_rows, "json": _json}[ending]
+    return name, _some(read(path, name), name)
 
 
 def _some(rows: Rows, name: str) -> Rows:
@@ -117,7 +105,7 @@ def _some(rows: Rows, name: str) -> Rows:
     for row in rows:
         yield row
     if row is None:
-        raise RecR1Error(f"{name} has a header and no rows; add some")
+        raise RecR1Error(f"{name} has no row; give it at least one")
 
 
 def _check_header(columns: Iterable, where: str) -> None:
@@ -126,33 +114,12 @@ def _check_header(columns: Iterable, where: str) -> None:
             raise RecR1Error(f"{where} has two columns {column!r}; rename one")
 
 
-def _checked_path(source: str | os.PathLike, what: str) -> Path:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        raise RecR1Error(f"{what}: {path} is a folder; name the file in it")
-    if not path.exists():
-        raise RecR1Error(f"{what}: there is no file {path}; check the path (it starts from {Path.cwd()})")
-    if not path.name.lower().endswith(ENDINGS):
-        raise RecR1Error(f"{what}: {path.name} has not one of the endings {', '.join(ENDINGS)}; save it as one of them")
-    try:
-        with path.open("rb") as file:
-            blank = not file.read(4096).strip() and not file.read(1)
-    except OSError as problem:
-        raise RecR1Error(f"{what}: {path} cannot be read ({problem.strerror}); mend its permissions") from problem
-    if blank:
-        raise RecR1Error(f"{what}: {path.name} is empty; give it at least one row")
-    return path
-
-
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a text, plain or gzipped, in UTF-8 or by its mark UTF-16, with their ends of any kind."""
+    """The numbered lines of a text in UTF-8, plain or gzipped, with their ends of any kind."""
     number = 0
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            wide = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            encoding = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
-            text = io.TextIOWrapper(file, *encoding, newline="")
-            for number, line in enumerate(text, start=1):
+            for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""), start=1):
                 if not line.isascii():
                     line.encode("utf-8")
                 yield number, line
@@ -192,10 +159,10 @@ def csv_cells(path: Path, name: str, **dialect: Any) -> Iterator[tuple[str, list
         csv.field_size_limit(limit)
 
 
-def csv_rows(path: Path, name: str, **dialect: Any) -> Rows:
+def csv_rows(path: Path, name: str) -> Rows:
     """The rows of a CSV file whose first one is the header. Empty columns at its end, as sheets have, are none."""
     header: list[str] = []
-    for place, cells in csv_cells(path, name, **dialect):
+    for place, cells in csv_cells(path, name):
         while len(cells) > len(header) and not cells[-1].strip():
             cells.pop()
         if not header:
@@ -223,12 +190,11 @@ def _parquet(path: Path, name: str, columns: Collection[str]) -> Rows:
             yield from (Row(f"{name}, row {before + at}", cells) for at, cells in enumerate(batch.to_pylist(), start=1))
             before += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
-        first_line = (str(problem).splitlines() or [type(problem).__name__])[0][:200].rstrip(".")
-        told = f"{name} cannot be read as Parquet ({first_line})"
+        told = f"{name} cannot be read as Parquet ({' '.join(str(problem).split())[:200]})"
         raise RecR1Error(f"{told}; it may be cut short, copy it again") from problem
 
 
-def _read_id(value: Any, place: str) -> str:
+def read_id(value: Any, place: str) -> str:
     """An id as text, whatever a file's type made of it: " 7 ", 7 and 7.0 (whole numbers beside empty cells) are "7"."""
     if isinstance(value, str) and value.strip():
         return value.strip()
@@ -239,33 +205,17 @@ def _read_id(value: Any, place: str) -> str:
     raise RecR1Error(f"{place} is {shown(value)}; an id is text or a whole number")
 
 
-def _unpacked(value: Any, place: str) -> Any:
+def unpacked(value: Any, place: str) -> Any:
     """A list or object out of JSON text or of Parquet; other cells as they are."""
     if isinstance(value, (np.ndarray, tuple)):
         return whole(list(value))
     return _loads(value, place) if isinstance(value, str) and value.strip()[:1] in ("[", "{") else value
 
 
-def _gain(value: Any, place: str) -> float:
-    try:
-        gain = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        gain = math.nan
-    if not math.isfinite(gain):
-        raise RecR1Error(f"{place}: the gain {value!r} is not a finite number; mend it or leave the item out")
-    return gain
-
-
-# A tag has a name of HTML, or one with a colon (Word writes <o:p>), attributes with values: "a < b and c > d" is none.
-_NAMES = """a abbr address article aside b big blockquote body br button caption center cite code col colgroup dd del
-details dfn div dl dt em embed fieldset figcaption figure font footer form h[1-6] head header hr html i iframe img
-input ins kbd label legend li link main map mark meta nav noscript object ol option p param picture pre q s samp script
-section select small source span strike strong style sub summary sup svg table tbody td textarea tfoot th thead title
-tr tt u ul var video wbr""".split()
+# `a < b and c > d` is no tag: its attributes have no values
 _TAG = re.compile(
     r"<!--.*?-->|<!doctype[^<>]*>|<(script|style)\b[^<>]*>.*?</\1\s*>"
-    rf"|</?(?:{'|'.join(_NAMES)}|[a-z]\w*:\w+)"
-    r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+))*\s*/?>""",
+    r"""|</?[a-z]\w*(?::\w+)?(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+))*\s*/?>""",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -292,52 +242,48 @@ class HubFiles(list[HubFile]):
         return named(self) if self else "local files"
 
 
-class Catalogue:
-    """Items as they are read; an exact copy of one is left out and counted, and so is one without a title or a text."""
+def catalogue(found: Iterable[tuple], notes: Counter[str], lacks: str, empty: str = WITHOUT_TEXT) -> pd.DataFrame:
+    """The items that are found: of each its row, the column of its id, its title, its text, and "" or its category.
 
-    def __init__(self, notes: Counter[str], columns: Sequence[str] = ITEM_COLUMNS, empty: str = WITHOUT_TEXT) -> None:
-        self.notes, self.columns, self.empty = notes, columns, empty
-        self.rows: dict[str, tuple[str, ...]] = {}
-        self.places: dict[str, str] = {}
-
-    def add(self, row: Row, column: str, *texts: str) -> str:
-        """Take the item whose id is in `column`, with its title, its text and perhaps more. Raises RecR1Error where an
-        earlier row says something else of it."""
+    An exact copy of one is left out and counted in `notes`, and so is one without a title or a text. Raises RecR1Error
+    where an earlier row says something else of it, and `lacks` where no item is left.
+    """
+    items: dict[str, tuple[str, ...]] = {}
+    places: dict[str, str] = {}
+    for row, column, *texts in found:
         item = row.id(column)
-        if (first := self.places.setdefault(item, row.place)) == row.place:
-            self.rows[item] = texts
-            self.notes[self.empty] += not (texts[0] and texts[1])
-        elif self.rows[item] == texts:
-            self.notes["items that stand there twice, left out once"] += 1
+        if (first := places.setdefault(item, row.place)) == row.place:
+            items[item] = (item, *texts)
+            notes[empty] += not (texts[0] and texts[1])
+        elif items[item] == (item, *texts):
+            notes["items that stand there twice, left out once"] += 1
         else:
             there = first.rpartition(", ")[2]
             raise RecR1Error(f"{row.place}: {column} {item!r} stands in {there} too, with another text; keep one")
-        return item
-
-    def table(self, lacks: str) -> pd.DataFrame:
-        """The items. Raises RecR1Error, `lacks`, where there is none."""
-        if not (kept := [(item, *texts) for item, texts in self.rows.items() if texts[0] and texts[1]]):
-            raise RecR1Error(lacks)
-        return pd.DataFrame(kept, columns=list(self.columns))
+    if not (kept := [item for item in items.values() if item[1] and item[2]]):
+        raise RecR1Error(lacks)
+    return pd.DataFrame(kept, columns=[*ITEM_COLUMNS, "category"])
 
 
 def read_items(source: Table, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
     """A catalogue (`item_id`, `title`, `text`, `category`) as BLaIR and Amazon-C4 have it, and its name.
 
     Rows have item_id (or item), category, and metadata: title, full stop and description in one text. Rows may have
-    title and text instead, and then need no category. An item whose text is empty is left out and counted in `notes`.
+    title and text instead, and then need no category.
     """
-    catalogue = Catalogue(notes, [*ITEM_COLUMNS, "category"])
     name, rows = read_rows(source, "items")
-    for row in rows:
-        category = row.text("category", empty=True) if "category" in row or "text" not in row else ""
-        if "metadata" in row or "text" not in row:
-            text = row.text("metadata", empty=True)
-            title = " ".join(text.split(". ")[0].split()[:TITLE_WORDS])
-        else:
-            title, text = row.text("title", empty=True), row.text("text", empty=True)
-        catalogue.add(row, "item" if "item" in row and "item_id" not in row else "item_id", title, text, category)
-    return catalogue.table(f"{name} has no item with a text; give it at least one"), name
+
+    def found() -> Iterator[tuple]:
+        for row in rows:
+            column = "item" if "item" in row and "item_id" not in row else "item_id"
+            category = row.text("category", empty=True) if "category" in row or "text" not in row else ""
+            if "metadata" in row or "text" not in row:
+                text = row.text("metadata", empty=True)
+                yield row, column, " ".join(text.split(". ")[0].split()[:TITLE_WORDS]), text, category
+            else:
+                yield row, column, row.text("title", empty=True), row.text("text", empty=True), category
+
+    return catalogue(found(), notes, f"{name} has no item with a text; give it at least one"), name
 
 
 def known_category(category: str, items: pd.DataFrame, name: str, aliases: Mapping[str, str] = {}) -> str:
@@ -346,22 +292,5 @@ def known_category(category: str, items: pd.DataFrame, name: str, aliases: Mappi
     for way in (category, aliases.get(category, category)):
         if way in known:
             return way
-    raise RecR1Error(f"{name} has no category {category!r}; choose 'all' or one of {', '.join(known[:40])}")
-
-
-def thin(items: pd.DataFrame, splits: Mapping, max_items: int | None, seed: int) -> tuple[pd.DataFrame, str]:
-    """At most `max_items` items: all that the examples hold, the rest drawn with `seed`, in their order; a note on it.
-
-    Scores on a thinned catalogue are higher: fewer items compete. Raises RecR1Error where the examples hold more.
-    """
-    columns = [frame[key] for frame in splits.values() for key in ("relevant", "exclude") if key in frame]
-    needed = items["item_id"].isin({item for column in columns for ids in column for item in ids}).to_numpy(copy=True)
-    least = max(needed.sum(), 1)
-    if max_items is not None and not is_count(max_items, least):
-        raise RecR1Error(f"max_items={max_items!r} is no number from the {least} items on that the examples need")
-    if max_items is None or max_items >= len(items):
-        return items, f"whole: {len(items)} items"
-    note = f"thinned to {max_items} of {len(items)} items, those of the examples kept, the rest drawn with seed {seed}"
-    others = np.flatnonzero(~needed)
-    needed[np.random.RandomState(seed).permutation(others)[: max_items - needed.sum()]] = True
-    return items[needed].reset_index(drop=True), note
+    others = f" or one of {', '.join(known[:40])}" if known else ", for it has none"
+    raise RecR1Error(f"{name} has no category {category!r}; choose 'all'{others}")
