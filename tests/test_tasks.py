@@ -404,7 +404,7 @@ def test_bad_options(files, task, options, words):
         files(**options) if task == "ours" else load_task(task, **options)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_csv_cells_stay_as_written(tmp_path, encoding, end):
     path = tmp_path / "table.csv"
@@ -490,3 +490,15 @@ def test_texts_without_a_word_are_counted():
 )
 def test_tags_and_entities(text, wanted):
     assert plain(text) == wanted
+
+
+def test_data_card_of_a_sample(monkeypatch):
+    whole = toy().describe()
+    monkeypatch.setattr("recr1_lite.tasks.base.SAMPLE", 2)
+    card = toy().describe()
+    assert "requests: 4 (median; 4 to 4) words each (train and val, of a sample of 2)" in card
+    assert "words of text each\n" in card and "sample of" not in whole
+
+
+def test_a_word_in_brackets_is_no_tag():
+    assert plain("sizes <medium> and <xl>, a<b and c>d, <b>bold</b>") == "sizes <medium> and <xl>, a<b and c>d, bold"

@@ -25,6 +25,7 @@ ITEM_COLUMNS = ["item_id", "title", "text"]
 EXAMPLE_COLUMNS = ["example_id", "request", "relevant"]
 SPLITS = ("train", "val", "test")
 METRICS = ("ndcg@100", "ndcg@10", "recall@10", "mrr")
+SAMPLE = 10_000  # items and requests that a data card looks at, so that it takes seconds at any size
 SHOWN = 5  # relevant items of the data card's sample
 TRAINERS: list[object] = []  # one mark per trainer that runs in this process, in whatever thread; see `sealed`
 
@@ -188,12 +189,13 @@ class Task(_Seal):
 
     def describe(self) -> str:
         """Data card as plain text; of the test split it shows only counts."""
-        seen = pd.concat([self.train, self.val])
+        seen, of_seen = _sample(pd.concat([self.train, self.val]))
+        items, of_items = _sample(self.items)
         shared, chance = _shared_words(seen, self.items)
         lines = [
             f"Task {self.name}",
-            f"catalogue: {len(self.items)} items, {_spread(self.items['text'])} words of text each",
-            f"requests: {_spread(seen['request'])} words each (train and val)",
+            f"catalogue: {len(self.items)} items, {_spread(items['text'])} words of text each{of_items}",
+            f"requests: {_spread(seen['request'])} words each (train and val{of_seen})",
             f"overlap: of a request's different words {shared:.0%} stand in the text of its relevant item, "
             f"{chance:.0%} in that of a random one",
         ]
@@ -231,9 +233,18 @@ def _whole(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _wordless(texts: pd.Series) -> int:
-    """How many of the texts hold no word that an index keeps."""
-    kept = (any(is_indexed(word) and word not in STOPWORDS_EN for word in words(text)) for text in texts)
-    return len(texts) - sum(kept)
+    """How many of the texts hold no word that an index keeps. The first words of nearly all tell."""
+
+    def silent(text: str) -> bool:
+        return not any(is_indexed(word) and word not in STOPWORDS_EN for word in words(text))
+
+    return sum(silent(text[:100]) and silent(text) for text in texts)
+
+
+def _sample(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """At most SAMPLE rows, always the same ones, and what the data card says of it."""
+    small = len(frame) <= SAMPLE
+    return (frame, "") if small else (frame.sample(SAMPLE, random_state=0), f", of a sample of {SAMPLE}")
 
 
 def digest(frame: pd.DataFrame) -> str:

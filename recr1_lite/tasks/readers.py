@@ -1,5 +1,6 @@
 """Rows of CSV, JSON, JSONL and Parquet files and of DataFrames, what their cells hold, and catalogues made of them."""
 
+import codecs
 import csv
 import gzip
 import html
@@ -115,11 +116,13 @@ def _check_header(columns: Iterable, where: str) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a text in UTF-8, plain or gzipped, with their ends of any kind."""
+    """The numbered lines of a text, plain or gzipped, in UTF-8 or by its mark UTF-16, with their ends of any kind."""
     number = 0
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""), start=1):
+            wide = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # type: ignore[union-attr]
+            encoding = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
+            for number, line in enumerate(io.TextIOWrapper(file, *encoding, newline=""), start=1):
                 if not line.isascii():
                     line.encode("utf-8")
                 yield number, line
@@ -212,10 +215,16 @@ def unpacked(value: Any, place: str) -> Any:
     return _loads(value, place) if isinstance(value, str) and value.strip()[:1] in ("[", "{") else value
 
 
-# `a < b and c > d` is no tag: its attributes have no values
+# A tag has a name of HTML, or one with a colon (Word writes <o:p>), attributes with values: "a < b and c > d" is none.
+_NAMES = """a abbr address article aside b big blockquote body br button caption center cite code col colgroup dd del
+details dfn div dl dt em embed fieldset figcaption figure font footer form h[1-6] head header hr html i iframe img
+input ins kbd label legend li link main map mark meta nav noscript object ol option p param picture pre q s samp script
+section select small source span strike strong style sub summary sup svg table tbody td textarea tfoot th thead title
+tr tt u ul var video wbr""".split()
 _TAG = re.compile(
     r"<!--.*?-->|<!doctype[^<>]*>|<(script|style)\b[^<>]*>.*?</\1\s*>"
-    r"""|</?[a-z]\w*(?::\w+)?(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+))*\s*/?>""",
+    rf"|</?(?:{'|'.join(_NAMES)}|[a-z]\w*:\w+)"
+    r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+))*\s*/?>""",
     re.IGNORECASE | re.DOTALL,
 )
 
