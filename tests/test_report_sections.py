@@ -14,7 +14,7 @@ from recr1_lite.ledger import Ledger
 from recr1_lite.report import comparisons as plots
 from recr1_lite.report import page
 from recr1_lite.report import rows as book
-from recr1_lite.report.findings import claims
+from recr1_lite.report.claims import claims
 from recr1_lite.report.page import report_markdown, sections, write_report
 from recr1_lite.report.rows import FIGURES, select, tasks_table
 from recr1_lite.search.metrics import mean_interval

@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "inspector": ["habits", "inspect_rewrites", "inspect_stages", "word_shares"],
         "page": ["report_markdown", "write_report"],
         "rows": ["FIGURES", "main_table", "retention", "select", "tasks_table"],
-        "findings": ["claims"],
+        "claims": ["claims"],
     },
 )
