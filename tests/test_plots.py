@@ -62,7 +62,7 @@ def test_titles_say_what_the_data_say(draw, told):
 
 
 def test_missing_keys_are_not_drawn_and_baselines_are():
-    names = [axis.texts[-1].get_text().split("\n")[0] for axis in curves.components(CURVE).axes if axis.has_data()]
+    names = [axis.get_title("left").split("\n")[0] for axis in curves.components(CURVE).axes if axis.has_data()]
     assert names == ["reward", "format", "nDCG", "groups without signal", "entropy", "completion length"]
     alone = [{"step": step, "reward": 0.1 * step, "rewards/ndcg/mean": 0.1 * step} for step in range(5)]
     assert len(curves.components(alone).axes) == 1, "a single part is the reward itself"
@@ -98,7 +98,7 @@ def test_figures_need_no_display_and_leave_settings_alone():
 
 def panels(figure):
     """Position and first line of the name of each axis."""
-    return [(axis.get_position().bounds, axis.texts[-1].get_text().split("\n")[0]) for axis in figure.axes]
+    return [(axis.get_position().bounds, axis.get_title("left").split("\n")[0]) for axis in figure.axes]
 
 
 def test_the_live_view_keeps_every_panel_in_its_place_from_before_the_first_step():
@@ -110,7 +110,7 @@ def test_the_live_view_keeps_every_panel_in_its_place_from_before_the_first_step
     alone = [{key: value for key, value in row.items() if "/" not in key} for row in full]
     before = curves.dashboard([], VAL[:1], steps=40)
     assert panels(before) == panels(curves.dashboard(alone, VAL[:1], steps=40)) and len(before.axes) == 9
-    assert all("not measured yet" in axis.texts[-1].get_text() for axis in before.axes[1:])
+    assert all("not measured yet" in axis.get_title("left") for axis in before.axes[1:])
 
 
 def test_noise_alone_seldom_moves():

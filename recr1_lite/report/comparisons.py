@@ -182,7 +182,7 @@ def published(ours: Rows, metric: str = "ndcg@100", setting: str = "this run") -
     figure, axes = canvas(1.6 + 0.42 * max(len(ours), len(FIGURES)), 6.8, columns=2)
     theirs: list[dict] = [row | {key: row[key] / 100 for key in ("mean", "low", "high")} for row in FIGURES]
     here = f"{fill(setting, 34)}:\n{metric_label(metric)}{count_of(ours)}"
-    there = "PUBLISHED, not run here:\n" + SETTING.replace(" x 100, ", ",\n")
+    there = "PUBLISHED, not run here:\n" + SETTING.replace("@100, ", "@100,\n")
     hatched: dict = dict(color=GREY, hatch="//", edgecolor="white")
     for axis, rows, name, drawn in zip(axes, (theirs, ours), (there, here), (hatched, dict(color=BLUE)), strict=True):
         axis.barh(range(len(rows)), [row["mean"] for row in rows], 0.6, alpha=0.35, **drawn)

@@ -16,7 +16,6 @@ from recr1_lite.report import figures as style
 from recr1_lite.report.figures import BACKED, BLUE, GREY, SKY, canvas, finish, name_rows, note, reach, styled, title
 from recr1_lite.report.rows import Rows, number
 
-
 PANELS: list[tuple] = [  # key of the logged steps, name, unit, where its axis ends at least (None: it follows the data)
     ("reward", "reward", "per rollout", None),
     ("gain", "gain over the request", "nDCG", None),

@@ -11,7 +11,7 @@ from textwrap import shorten
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import EvalResult, metric_label, paired
@@ -25,8 +25,9 @@ _WORD = re.compile(r"(\w+(?:['’]\w+)*)")
 
 @functools.cache
 def template(name: str) -> Template:
-    """A template of this room; whatever is put into it is escaped."""
-    templates = Environment(loader=PackageLoader("recr1_lite.report"), autoescape=True, undefined=StrictUndefined)
+    """A template of this room; whatever is put into a page is escaped."""
+    escape = select_autoescape(["html.j2", "style.j2"])
+    templates = Environment(loader=PackageLoader("recr1_lite.report"), autoescape=escape, undefined=StrictUndefined)
     return templates.get_template(name)
 
 
@@ -177,10 +178,6 @@ class Inspection:
         """How the shown examples were chosen, in one sentence."""
         told = "at even steps through the list sorted by change, from one end to the other; nobody picked them"
         return f"Shown: {len(self.examples)} of {self.head['n']} requests, {told}."
-
-    def __repr__(self) -> str:
-        names = " → ".join(self.head["names"])
-        return f"Inspection of {len(self.examples)} of {self.head['n']} requests: {names}"
 
     def _repr_html_(self) -> str:
         helpers = dict(sent=sent, hits=hits, moved=moved, label=metric_label(self.head["metric"]), tie=TIE)

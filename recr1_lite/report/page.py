@@ -17,22 +17,10 @@ from recr1_lite.evaluate.evaluation import metric_label, show
 from recr1_lite.report import comparisons as plots
 from recr1_lite.report import curves
 from recr1_lite.report import rows as book
-from recr1_lite.report.claims import claims
 from recr1_lite.report.comparisons import task_name
 from recr1_lite.report.figures import as_bytes
 from recr1_lite.report.inspector import Inspection, template
-from recr1_lite.report.rows import (
-    FIGURES,
-    Table,
-    facts,
-    main_spots,
-    main_table,
-    of_kind,
-    select,
-    shown,
-    tables,
-    untrained,
-)
+from recr1_lite.report.rows import Table, facts, main_spots, main_table, of_kind, select, shown, tables, untrained
 
 
 class Fold(NamedTuple):
@@ -128,6 +116,34 @@ def markdown(part, folder: str, figures: list[Figure]) -> list[str]:
         table = markdown(DataFrame(body, columns=head), folder, figures)
         return [f"{count} {part.rule} Their hits are in the HTML report.", "", *table]
     return [plain(part), ""]
+
+
+def claims(ledger, rows: list[dict]) -> list[str]:
+    """What these rows do not show, in sentences worked out from them."""
+    table, trained, label = main_table(rows), [row["method"] for row in of_kind(rows, "train")], ""
+    about: dict = {"table": table, "trained": trained, "alike": {}, "tested": [], "show": show}
+    if table:
+        differences, spots, label = table.differences, main_spots(rows), metric_label(table.metric)
+        about["alike"] = {pair: row for pair, row in differences.items() if row["low"] <= 0 <= row["high"]}
+        about["tested"] = [row["method"] for row in table.evals if row["method"] in trained]
+        free = [row["method"] for row in table.evals if row.get("tokens") == 0 and row["method"] != "raw request"]
+        best = max((spots[name] for name in free if name in spots), key=lambda spot: spot["mean"], default=None)
+        pairs = [(name, differences.get((name, best["method"]))) for name in about["tested"] if best]
+        about |= {"free": best, "gaps": [f"{name} minus it {show(gap, sign=True)}" for name, gap in pairs if gap]}
+    about |= {"seeds": {row["seed"] for row in rows if row.get("seed") is not None}, "costs": book.costs(rows)}
+    about["limits"] = [f"{most:,.0f} {by}" for by in ("seconds", "samples") if (most := book.common(rows, by))]
+    about["models"] = sorted({str(row["config"].get("model")) for row in of_kind(rows, "train") if row.get("config")})
+    taught = [row for row in of_kind(rows, "eval") if row["split"] == "test" and row["method"] in book.TEACHER_NAMES]
+    kinds = ["a local model" if row.get("tokens") else "a rule without a model" for row in taught]
+    about["teachers"] = [f"{row['method']} ({kind})" for row, kind in zip(taught, kinds, strict=True)]
+    changes = [row for row in book.main_changes(rows) if not book.is_loss(row["metric"])]
+    reaches = [(row["difference"]["high"] - row["difference"]["low"]) / 2 for row in changes]
+    lost = dict.fromkeys(row["method"] for row in changes if book.worse(row) == "lost")
+    about |= {"items": sorted({row["n"] for row in changes}), "blind": max(reaches, default=0), "lost": [*lost]}
+    about["kept"] = list(dict.fromkeys(row["method"] for row in changes if row["method"] not in lost))
+    stages = [row["name"].removeprefix("after ") for line in book.stages(rows).values() for row in line]
+    about |= {"stages": list(dict.fromkeys(stages)), "opened": len(ledger.rows("unseal")), "label": label}
+    return template("claims.j2").render(about).strip().split("\n")
 
 
 def sections(ledger, rows: list[dict]) -> list[Section]:
@@ -284,7 +300,7 @@ def bound(rows: list[dict]) -> Section | None:
     """Teachers, SFT variants, rejection SFT and GRPO on one plot, with the differences paired with the teacher."""
     table, spots = main_table(rows), main_spots(rows)
     trained = [name for name in book.ORDER if name in spots and name not in book.UNTRAINED]
-    teachers = [spots[name] for name in ("teacher", "LM teacher") if name in spots]
+    teachers = [spots[name] for name in book.TEACHER_NAMES if name in spots]
     if table is None or not teachers or not trained:
         return None
     versus, body = {}, []
@@ -294,8 +310,9 @@ def bound(rows: list[dict]) -> Section | None:
         versus |= {name: gap} if gap else {}
         body.append([name, teacher, shown(gap, True), book.verdict(gap) if gap else "not compared"])
     text = (
-        f"The paper ({book.PAPER}) argues that SFT on a policy's outputs is bounded by that policy. Rejection SFT learns "
-        "from the model's own outputs chosen by reward, and GRPO from the reward, so the bound does not hold for them."
+        "The paper (arXiv 2503.24289) argues that SFT on a policy's outputs is bounded by that policy. Rejection SFT "
+        "learns from the model's own outputs chosen by reward, and GRPO from the reward, so the bound does not hold "
+        "for them."
     )
     picture = plots.bound([spots[name] for name in trained], versus, teachers, table.metric)
     head = ["method", "held against", f"{metric_label(table.metric)}, paired difference [95%]", "verdict"]
@@ -337,19 +354,19 @@ def continual(rows: list[dict]) -> Section | None:
 def published(rows: list[dict]) -> Section | None:
     """The authors' figures beside a comparison's own, marked as published."""
     table, spots = main_table(rows), main_spots(rows)
-    ours = [spots[name] for row in FIGURES for name in row["ours"] if name in spots]
+    ours = [spots[name] for row in book.FIGURES for name in row["ours"] if name in spots]
     if table is None or not book.costs(rows) or len(ours) < 2:
         return None
     body = []
-    for row in FIGURES:
+    for row in book.FIGURES:
         here = "; ".join(f"{name} {show(spots[name])}" for name in row["ours"] if name in spots)
         ends = f"[{row['low'] / 100:.3f}, {row['high'] / 100:.3f}]"
         body.append([row["method"], f"{row['mean'] / 100:.4f}", ends, f"{row['once'] / 100:.4f}", here])
     head = ["published method", "PUBLISHED nDCG@100", "its 95%, worked out here", "each target once"]
     head.append(f"here: {table.task}, {table.split}, n = {ours[0]['n']}")
     text = (
-        f"Published figures are those of {book.SETTING.replace(' x 100', '')}; source: {book.SOURCE}, divided by 100 here. The "
-        "authors' files list some targets twice, and their nDCG counts them twice; the fourth column counts each once. "
+        f"Published figures are those of {book.SETTING}; source: {book.SOURCE}, divided by 100 here. The authors' "
+        "files list some targets twice, and their nDCG counts them twice; the fourth column counts each once. "
         "Neither data, model nor retriever is ours, so no row of this table is a comparison."
     )
     picture = plots.published(ours, table.metric, f"this run, {table.task} {table.split}")

@@ -19,6 +19,7 @@ SPLITS = {"test": "Sealed test", "val": "Validation", "train": "Training example
 UNTRAINED = ["untrained", "raw request", "zero-shot", "few-shot", "teacher", "LM teacher"]
 ORDER = [*UNTRAINED, "SFT", "SFT + JSON", "SFT + reasoning", "SFT + reasoning + JSON", "SFT (LM teacher)"]
 ORDER += ["rejection SFT", "GRPO", "SFT then GRPO"]
+TEACHER_NAMES = ("teacher", "LM teacher")
 TEACHERS = {"SFT (LM teacher)": "LM teacher"}  # whom a method is held against; all others: "teacher"
 COSTS = ("samples", "tokens_generated", "tokens_trained", "seconds", "money")
 CHANGE = ("task", "metric", "n", "difference")
@@ -26,8 +27,7 @@ LOSSES = ("nats", "bits", "perplexity", "loss")  # in the name of a metric of wh
 
 # The authors' figures, from no run of this kit. The intervals are ours (`mean_interval` of their 103 stored values,
 # seed 0), and so is `once`: the mean when a target that is listed twice counts once.
-PAPER = "arXiv 2503.24289"
-SETTING = "ESCI Video Games, nDCG@100 x 100, n = 103"
+SETTING = "ESCI Video Games, nDCG@100, n = 103"
 SOURCE = (
     "result files of the authors' repository linjc16/Rec-R1, commit 4f3ac37 (Apache-2.0), for the paper "
     "arXiv 2503.24289: mean of the stored nDCG@100 of each of 103 ESCI Video Games queries, times 100"
@@ -55,7 +55,7 @@ class Table:
 
     @property
     def name(self) -> str:
-        return SPLITS.get(self.split, self.split)
+        return SPLITS[self.split]
 
     def head(self) -> list[str]:
         versus = [f"vs {name}" for name in self.baselines]
