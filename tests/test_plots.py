@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import matplotlib
@@ -144,21 +145,11 @@ def test_nothing_of_the_live_view_is_cut_off():
     assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, box
 
 
-NAMES = [
-    "socks $3_ or $4_",
-    "Ca$$h",
-    "a_b^c\\d {x}",
-    "_hidden",
-    "灯",
-    "\U0001f600",
-    "x" * 3000,
-    "two\nlines",
-    "",
-    "half \ud83d",
-]
+NAMES = ["socks $3_ or $4_", "Ca$$h", "a_b^c\\d {x}", "_hidden", "灯", "\U0001f600", "x" * 3000, "two\nlines", ""]
+NAMES += ["half \ud83d", "bell \x07", "<script>"]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "bell \x07", "<script>"], ids=repr)
+@pytest.mark.parametrize("name", NAMES, ids=repr)
 @pytest.mark.filterwarnings("error")
 def test_names_are_drawn_as_they_are_whatever_they_hold(name):
     rows, base = [{"method": name, **spot(0.3)}, *METHODS], {name: spot(0.2)}
@@ -169,3 +160,20 @@ def test_names_are_drawn_as_they_are_whatever_they_hold(name):
         ElementTree.fromstring(figures.as_bytes(figure))  # a whole SVG
     (label,) = made[-1].axes[0].get_legend_handles_labels()[1]
     assert label.strip() and (len(name) > 60 or not name.isprintable() or not name or label.strip() == name)
+
+
+def test_the_live_view_draws_the_first_the_validations_and_the_last(monkeypatch):
+    shown, clock = Mock(), Mock(return_value=0.0)
+    monkeypatch.setattr(curves.time, "monotonic", clock)
+    monkeypatch.setattr(curves, "display", shown)
+    live, update = curves.LiveCurves(4, {"raw request": 0.2}, every=15), shown.return_value.update
+    rows = [{"step": step, "reward": 0.1 * step, "seconds": 1.0} for step in range(1, 5)]
+    start, later = [{"step": 0, **spot(0.2)}], [{"step": step, **spot(0.2)} for step in (0, 3)]
+    live([], start)
+    live(rows[:1], start)
+    assert shown.call_count == 1 and not update.called, "a second later there is nothing worth a drawing"
+    clock.return_value = 20.0
+    for drawn, (steps, val) in enumerate([(2, start), (3, later), (4, later)], start=1):  # time, a validation, the end
+        live(rows[:steps], val)
+        assert update.call_count == drawn
+    assert shown.call_count == 1 and update.call_args[0][0]._repr_png_().startswith(b"\x89PNG")

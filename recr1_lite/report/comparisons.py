@@ -88,15 +88,14 @@ def race(rows: Rows, by: str = "seconds", baselines: Mapping = {}, metric: str =
         note(axis, "same budget", (limit, 0.01), (-4, 0), fontsize=9.5, color=GREY, **spot)
     label = f"val {metric_label(metric)}"
     axis.set(xlabel=BY[by], ylabel=label + count_of([points[-1] for points in curves.values()]))
-    first, *others = sorted(at, key=lambda row: -row["mean"]) or [None]
-    if first is None:
-        told = f"No validation point with its {by} has been logged yet"
-    elif not others:
-        told = f"Within {limit:,.0f} {UNIT[by]}: {first['method']} reaches {label} {first['mean']:.3f}"
-    else:
+    ranked, told = sorted(at, key=lambda row: -row["mean"]), f"No validation point with its {by} has been logged yet"
+    if len(ranked) == 1:
+        told = f"Within {limit:,.0f} {UNIT[by]}: {ranked[0]['method']} reaches {label} {ranked[0]['mean']:.3f}"
+    elif ranked:
+        first, second, *_ = ranked
         told = f"Within {limit:,.0f} {UNIT[by]}, {first['method']} is highest: {label} {first['mean']:.3f} against "
-        told += f"{others[0]['method']}'s {others[0]['mean']:.3f}; the intervals "
-        told += "overlap: not shown to differ" if book.overlap(first, others[0]) else "lie apart"
+        told += f"{second['method']}'s {second['mean']:.3f}; the intervals "
+        told += "overlap: not shown to differ" if book.overlap(first, second) else "lie apart"
     return finish(figure, told)
 
 
@@ -274,7 +273,7 @@ def continual(rows: Rows) -> Figure:
     figure, axes = _grid(len(names), 2, (0.6, 3.1), (1.4, 2.35))
     ticks = {row["stage"]: row["name"] for line in stages.values() for row in line}
     for axis, name in zip(axes, names):
-        drawn = []
+        drawn: list[Mapping] = []
         for place, (trainer, line) in enumerate(stages.items()):
             points = {row["stage"]: row["measures"][name] for row in line if book.whole(row["measures"].get(name))}
             shift = 0.06 * (place - (len(stages) - 1) / 2)  # so that no interval hides another
@@ -299,7 +298,7 @@ def _kept(stages: Mapping[str, Rows], names: Sequence[str]) -> str:
     for trainer, line in stages.items():
         if len(line) < 3:
             continue
-        moves, paired = [], (line[-1].get("differences") or {}).get("capability")
+        moves, paired = [], (line[-1].get("differences") or {}).get("capability") or {}
         for name, start in (*((name, -2) for name in names[:1]), ("capability", 0)):
             before, after = line[start]["measures"].get(name), line[-1]["measures"].get(name)
             if book.whole(before) and book.whole(after):

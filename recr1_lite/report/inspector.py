@@ -206,8 +206,8 @@ def inspect_stages(results: Sequence[EvalResult], items: pd.DataFrame, n: int = 
     frames = [paired(last, result, metric)[1] for result in results]
     change = (frames[-1][metric] - frames[0][metric]).astype(float).sort_index().sort_values(kind="stable")
     places = np.unique(np.linspace(0, len(change) - 1, min(n, len(change))).round().astype(int))
-    about = items.astype({"item_id": str, "title": str, "text": str}).set_index("item_id")
-    titles, texts = about["title"].to_dict(), about["text"].to_dict()
+    known = items.astype({"item_id": str, "title": str, "text": str}).set_index("item_id")
+    titles, texts = known["title"].to_dict(), known["text"].to_dict()
     examples = []
     for example, gain in change.iloc[places].items():
         rows, relevant, stages = [frame.loc[example] for frame in frames], [], []
@@ -219,8 +219,8 @@ def inspect_stages(results: Sequence[EvalResult], items: pd.DataFrame, n: int = 
             top = [{"id": item, "title": titles.get(item, item)} for item in row["top"]]
             said = {key: str(row[key]) for key in ("query", "completion", "outcome")}
             stages.append(said | {"value": float(row[metric]), "top": top})
-        told = {"example_id": str(example), "request": str(rows[-1]["request"]), "change": float(gain)}
-        examples.append(told | {"relevant": relevant, "stages": stages})
+        about: dict = {"example_id": str(example), "request": str(rows[-1]["request"]), "change": float(gain)}
+        examples.append(about | {"relevant": relevant, "stages": stages})
     names, gains, losses = [result.name for result in results], int((change > TIE).sum()), int((change < -TIE).sum())
     head: dict = {"names": names, "before": names[0], "after": names[-1], "split": last.split, "metric": metric}
     head |= {"n": len(change), "gains": gains, "losses": losses, "ties": len(change) - gains - losses}

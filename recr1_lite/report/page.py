@@ -303,7 +303,7 @@ def bound(rows: list[dict]) -> Section | None:
     teachers = [spots[name] for name in book.TEACHER_NAMES if name in spots]
     if table is None or not teachers or not trained:
         return None
-    versus, body = {}, []
+    versus, body = dict[str, dict](), []
     for name in trained:
         teacher = book.TEACHERS.get(name, "teacher")
         gap = table.differences.get((name, teacher))
