@@ -13,20 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from recr1_lite.evaluate.evaluation import metric_label
 from recr1_lite.report import figures as style
 from recr1_lite.report import rows as book
-from recr1_lite.report.figures import (
-    BLACK,
-    BLUE,
-    GREY,
-    ORANGE,
-    canvas,
-    dot,
-    fill,
-    finish,
-    name_rows,
-    note,
-    reach,
-    styled,
-)
+from recr1_lite.report.figures import BLACK, BLUE, GREY, canvas, dot, fill, finish, name_rows, note, reach, styled
 from recr1_lite.report.rows import FIGURES, SETTING, Rows
 
 BY = {"seconds": "seconds of training, sampling included", "samples": "completions sampled from a model"}
@@ -154,8 +141,8 @@ def bound(rows: Rows, differences: Mapping[str, Mapping], teachers: Rows, metric
     figure, axis = canvas(2.1 + 0.42 * len(rows))
     style.draw_baselines(axis, {teacher["method"]: teacher for teacher in teachers}, vertical=True)
     for place, row in enumerate(rows):
-        dot(axis, row, place, *((ORANGE, "s", BLACK) if book.is_sft(row["method"]) else (BLUE, "o", BLUE)))
-    axis.plot([], [], "s", color=ORANGE, label="imitates its teacher")
+        dot(axis, row, place, *((style.ORANGE, "s", BLACK) if book.is_sft(row["method"]) else (BLUE, "o", BLUE)))
+    axis.plot([], [], "s", color=style.ORANGE, label="imitates its teacher")
     axis.plot([], [], "o", color=BLUE, label="learns from the reward")
     name_rows(axis, [fill(row["method"], 24) for row in rows], 0.4, 0.8)
     axis.set_xlabel(f"{metric_label(metric)}, mean with 95% interval{count_of(teachers)}")
@@ -184,10 +171,9 @@ def published(ours: Rows, metric: str = "ndcg@100", setting: str = "this run") -
     there = "PUBLISHED, not run here:\n" + SETTING.replace("@100, ", "@100,\n")
     hatched: dict = dict(color=GREY, hatch="//", edgecolor="white")
     for axis, rows, name, drawn in zip(axes, (theirs, ours), (there, here), (hatched, dict(color=BLUE)), strict=True):
-        axis.barh(range(len(rows)), [row["mean"] for row in rows], 0.6, alpha=0.35, **drawn)
-        for place, row in enumerate(rows):
-            axis.errorbar(row["mean"], place, xerr=reach(row), fmt="none", ecolor=drawn["color"], capsize=3)
-            note(axis, f"{row['mean']:.3f}", (row["high"], place), (4, 0), fontsize=9.5)
+        whiskers = dict(xerr=reach(*rows), error_kw={"ecolor": drawn["color"], "capsize": 3})
+        made = axis.barh(range(len(rows)), [row["mean"] for row in rows], 0.6, alpha=0.35, **drawn, **whiskers)
+        axis.bar_label(made, fmt="%.3f", padding=4, fontsize=9.5)
         name_rows(axis, [fill(row["method"], 13) for row in rows], 0.4, 0.6)
         axis.set_xlim(0, 1.25 * max(row["high"] for row in rows))
         axis.set_title(name, fontsize=10, weight="bold" if rows is theirs else "normal")
@@ -255,12 +241,8 @@ def kl_retention(rows: Rows) -> Figure:
     tasks = kept[0]["tasks"] if kept else 0
     axis.set_xlabel(f"forward KL from the untrained model, nats per token{count_of([row['kl'] for row in kept])}")
     axis.set_ylabel(f"change of accuracy,\nmean of {tasks} task{'s' * (tasks != 1)}")
-    ends = (
-        dict.fromkeys([max(told)[1], min(told)[1]])
-        if told
-        else ["No method has both its KL and its capability measured"]
-    )
-    return finish(figure, "; ".join(ends))
+    ends = dict.fromkeys([max(told)[1], min(told)[1]] if told else [])
+    return finish(figure, "; ".join(ends) or "No method has both its KL and its capability measured")
 
 
 @styled

@@ -132,10 +132,8 @@ def hits(example: dict, place: int, first: int) -> list[dict]:
     """The first hits of a stage, then the relevant ones further down: {rank, title, star, far, move}."""
     stages, wanted = example["stages"], {item["id"]: item["ranks"] for item in example["relevant"]}
     shown = [{"rank": rank, **hit, "far": False} for rank, hit in enumerate(stages[place]["top"][:first], start=1)]
-    seen = {hit["id"] for hit in shown}
-    below = [
-        item | {"rank": item["ranks"][place], "far": True} for item in example["relevant"] if item["id"] not in seen
-    ]
+    found = wanted.keys() - {hit["id"] for hit in shown}
+    below = [item | {"rank": item["ranks"][place], "far": True} for item in example["relevant"] if item["id"] in found]
     shown += sorted((item for item in below if item["rank"]), key=lambda item: item["rank"])
     old = {hit["id"]: rank for rank, hit in enumerate(stages[place - 1]["top"], start=1)}
     old |= {item: ranks[place - 1] for item, ranks in wanted.items()}

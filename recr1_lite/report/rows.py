@@ -28,10 +28,6 @@ LOSSES = ("nats", "bits", "perplexity", "loss")  # in the name of a metric of wh
 # The authors' figures, from no run of this kit. The intervals are ours (`mean_interval` of their 103 stored values,
 # seed 0), and so is `once`: the mean when a target that is listed twice counts once.
 SETTING = "ESCI Video Games, nDCG@100, n = 103"
-SOURCE = (
-    "result files of the authors' repository linjc16/Rec-R1, commit 4f3ac37 (Apache-2.0), for the paper "
-    "arXiv 2503.24289: mean of the stored nDCG@100 of each of 103 ESCI Video Games queries, times 100"
-)
 _KEYS = ("method", "mean", "low", "high", "once", "n", "ours")
 _PUBLISHED = [
     ("raw query", 12.44, 8.47, 16.41, 13.27, 103, ["raw request"]),
@@ -183,10 +179,9 @@ def tables(rows: Rows) -> list[Table]:
     made, order = [], list(SPLITS)
     for (task, split), evals in sorted(groups.items(), key=lambda group: order.index(group[0][1])):
         metric = next(iter(next(iter(evals.values()))["metrics"]))
-        compared = [
-            r for r in of_kind(rows, "compare") if (r["task"], r["split"], r["metric"]) == (task, split, metric)
-        ]
-        pairs = {(row["a"], row["b"]): row["difference"] for row in compared if whole(row.get("difference"))}
+        wanted = {"task": task, "split": split, "metric": metric}.items()
+        compared = [row for row in of_kind(rows, "compare") if wanted <= row.items() and whole(row.get("difference"))]
+        pairs = {(row["a"], row["b"]): row["difference"] for row in compared}
         measured = [row for row in evals.values() if metric in row["metrics"]]
         bases = {b for _, b in pairs}
         baselines = [name for name in evals if name in bases] + sorted(bases - set(evals))
@@ -297,9 +292,11 @@ def costs(rows: Rows) -> list[dict]:
 def capability_changes(rows: Rows) -> list[dict]:
     """Paired differences to the untrained model, one per method, task and metric: {method, task, metric, n,
     difference}. Only whole ones."""
-    compared = [row for row in of_kind(rows, "capability_compare") if row["b"] == "untrained"]
-    kept = [row for row in compared if whole(row["difference"])]
-    return _by_method([{"method": row["a"], **{key: row[key] for key in CHANGE}} for row in kept])
+    compared = [
+        row for row in of_kind(rows, "capability_compare") if row["b"] == "untrained" and whole(row["difference"])
+    ]
+    last = {(row["a"], row["task"], row["metric"]): row for row in compared}
+    return _by_method([{"method": row["a"], **{key: row[key] for key in CHANGE}} for row in last.values()])
 
 
 def main_changes(rows: Rows) -> list[dict]:
@@ -351,10 +348,8 @@ def retention(rows: Rows) -> list[dict]:
 
 def stages(rows: Rows) -> dict[str, list[Mapping]]:
     """Rows of the continual adaptation by trainer, in the order of their stages: {trainer: rows}."""
-    lines: dict[str, list] = {}
-    for row in sorted(of_kind(rows, "continual"), key=lambda row: row["stage"]):
-        lines.setdefault(row["trainer"], []).append(row)
-    return {name: lines[name] for name in in_order(lines)}
+    last = {(row["trainer"], row["stage"]): row for row in of_kind(rows, "continual")}
+    return {name: [last[key] for key in sorted(last) if key[0] == name] for name in in_order(name for name, _ in last)}
 
 
 def measures(rows: Rows) -> list[str]:
