@@ -4,7 +4,6 @@ policy learned, counted from its own words."""
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -167,15 +166,6 @@ def test_several_relevant_items_have_their_ranks_by_their_titles():
     text = cards(before, after)[1]
     assert "★ Garment 0: rank&nbsp;12 → rank&nbsp;9&nbsp;▲3" in text
     assert "★ Garment 20: not found → rank&nbsp;40&nbsp;✚" in text and "GRPO · nDCG@100 0.60" in text
-
-
-def test_rows_of_the_committed_ledger_still_read():
-    ledger = Path(__file__).parents[1] / "data" / "runs" / "ledger.jsonl"
-    old = [row for line in ledger.read_text().splitlines() if (row := json.loads(line))["kind"] == "inspect"]
-    assert old, "the ledger holds inspections"
-    for row in old:
-        shown = Inspection.from_rows(row["rows"])
-        assert tags(shown).count("section") == len(row["rows"]) - 1 and "rank&nbsp;" in shown.html()
 
 
 @pytest.mark.parametrize(("some", "n", "told"), [(slice(2), 0, "n of at least 1"), (slice(1), 6, "two results")])

@@ -292,10 +292,8 @@ def costs(rows: Rows) -> list[dict]:
 def capability_changes(rows: Rows) -> list[dict]:
     """Paired differences to the untrained model, one per method, task and metric: {method, task, metric, n,
     difference}. Only whole ones."""
-    compared = [
-        row for row in of_kind(rows, "capability_compare") if row["b"] == "untrained" and whole(row["difference"])
-    ]
-    last = {(row["a"], row["task"], row["metric"]): row for row in compared}
+    compared = [row for row in of_kind(rows, "capability_compare") if row["b"] == "untrained"]
+    last = {(row["a"], row["task"], row["metric"]): row for row in compared if whole(row["difference"])}
     return _by_method([{"method": row["a"], **{key: row[key] for key in CHANGE}} for row in last.values()])
 
 
