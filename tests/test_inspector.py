@@ -1,10 +1,10 @@
-"""The inspector: an honest choice of examples, words and movements told right, a page that stands alone."""
+"""The inspector: an honest choice of examples, words and movements told right, a page that stands alone. And what a
+policy learned, counted from its own words."""
 
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
-from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import EvalResult
-from recr1_lite.report.inspector import Inspection, inspect_rewrites, inspect_stages, mark_words, unrepeated
+from recr1_lite.report.inspector import (
+    Inspection,
+    habits,
+    inspect_rewrites,
+    inspect_stages,
+    mark_words,
+    unrepeated,
+    word_shares,
+)
 from recr1_lite.search.metrics import mean_interval
+from recr1_lite.tasks.prompts import PROMPTS
 
 ITEMS = pd.DataFrame(
     [(f"i{n}", f"Garment {n}", f"text of garment {n}") for n in range(30)], columns=["item_id", "title", "text"]
@@ -79,32 +88,19 @@ def test_rows_are_plain_json_and_rebuild_the_page(pair):
             Inspection.from_rows(broken)
 
 
-class Page(HTMLParser):
-    """Collects tags and checks that they close in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.links = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("href", "src")]
-        if tag not in ("meta", "br", "rect", "line"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in ("rect", "line"):
-            assert self.open.pop() == tag
+def tags(shown):
+    """The tags of an inspection's cards, which close in order and have no link."""
+    elements = [*ElementTree.fromstring(f"<x>{shown._repr_html_().replace('&nbsp;', ' ')}</x>").iter()]
+    assert not any({"href", "src"} & set(element.attrib) for element in elements)
+    return [element.tag for element in elements]
 
 
 def test_the_page_stands_alone_and_escapes_everything(pair):
     before, after = pair
     items = ITEMS.assign(title="<img src=x onerror=alert(1)>")
-    page = inspect_rewrites(before, replace(after, name="<iframe>"), items).html()
-    parsed = Page(page)
-    assert parsed.open == [] and parsed.links == []
-    assert {"script", "img", "iframe", "b>"} & set(parsed.tags) == set()
+    shown = inspect_rewrites(before, replace(after, name="<iframe>"), items)
+    page = shown.html()
+    assert not {"script", "img", "iframe", "b>"} & set(tags(shown)) and "<iframe>" not in page
     assert not re.search(r"https?://|@import|url\(", page)
     assert "width=device-width" in page and 'lang="en"' in page
 
@@ -158,7 +154,7 @@ def test_stages_show_each_move_since_the_last():
         "from step 0 to step 50; mean nDCG@100 0.100 → 0.300 → 0.200",
     ):
         assert expected in text, expected
-    assert page.count("<li value=") == 3 * 4 and Page(page).open == []
+    assert page.count("<li value=") == 3 * 4
     # Garment 4: place 4, then 1, then 3; three hits a stage, and the relevant item below them
     assert text.count("Garment 4 ▲3") == 1 and text.count("Garment 4 ▼2") == 1
 
@@ -172,19 +168,67 @@ def test_several_relevant_items_have_their_ranks_by_their_titles():
     assert "★ Garment 20: not found → rank&nbsp;40&nbsp;✚" in text and "GRPO · nDCG@100 0.60" in text
 
 
-def test_rows_of_the_committed_ledger_still_read():
-    ledger = Path(__file__).parents[1] / "data" / "runs" / "ledger.jsonl"
-    old = [row for line in ledger.read_text().splitlines() if (row := json.loads(line))["kind"] == "inspect"]
-    assert old, "the ledger holds inspections"
-    for row in old:
-        page = Inspection.from_rows(row["rows"]).html()
-        assert page.count("<section") == len(row["rows"]) - 1 and "rank&nbsp;" in page
-        assert Page(page).open == []
-
-
 @pytest.mark.parametrize(("some", "n", "told"), [(slice(2), 0, "n of at least 1"), (slice(1), 6, "two results")])
 def test_bad_calls_say_what_to_do(pair, some, n, told):
     with pytest.raises(RecR1Error, match=told):
         inspect_stages(pair[some], ITEMS, n)
     with pytest.raises(RecR1Error, match="same examples"):
         inspect_rewrites(pair[0], replace(pair[1], rows=pair[1].rows.iloc[1:]), ITEMS)
+    with pytest.raises(RecR1Error, match="same examples"):
+        word_shares(BEFORE, replace(AFTER, rows=AFTER.rows.iloc[1:]), PROMPT)
+    with pytest.raises(RecR1Error, match="n = 1 shows none"):
+        word_shares(BEFORE, AFTER, PROMPT, n=1)
+
+
+PROMPT = replace(PROMPTS["compact"], mode="expand", weight=4)
+REQUESTS = ["I wear this soft skirt to work", "a warm wool coat", "jeans for my son", "so soft and warm"]
+
+
+def said(name, completions, outcome="ok"):
+    rows = pd.DataFrame({"example_id": ["e0", "e1", "e2", "e3"], "request": REQUESTS, "completion": completions})
+    rows["query"] = rows["request"] + " " + rows["completion"] + " " + rows["completion"]
+    rows["outcome"], rows["tokens"], rows["ndcg@100"] = outcome, 3, 0.5
+    return EvalResult(name, "val", rows, {"ndcg@100": mean_interval(rows["ndcg@100"])}, 1.0, 12, "toy")
+
+
+BEFORE = said("step 0", ["soft work", "Keywords: warm, warm coat", "my son", "so soft"])
+AFTER = said("step 50", [" Skirt\n", "coat", "jeans", "sweater warm"])
+
+
+def test_shares_count_each_rewrite_once_and_leave_the_label_and_the_request_out():
+    frame = word_shares(BEFORE, AFTER, PROMPT, n=100, stopwords=None)
+    rose = dict.fromkeys(["jeans", "skirt", "sweater"], (0, 0.25))
+    fell = dict.fromkeys(["my", "so", "son", "work"], (0.25, 0))
+    shares = {row.word: (row.before, row.after) for row in frame.itertuples()}
+    assert shares == rose | fell | {"soft": (0.5, 0)}, "warm and coat stayed: no row"
+    assert [*shares] == [*rose, *fell, "soft"], "by change, then by the alphabet"
+    assert frame.attrs["n"] == 4
+
+
+def test_the_largest_changes_are_kept_on_both_sides_and_stopwords_are_not_counted():
+    assert list(word_shares(BEFORE, AFTER, PROMPT, n=2)["word"]) == ["jeans", "soft"]
+    assert word_shares(AFTER, BEFORE, PROMPT, n=2).iloc[0].tolist() == ["soft", 0.0, 0.5]
+    assert len(word_shares(AFTER, AFTER, PROMPT)) == 0
+    before, after = said("a", ["the red", "with", "a coat", "and"]), said("b", ["with a skirt"] * 4)
+    assert set(word_shares(before, after, PROMPT)["word"]) == {"red", "coat", "skirt"}
+
+
+def test_habits_are_means_over_the_examples():
+    told = habits(BEFORE, PROMPT)
+    assert told["words"].mean == 2.25 and told["words"].n == 4
+    assert told["copied"].mean == 1.0 and told["new"].mean == 0.0 and "named" not in told
+    told = habits(AFTER, PROMPT, vocabulary=["Skirt", "COAT"])
+    assert told["copied"].mean == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert told["new"].mean == pytest.approx(1 - told["copied"].mean)
+    assert told["named"].mean == 0.5 and told["words"].mean == 1.25
+    assert habits(said("same", ["Top", "top.", "top", "a top"]), PROMPT)["distinct"] == 0.5
+
+
+def test_what_did_not_parse_holds_no_word():
+    broken = habits(said("broken", ["", " ", "\n", ""], outcome="empty"), PROMPT, ["coat"])
+    assert broken["words"].mean == 0 and broken["named"].mean == 0 and "copied" not in broken
+    assert broken["distinct"] == 0.25
+    # the prefix opens the JSON, so that only read() can parse what follows
+    before, after = said("a", ['xy"}'] * 4), said("b", ['red skirt"}', 'skirt"}', "no json", 'xy"}'])
+    frame = word_shares(before, after, PROMPTS["json"])
+    assert {row.word: row.after for row in frame.itertuples()} == {"skirt": 0.5, "red": 0.25, "xy": 0.25}

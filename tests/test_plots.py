@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import matplotlib
@@ -43,7 +44,6 @@ TITLES = [
         "Choosing the best of 8 rollouts would win +0.160 over their mean",
     ),
     (lambda: curves.dashboard([], [], RAW, steps=50), "Step 0/50: nothing measured yet"),
-    (lambda: curves.dashboard([], VAL[:1], RAW, steps=50), "Step 0/50: val 0.240"),
     (
         lambda: curves.dashboard(CURVE[:2], VAL[:1], RAW, steps=50),
         "Step 2/50: reward 0.212 → 0.224 (too few steps to tell), val 0.240",
@@ -62,7 +62,7 @@ def test_titles_say_what_the_data_say(draw, told):
 
 
 def test_missing_keys_are_not_drawn_and_baselines_are():
-    names = [axis.texts[-1].get_text().split("\n")[0] for axis in curves.components(CURVE).axes if axis.has_data()]
+    names = [axis.get_title("left").split("\n")[0] for axis in curves.components(CURVE).axes if axis.has_data()]
     assert names == ["reward", "format", "nDCG", "groups without signal", "entropy", "completion length"]
     alone = [{"step": step, "reward": 0.1 * step, "rewards/ndcg/mean": 0.1 * step} for step in range(5)]
     assert len(curves.components(alone).axes) == 1, "a single part is the reward itself"
@@ -77,7 +77,7 @@ def test_missing_keys_are_not_drawn_and_baselines_are():
 
 @pytest.mark.parametrize(
     "draw",
-    [figures.loop_picture, lambda: curves.components([]), lambda: plots.methods(METHODS[:1]), lambda: TITLES[14][0]()],
+    [figures.loop_picture, lambda: curves.components([]), lambda: plots.methods(METHODS[:1]), lambda: TITLES[13][0]()],
 )
 def test_every_figure_renders_the_same_bytes_twice_whatever_the_reader_has_set(draw):
     plain = figures.as_bytes(draw())
@@ -98,7 +98,7 @@ def test_figures_need_no_display_and_leave_settings_alone():
 
 def panels(figure):
     """Position and first line of the name of each axis."""
-    return [(axis.get_position().bounds, axis.texts[-1].get_text().split("\n")[0]) for axis in figure.axes]
+    return [(axis.get_position().bounds, axis.get_title("left").split("\n")[0]) for axis in figure.axes]
 
 
 def test_the_live_view_keeps_every_panel_in_its_place_from_before_the_first_step():
@@ -110,7 +110,7 @@ def test_the_live_view_keeps_every_panel_in_its_place_from_before_the_first_step
     alone = [{key: value for key, value in row.items() if "/" not in key} for row in full]
     before = curves.dashboard([], VAL[:1], steps=40)
     assert panels(before) == panels(curves.dashboard(alone, VAL[:1], steps=40)) and len(before.axes) == 9
-    assert all("not measured yet" in axis.texts[-1].get_text() for axis in before.axes[1:])
+    assert all("not measured yet" in axis.get_title("left") for axis in before.axes[1:])
 
 
 def test_noise_alone_seldom_moves():
@@ -144,21 +144,11 @@ def test_nothing_of_the_live_view_is_cut_off():
     assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, box
 
 
-NAMES = [
-    "socks $3_ or $4_",
-    "Ca$$h",
-    "a_b^c\\d {x}",
-    "_hidden",
-    "灯",
-    "\U0001f600",
-    "x" * 3000,
-    "two\nlines",
-    "",
-    "half \ud83d",
-]
+NAMES = ["socks $3_ or $4_", "Ca$$h", "a_b^c\\d {x}", "_hidden", "灯", "\U0001f600", "x" * 3000, "two\nlines", ""]
+NAMES += ["half \ud83d", "bell \x07", "<script>"]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "bell \x07", "<script>"], ids=repr)
+@pytest.mark.parametrize("name", NAMES, ids=repr)
 @pytest.mark.filterwarnings("error")
 def test_names_are_drawn_as_they_are_whatever_they_hold(name):
     rows, base = [{"method": name, **spot(0.3)}, *METHODS], {name: spot(0.2)}
@@ -169,3 +159,20 @@ def test_names_are_drawn_as_they_are_whatever_they_hold(name):
         ElementTree.fromstring(figures.as_bytes(figure))  # a whole SVG
     (label,) = made[-1].axes[0].get_legend_handles_labels()[1]
     assert label.strip() and (len(name) > 60 or not name.isprintable() or not name or label.strip() == name)
+
+
+def test_the_live_view_draws_the_first_the_validations_and_the_last(monkeypatch):
+    shown, clock = Mock(), Mock(return_value=0.0)
+    monkeypatch.setattr(curves.time, "monotonic", clock)
+    monkeypatch.setattr(curves, "display", shown)
+    live, update = curves.LiveCurves(4, {"raw request": 0.2}, every=15), shown.return_value.update
+    rows = [{"step": step, "reward": 0.1 * step, "seconds": 1.0} for step in range(1, 5)]
+    start, later = [{"step": 0, **spot(0.2)}], [{"step": step, **spot(0.2)} for step in (0, 3)]
+    live([], start)
+    live(rows[:1], start)
+    assert shown.call_count == 1 and not update.called, "a second later there is nothing worth a drawing"
+    clock.return_value = 20.0
+    for drawn, (steps, val) in enumerate([(2, start), (3, later), (4, later)], start=1):  # time, a validation, the end
+        live(rows[:steps], val)
+        assert update.call_count == drawn
+    assert shown.call_count == 1 and update.call_args[0][0]._repr_png_().startswith(b"\x89PNG")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_rows import CURVE, VAL, spot
+from report_rows import TRAIN, VAL, compare_row, eval_row, spot
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import EvalResult, compare, show
@@ -16,38 +16,26 @@ from recr1_lite.report.page import report_markdown, write_report
 from recr1_lite.report.rows import main_table, select, tasks_table
 from recr1_lite.search.metrics import mean_interval
 
-TRAIN = {"kind": "train", "method": "GRPO", "metric": "ndcg@100", "curve": CURVE, "val": VAL}
-
-
-def eval_row(method, mean, split="test", run="r2"):
-    row = {"kind": "eval", "task": "toy", "method": method, "split": split, "n": 50, "tokens": 1234, "seconds": 2.5}
-    row |= {"metrics": {"ndcg@100": spot(mean), "mrr": spot(mean / 2)}, "outcomes": {"ok": 49, "truncated": 1}}
-    return row | {"profile": "smoke", "seed": 0, "run": run}
-
-
-def compare_row(a, b, mean, half):
-    row = {"kind": "compare", "run": "r2", "task": "toy", "split": "test", "metric": "ndcg@100"}
-    return row | {"a": a, "b": b, "difference": spot(mean, half)}
-
 
 @pytest.fixture
 def ledger(tmp_path):
     """Two runs; the last one, r2, has the rows of a whole demo."""
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append(eval_row("old method", 0.111, run="r1"))
+    old = Ledger(tmp_path / "ledger.jsonl")
+    old.append(eval_row("old method", 0.111, run="r1"))
+    ledger, more = old.bind(run="r2", profile="smoke"), {"outcomes": {"ok": 49, "truncated": 1}}
     for method, mean in (("raw request", 0.23), ("zero-shot", 0.25), ("GRPO", 0.3)):
         ledger.append(eval_row(method, mean, "val"))
     for method, mean in (("raw request", 0.231), ("zero-shot", 0.252), ("GRPO <b>", 0.3)):
-        ledger.append({"kind": "unseal", "task": "toy", "reason": f"evaluate {method}"})
-        ledger.append(eval_row(method, mean))
+        old.append({"kind": "unseal", "task": "toy", "reason": f"evaluate {method}"})
+        ledger.append(eval_row(method, mean, **more))
     ledger.append(compare_row("zero-shot", "raw request", 0.021, 0.03))
     ledger.append(compare_row("GRPO <b>", "raw request", 0.069, 0.02))
-    ledger.append({"kind": "headroom", "run": "r2", "n": 50, "rollouts": 8, "mean": spot(0.24), "best": spot(0.4)})
+    ledger.append({"kind": "headroom", "n": 50, "rollouts": 8, "mean": spot(0.24), "best": spot(0.4)})
     end = {"seconds": 912.3, "stopped": "interrupted", "command": "python -m recr1_lite demo"}
-    ledger.append(TRAIN | end | {"run": "r2", "config": {"learning_rate": 2e-4}})
+    ledger.append(TRAIN | end | {"config": {"learning_rate": 2e-4}})
     committed = Ledger(Path(__file__).parents[1] / "data" / "runs" / "ledger.jsonl")  # before inspections had stages
-    ledger.append({"kind": "inspect", "run": "r2", "rows": committed.rows("inspect")[0]["rows"]})
-    return ledger
+    ledger.append({"kind": "inspect", "rows": committed.rows("inspect")[0]["rows"]})
+    return old
 
 
 @pytest.fixture
@@ -56,7 +44,7 @@ def write(ledger, tmp_path):
     return lambda run=None, name="report.html": write_report(ledger, tmp_path / name, run).read_text(encoding="utf-8")
 
 
-def test_the_page_holds_the_last_run_and_stands_alone(write):
+def test_the_page_holds_the_last_run_and_stands_alone(ledger, write):
     page = write(name="deep/report.html")
     text = " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.S).split())
     for expected in (
@@ -67,6 +55,7 @@ def test_the_page_holds_the_last_run_and_stands_alone(write):
         "GRPO &lt;b&gt; is above raw request",
         "truncated 1",
         "zero-shot is not shown to differ from raw request",
+        "That zero-shot differs from raw request on test",
         "40 steps in 912 s (interrupted).",
         "The test split was opened 3 times in this ledger, in 1 run; never in this one.",
         "What changed: ",
@@ -75,7 +64,9 @@ def test_the_page_holds_the_last_run_and_stands_alone(write):
         "this run has one seed (0)",
     ):
         assert expected in text, expected
-    assert "old method" not in text
+    assert "old method" not in text and "That GRPO &lt;b&gt; differs" not in text, "a shown difference is no claim"
+    assert text.index("Sealed test") < text.index("Validation")
+    assert "| GRPO <b> | 50 | 0.300 [0.270, 0.330] | +0.069 [+0.049, +0.089] | 1,234 | 2.5 |" in report_markdown(ledger)
     assert page.count("data:image/svg+xml;base64,") == 5
     assert not re.search(r'(?:src|href)="(?!data:)|https?://|@import|<script|<b>[^<]*</h', page)
 
@@ -88,20 +79,10 @@ def test_a_run_can_be_named_and_an_unknown_one_is_refused(write, tmp_path):
     assert not (tmp_path / "other.html").exists()
 
 
-@pytest.mark.parametrize("make", [report_markdown, lambda ledger: write_report(ledger, ledger.path.with_suffix(".md"))])
-def test_an_empty_ledger_names_the_command_that_fills_it(tmp_path, make):
+def test_an_empty_ledger_names_the_command_that_fills_it(tmp_path):
     with pytest.raises(RecR1Error, match="make demo.*python -m recr1_lite demo"):
-        make(Ledger(tmp_path / "ledger.jsonl"))
-    assert not [*tmp_path.glob("*.md")]
-
-
-def test_markdown_has_one_row_per_method_and_the_claims(ledger):
-    text = report_markdown(ledger)
-    rows = [line for line in text.splitlines() if line.startswith("| GRPO <b>")]
-    assert rows == ["| GRPO <b> | 50 | 0.300 [0.270, 0.330] | +0.069 [+0.049, +0.089] | 1,234 | 2.5 |"]
-    assert text.index("Sealed test") < text.index("Validation")
-    assert "That zero-shot differs from raw request on test" in text
-    assert "That GRPO <b> differs" not in text, "a shown difference is no missing claim"
+        write_report(Ledger(tmp_path / "ledger.jsonl"), tmp_path / "report.md")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_baselines_are_drawn_only_where_they_were_measured_on_as_many_requests(ledger, write, monkeypatch):
@@ -119,7 +100,7 @@ def test_baselines_are_drawn_only_where_they_were_measured_on_as_many_requests(l
 def test_what_a_resumed_run_told_twice_counts_once_the_last_time(ledger, write):
     room = {"kind": "headroom", "run": "r5", "n": 4, "rollouts": 8, "mean": spot(0.2), "best": spot(0.4)}
     for mean, stopped in ((0.23, "interrupted"), (0.5, "finished")):
-        ledger.append(eval_row("raw request", mean, "val", "r5"))
+        ledger.append(eval_row("raw request", mean, "val", run="r5"))
         ledger.append(room | {"seconds": 5.0})
         ledger.append(TRAIN | {"run": "r5", "stopped": stopped, "seconds": 9.0, "val": []})
     text = write(name="report.md")
@@ -135,7 +116,7 @@ def test_two_runs_of_one_name_stay_apart(ledger, write):
     for run_id, mean in (("a1", 0.13), ("b2", 0.21)):
         book = ledger.bind(run="mine", run_id=run_id)
         book.append({"kind": "unseal", "task": "toy", "reason": "every method"})
-        book.append(eval_row("raw request", mean) | {"run": "mine"})
+        book.append(eval_row("raw request", mean))
     assert "0.210 [" in write("mine") and "0.130 [" not in write("mine") and "0.130 [" in write("a1")
     assert "opened 5 times in this ledger, in 3 runs; once in this one" in " ".join(write("b2").split())
 
@@ -155,9 +136,8 @@ def measured(tmp_path):
     return ledger, results
 
 
-def noted(ledger, difference, **more):
-    row = {"kind": "compare", "task": "toy", "split": "test", "metric": "ndcg@100", "a": "GRPO", "b": "raw request"}
-    ledger.append(row | {"difference": difference, "seed": 0} | more)
+def noted(ledger, difference):
+    ledger.append(compare_row("GRPO", "raw request", 0, 0, difference=difference))
 
 
 def told(ledger):

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from report_rows import finding, spot
+from report_rows import TRAIN, compare_row, eval_row, finding, spot
 
 from recr1_lite.__main__ import main
 from recr1_lite.common import RecR1Error
@@ -14,8 +14,7 @@ from recr1_lite.ledger import Ledger
 from recr1_lite.report import comparisons as plots
 from recr1_lite.report import page
 from recr1_lite.report import rows as book
-from recr1_lite.report.findings import claims
-from recr1_lite.report.page import report_markdown, sections, write_report
+from recr1_lite.report.page import claims, report_markdown, sections, write_report
 from recr1_lite.report.rows import FIGURES, select, tasks_table
 from recr1_lite.search.metrics import mean_interval
 
@@ -31,18 +30,8 @@ PAIRED = [
 ]
 SPENT = {"SFT": (0, 60.0), "SFT + JSON": (0, 90.0), "SFT (LM teacher)": (4000, 600.0)}
 SPENT |= {"rejection SFT": (6000, 610.0), "GRPO": (6000, 600.0)}
+RULES = ("raw request", "teacher")  # these need no model
 NULL = {"mean": None, "low": None, "high": None, "n": 0}
-
-
-def eval_row(method, mean, **more):
-    row = {"kind": "eval", "task": "toy", "method": method, "split": "test", "n": 50, "seconds": 9.0, "seed": 0}
-    tokens = 0 if method in ("raw request", "teacher") else 1990
-    return row | {"tokens": tokens, "metrics": {"ndcg@100": spot(mean)}} | more
-
-
-def compare_row(a, b, mean, half, **more):
-    row = {"kind": "compare", "task": "toy", "split": "test", "metric": "ndcg@100", "a": a, "b": b}
-    return row | {"difference": spot(mean, half)} | more
 
 
 def train_row(method, samples, seconds, last):
@@ -50,10 +39,10 @@ def train_row(method, samples, seconds, last):
     val = [{"step": n, "seconds": seconds * n / 50, "samples": samples * n // 50} for n in means]
     val = [point | spot(mean, n=100) for point, mean in zip(val, means.values())]
     cost = {"samples": samples, "tokens_generated": 5 * samples, "tokens_trained": 9000, "seconds": seconds}
-    row = {"kind": "train", "task": "toy", "method": method, "metric": "ndcg@100", "val": val, "seconds": seconds}
-    row |= {"curve": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}], "stopped": "finished", "seed": 0}
-    row |= {"config": {"model": "smollm2-135m-instruct"}, "budget": {"seconds": 600.0, "samples": 6000}}
-    return row | {"baselines": {"raw request": spot(0.24, n=100)}, "cost": cost | {"money": 0.0}}
+    row = TRAIN | {"method": method, "val": val, "seconds": seconds, "seed": 0}
+    row |= {"curve": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}]}
+    row |= {"budget": {"seconds": 600.0, "samples": 6000}, "baselines": {"raw request": spot(0.24, n=100)}}
+    return row | {"cost": cost | {"money": 0.0}}
 
 
 def capability_rows(method, lost, kl):
@@ -75,7 +64,7 @@ def rows():
     """Everything a comparison leaves, as the ledger would hold it."""
     start = {"kind": "capability", "method": "untrained", "suite": "offline", "task": "recr1_arithmetic"}
     return [
-        *(eval_row(method, mean) for method, mean in TEST.items()),
+        *(eval_row(method, mean, tokens=1990 * (method not in RULES)) for method, mean in TEST.items()),
         *(compare_row(*pair) for pair in PAIRED),
         *(train_row(method, *spent, TEST[method]) for method, spent in SPENT.items()),
         start | {"metric": "accuracy", **spot(0.5, 0.08, 120)},
@@ -137,7 +126,7 @@ def test_html_and_markdown_say_the_same(rows, write, tmp_path):
         "Published gain over the raw query +0.198; here GRPO +0.070",
     ):
         assert told in text, told
-    train = {"kind": "train", "method": "GRPO", "curve": [], "val": [{"step": 0, **spot(0.2)}]}
+    train = TRAIN | {"curve": [], "val": [{"step": 0, **spot(0.2)}], "config": {}}
     _, page, text = write([eval_row("raw request", 0.2), train])  # rows of a demo
     assert not set(titles(text)) & set(COMPARISON) and "135M" not in page and "GPT-4o" not in page
     changed = [row | {"difference": spot(-0.05, 0.01)} if row.get("b") == "teacher" else row for row in rows]
@@ -222,7 +211,7 @@ def test_claims_follow_from_the_rows(rows, write):
 
 
 MISSING = {"eval": "Can SFT pass", "train": "Training", "compare": None, "capability": None, "GRPO only": "The same"}
-MISSING |= {"capability_compare": "KL", "continual": "One task", "cost": "What training cost", "val": "The same budget"}
+MISSING |= {"capability_compare": "KL", "continual": "One task", "cost": "What training cost"}
 
 
 @pytest.mark.parametrize(("gone", "section"), MISSING.items())

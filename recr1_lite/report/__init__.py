@@ -8,8 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "comparisons": ["continual", "forgetting", "kl_retention"],
         "curves": ["LiveCurves"],
         "inspector": ["habits", "inspect_rewrites", "inspect_stages", "word_shares"],
-        "page": ["report_markdown", "write_report"],
+        "page": ["claims", "report_markdown", "write_report"],
         "rows": ["FIGURES", "main_table", "retention", "select", "tasks_table"],
-        "findings": ["claims"],
     },
 )

@@ -4,6 +4,7 @@ A baseline is a line; every mean has its 95% interval. The figures of one run ar
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,18 +12,23 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from recr1_lite.evaluate.evaluation import metric_label
 from recr1_lite.report import figures as style
-from recr1_lite.report import findings
 from recr1_lite.report import rows as book
-from recr1_lite.report.figures import BLACK, BLUE, GREY, ORANGE, Rows, canvas, dot, fill, name_rows, note, reach, styled
-from recr1_lite.report.rows import FIGURES, SETTING
+from recr1_lite.report.figures import BLACK, BLUE, GREY, canvas, dot, fill, finish, name_rows, note, reach, styled
+from recr1_lite.report.rows import FIGURES, SETTING, Rows
 
 BY = {"seconds": "seconds of training, sampling included", "samples": "completions sampled from a model"}
 BY["tokens"] = "tokens generated and trained on"
+UNIT = {"seconds": "s", "samples": "samples"}
 
 
 def task_name(task: str) -> str:
     """A task's name as it stands in print: "recr1_arithmetic" as "arithmetic"."""
     return task.removeprefix("recr1_").replace("_", " ")
+
+
+def count_of(rows: Rows) -> str:
+    """ ", n = 50" as the first of the rows that says so has it, or nothing."""
+    return next((f", n = {row['n']}" for row in rows if row.get("n")), "")
 
 
 @styled
@@ -38,7 +44,7 @@ def methods(rows: Rows, baseline: str | None = None, metric: str = "ndcg@100") -
     for place, row in enumerate(rows):
         dot(axis, row, place, BLACK if row is base else BLUE)
     name_rows(axis, [fill(row["method"], 24) for row in rows], 0.5, 0.7)
-    axis.set_xlabel(f"{metric_label(metric)}, mean with 95% interval, n = {base.get('n', '?')}")
+    axis.set_xlabel(f"{metric_label(metric)}, mean with 95% interval{count_of([base])}")
     best = max(rows, key=lambda row: row["mean"])
     versus, gap = f"{base['method']} ({base['mean']:.3f})", best["mean"] - base["mean"]
     win = f"{best['method']} ({best['mean']:.3f}) is highest: {gap:+.3f} over {versus}"
@@ -55,38 +61,42 @@ def race(rows: Rows, by: str = "seconds", baselines: Mapping = {}, metric: str =
     """
     curves, limit, at = book.curves(rows, by), book.common(rows, by), book.at_budget(rows, by)
     best = {row["method"]: row for row in at}
-    figure, axis = canvas(3.8 + 0.13 * (len(curves) + len(baselines)), dpi=90)
+    figure, axis = canvas(3.8 + 0.13 * (len(curves) + len(baselines)))
     style.draw_baselines(axis, baselines, band=False)
     for place, (name, points) in enumerate(curves.items()):
-        color, marker = style.look(name, place)
-        point = best.get(name)
+        look, point = style.look(name, place), best.get(name)
         label = fill(name, 30, f"{point['mean']:.3f}" if point else "")
-        spent, means = [p[by] for p in points], [p["mean"] for p in points]
-        axis.plot(spent, means, color=color, marker=marker, label=label)
+        axis.plot([p[by] for p in points], [p["mean"] for p in points], label=label, **look)
         if point:
-            axis.errorbar(point[by], point["mean"], yerr=reach(point), color=color, capsize=3, alpha=0.7)
+            axis.errorbar(point[by], point["mean"], yerr=reach(point), color=look["color"], capsize=3, alpha=0.7)
     if limit:
         axis.axvline(limit, color=GREY, ls=(0, (1, 2)), lw=1.2)
         spot: dict = dict(ha="right", va="baseline", bbox=style.BACKED, xycoords=("data", "axes fraction"))
         note(axis, "same budget", (limit, 0.01), (-4, 0), fontsize=9.5, color=GREY, **spot)
-    count = next((f", n = {points[-1]['n']}" for points in curves.values() if points[-1].get("n")), "")
-    axis.set(xlabel=BY[by], ylabel=f"val {metric_label(metric)}{count}")
-    style.legend_below(figure)
-    style.title(figure, findings.race_finding(at, limit, by, metric_label(metric)))
-    return figure
+    label = f"val {metric_label(metric)}"
+    axis.set(xlabel=BY[by], ylabel=label + count_of([points[-1] for points in curves.values()]))
+    ranked, told = sorted(at, key=lambda row: -row["mean"]), f"No validation point with its {by} has been logged yet"
+    if len(ranked) == 1:
+        told = f"Within {limit:,.0f} {UNIT[by]}: {ranked[0]['method']} reaches {label} {ranked[0]['mean']:.3f}"
+    elif ranked:
+        first, second, *_ = ranked
+        told = f"Within {limit:,.0f} {UNIT[by]}, {first['method']} is highest: {label} {first['mean']:.3f} against "
+        told += f"{second['method']}'s {second['mean']:.3f}; the intervals "
+        told += "overlap: not shown to differ" if book.overlap(first, second) else "lie apart"
+    return finish(figure, told)
 
 
 @styled
 def cost_quality(rows: Rows, baselines: Mapping = {}, metric: str = "ndcg@100", split: str = "test") -> Figure:
     """What each method scored, with its 95% interval, over what its training took: seconds, and tokens.
 
-    rows: dicts {method, mean, low, high, n, seconds, tokens}; seconds or tokens may be None. baselines as in `race`.
-    Points that would hide each other are moved apart by up to a few hundredths of the axis.
+    rows: dicts {method, mean, low, high, n, seconds, tokens}, one at least; seconds or tokens may be None. baselines as
+    in `race`. Points that would hide each other are moved apart by up to a few hundredths of the axis.
     """
     panels = [by for by in ("seconds", "tokens") if any(row.get(by) for row in rows)] or ["seconds"]
-    figure = style.Picture(figsize=(6.8, 3.6 + 0.13 * (len(rows) + len(baselines))), layout="constrained", dpi=90)
-    axes: list = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
-    for axis, by in zip(axes, panels, strict=True):
+    height = 3.6 + 0.13 * (len(rows) + len(baselines))
+    figure, axes = canvas(height, 6.8, columns=len(panels), sharey=True, squeeze=False)
+    for axis, by in zip(axes[0], panels, strict=True):
         style.draw_baselines(axis, baselines, band=False)
         costs = [row.get(by) or 0.0 for row in rows]
         used = [cost for cost in costs if cost]
@@ -95,19 +105,29 @@ def cost_quality(rows: Rows, baselines: Mapping = {}, metric: str = "ndcg@100", 
         axis.margins(x=0.12)
         for place, (row, cost) in enumerate(zip(rows, _apart(costs, log), strict=True)):
             if costs[place]:
-                _marked(axis, row["method"], place, cost, row, label=fill(row["method"], 30, f"{row['mean']:.3f}"))
-        if not log:
-            axis.set_xlim(0, 1.15 * max(used, default=1))
-        axis.set_xlabel(fill(BY[by], 26))
+                look = style.look(row["method"], place) | {"label": fill(row["method"], 30, f"{row['mean']:.3f}")}
+                axis.errorbar(cost, row["mean"], yerr=reach(row), ls="none", capsize=3, **look)
         if log:
             axis.xaxis.set_minor_locator(LogLocator(subs=[3]))
+        else:
+            axis.set_xlim(0, 1.15 * max(used, default=1))
+        axis.set_xlabel(fill(BY[by], 26))
         for write in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
             write(lambda value, place: f"{value / 1000:g}k" if value >= 1e4 else f"{value:g}")
-    count = next((f", n = {row['n']}" for row in rows if row.get("n")), "")
-    axes[0].set_ylabel(f"{split} {metric_label(metric)}{count}")
-    style.legend_below(figure)
-    style.title(figure, findings.cost_finding(rows, metric_label(metric)))
-    return figure
+    axes[0, 0].set_ylabel(f"{split} {metric_label(metric)}{count_of(rows)}")
+
+    def told(row: Mapping) -> str:
+        return f"{row['mean']:.3f}" + (f" in {row['seconds']:,.0f} s" if row.get("seconds") else "")
+
+    best = max(rows, key=lambda row: row["mean"])
+    cheap = min((row for row in rows if row.get("seconds")), key=lambda row: row["seconds"], default=best)
+    finding = f"{best['method']} is highest, {metric_label(metric)} {told(best)}"
+    if cheap is not best:
+        fact = "intervals overlap" if book.overlap(best, cheap) else "intervals apart"
+        finding += f"; the quickest, {cheap['method']}, {told(cheap)} ({fact})"
+    elif len(rows) > 1:
+        finding += ", and the cheapest"
+    return finish(figure, finding)
 
 
 @styled
@@ -118,44 +138,48 @@ def bound(rows: Rows, differences: Mapping[str, Mapping], teachers: Rows, metric
     (`rows.TEACHERS`) {mean, low, high}; the title speaks of these, never of two intervals that overlap or do not.
     Source of the bound: Theorem 1 of arXiv 2503.24289.
     """
-    figure, axis = canvas(2.1 + 0.42 * len(rows), dpi=90)
+    figure, axis = canvas(2.1 + 0.42 * len(rows))
     style.draw_baselines(axis, {teacher["method"]: teacher for teacher in teachers}, vertical=True)
     for place, row in enumerate(rows):
-        dot(axis, row, place, *((ORANGE, "s", BLACK) if book.is_sft(row["method"]) else (BLUE, "o", BLUE)))
-    axis.plot([], [], "s", color=ORANGE, label="imitates its teacher")
+        dot(axis, row, place, *((style.ORANGE, "s", BLACK) if book.is_sft(row["method"]) else (BLUE, "o", BLUE)))
+    axis.plot([], [], "s", color=style.ORANGE, label="imitates its teacher")
     axis.plot([], [], "o", color=BLUE, label="learns from the reward")
     name_rows(axis, [fill(row["method"], 24) for row in rows], 0.4, 0.8)
-    count = next((row["n"] for row in teachers if row.get("n")), "?")
-    axis.set_xlabel(f"{metric_label(metric)}, mean with 95% interval, n = {count}")
-    style.legend_below(figure)
-    style.title(figure, findings.bound_finding(rows, differences))
-    return figure
+    axis.set_xlabel(f"{metric_label(metric)}, mean with 95% interval{count_of(teachers)}")
+    known = {row["method"]: differences[row["method"]] for row in rows if row["method"] in differences}
+    imitate = {name: row for name, row in known.items() if book.is_sft(name)}
+    above = [f"{name} ({row['mean']:+.3f})" for name, row in imitate.items() if book.verdict(row) == "above"]
+    free = [f"{name} {book.verdict(row)} ({row['mean']:+.3f})" for name, row in known.items() if name not in imitate]
+    told = ["No method was paired with its teacher; the dots alone show no difference"] * (not known)
+    if imitate:
+        who = f": {', '.join(above)}" if above else ""
+        told.append(f"{len(above)} of {len(imitate)} SFT variants shown above the teacher{who}")
+    if free:
+        told.append(", ".join(free) + ("" if imitate else " the teacher"))
+    return finish(figure, "; ".join(told))
 
 
 @styled
 def published(ours: Rows, metric: str = "ndcg@100", setting: str = "this run") -> Figure:
     """The authors' figures beside a run's own, each on an axis of its own: they share no data and no model.
 
-    ours: dicts {method, mean, low, high, n}, raw request first.
+    ours: dicts {method, mean, low, high, n}, two at least, raw request first.
     """
-    figure = style.Picture(figsize=(6.8, 1.6 + 0.42 * max(len(ours), len(FIGURES))), layout="constrained", dpi=90)
+    figure, axes = canvas(1.6 + 0.42 * max(len(ours), len(FIGURES)), 6.8, columns=2)
     theirs: list[dict] = [row | {key: row[key] / 100 for key in ("mean", "low", "high")} for row in FIGURES]
-    here = f"{fill(setting, 34)}:\n{metric_label(metric)},\nn = {ours[0].get('n', '?') if ours else 0}"
-    there = "PUBLISHED, not run here:\n" + SETTING.replace(" x 100, ", ",\n")
+    here = f"{fill(setting, 34)}:\n{metric_label(metric)}{count_of(ours)}"
+    there = "PUBLISHED, not run here:\n" + SETTING.replace("@100, ", "@100,\n")
     hatched: dict = dict(color=GREY, hatch="//", edgecolor="white")
-    left, right = figure.subplots(1, 2)
-    for axis, rows, name, drawn in ((left, theirs, there, hatched), (right, list(ours), here, dict(color=BLUE))):
-        axis.barh(range(len(rows)), [row["mean"] for row in rows], 0.6, alpha=0.35, **drawn)
-        for place, row in enumerate(rows):
-            axis.errorbar(row["mean"], place, xerr=reach(row), fmt="none", ecolor=drawn["color"], capsize=3)
-            note(axis, f"{row['mean']:.3f}", (row["high"], place), (4, 0), fontsize=9.5)
+    for axis, rows, name, drawn in zip(axes, (theirs, ours), (there, here), (hatched, dict(color=BLUE)), strict=True):
+        whiskers = dict(xerr=reach(*rows), error_kw={"ecolor": drawn["color"], "capsize": 3})
+        made = axis.barh(range(len(rows)), [row["mean"] for row in rows], 0.6, alpha=0.35, **drawn, **whiskers)
+        axis.bar_label(made, fmt="%.3f", padding=4, fontsize=9.5)
         name_rows(axis, [fill(row["method"], 13) for row in rows], 0.4, 0.6)
-        axis.set_xlim(0, 1.25 * max([row["high"] for row in rows], default=1))
+        axis.set_xlim(0, 1.25 * max(row["high"] for row in rows))
         axis.set_title(name, fontsize=10, weight="bold" if rows is theirs else "normal")
-    gain = theirs[-1]["mean"] - theirs[0]["mean"]
-    own = f"; here {ours[-1]['method']} {ours[-1]['mean'] - ours[0]['mean']:+.3f}" if len(ours) > 1 else ""
-    told = f"Published gain over the raw query {gain:+.3f}{own}: other data, model and size, so the two are no race"
-    style.title(figure, told, 62)
+    gain, own = (rows[-1]["mean"] - rows[0]["mean"] for rows in (theirs, ours))
+    told = f"Published gain over the raw query {gain:+.3f}; here {ours[-1]['method']} {own:+.3f}"
+    style.title(figure, f"{told}: other data, model and size, so the two are no race", 62)
     return figure
 
 
@@ -169,16 +193,14 @@ def forgetting(rows: Rows) -> Figure:
     changes = book.main_changes(rows)
     methods = list(dict.fromkeys(row["method"] for row in changes))
     tasks = list(dict.fromkeys((row["task"], row["metric"]) for row in changes))
-    height = 0.95 + 0.3 * max(1, len(methods))
-    figure, axes = _grid(len(tasks), 3, lambda columns, lines: (1.1 + 1.95 * columns, 0.9 + lines * height), True)
-    for axis, (task, metric) in zip(axes, tasks, strict=False):
+    figure, axes = _grid(len(tasks), 3, (1.1, 1.95), (0.9, 0.95 + 0.3 * len(methods)), sharey=True)
+    for axis, (task, metric) in zip(axes, tasks):
         axis.axvline(0, color=BLACK, ls="--", lw=1)
-        here = [row for row in changes if (row["task"], row["metric"]) == (task, metric)]
+        here = [row for row in changes if row["task"] == task]
         for row in here:
-            place = methods.index(row["method"])
-            color, marker = style.look(row["method"], place)
-            fill_in, at = color if book.worse(row) else "white", row["difference"]
-            axis.errorbar(at["mean"], place, xerr=reach(at), fmt=marker, color=color, capsize=3, mfc=fill_in)
+            place, at = methods.index(row["method"]), row["difference"]
+            look = style.look(row["method"], place) | ({} if book.worse(row) else {"mfc": "white"})
+            axis.errorbar(at["mean"], place, xerr=reach(at), ls="none", capsize=3, **look)
         harm = "(right is worse)" if book.is_loss(metric) else ""
         axis.set_title(fill(f"{task_name(task)},", 24, f"n = {here[-1]['n']}"), fontsize=9.5)
         axis.set_xlabel(fill(metric.replace("_", " "), 24, harm), fontsize=9.5)
@@ -186,10 +208,16 @@ def forgetting(rows: Rows) -> Figure:
         axis.grid(axis="y", visible=False)
         axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axis.tick_params(labelsize=9)
+    told = []
+    for name in methods:
+        sides = [book.worse(row) for row in changes if row["method"] == name]
+        gained = f" (gain on {sides.count('gained')})" if "gained" in sides else ""
+        told.append(f"{name} {sides.count('lost')} of {len(sides)}{gained}")
+    finding = f"Measures with a loss shown against the untrained model: {', '.join(told)}"
     if changes:
         name_rows(axes[0], [fill(name, 14) for name in methods], 0.5, 0.5)
         figure.supxlabel("filled: the 95% interval leaves 0 out", fontsize=9, color=GREY)
-    style.title(figure, findings.forgetting_finding(changes, methods), 60)
+    style.title(figure, finding if told else "No method was compared with the untrained model on a capability task", 60)
     return figure
 
 
@@ -200,20 +228,21 @@ def kl_retention(rows: Rows) -> Figure:
     rows: the ledger's; of them `rows.retention` is drawn, with 95% intervals both ways. The untrained model is the
     cross at (0, 0).
     """
-    kept = book.retention(rows)
-    figure, axis = canvas(3.6, dpi=90)
+    kept, told = book.retention(rows), []
+    figure, axis = canvas(3.6)
     axis.axhline(0, color=BLACK, ls="--", lw=1)
     axis.plot(0, 0, "+", color=BLACK, ms=11, mew=1.6, label="untrained")
     for place, row in enumerate(kept):
-        kl = row["kl"]
-        _marked(axis, row["method"], place, kl["mean"], row["change"], label=fill(row["method"], 30), xerr=reach(kl))
+        kl, change = row["kl"], row["change"]
+        look = style.look(row["method"], place) | {"label": fill(row["method"], 30)}
+        axis.errorbar(kl["mean"], change["mean"], reach(change), reach(kl), ls="none", capsize=3, **look)
+        doubt = ", not shown to differ from 0" if book.verdict(change).startswith("not") else ""
+        told.append((kl["mean"], f"{row['method']} moved {kl['mean']:.2f} nats, accuracy {change['mean']:+.3f}{doubt}"))
     tasks = kept[0]["tasks"] if kept else 0
-    count = f", n = {kept[0]['kl'].get('n')}" if kept and kept[0]["kl"].get("n") else ""
-    axis.set_xlabel(f"forward KL from the untrained model, nats per token{count}")
+    axis.set_xlabel(f"forward KL from the untrained model, nats per token{count_of([row['kl'] for row in kept])}")
     axis.set_ylabel(f"change of accuracy,\nmean of {tasks} task{'s' * (tasks != 1)}")
-    style.legend_below(figure)
-    style.title(figure, findings.retention_finding(kept))
-    return figure
+    ends = dict.fromkeys([max(told)[1], min(told)[1]] if told else [])
+    return finish(figure, "; ".join(ends) or "No method has both its KL and its capability measured")
 
 
 @styled
@@ -223,53 +252,66 @@ def continual(rows: Rows) -> Figure:
     rows: the ledger's, of which those of kind "continual" are drawn.
     """
     stages, names = book.stages(rows), book.measures(rows)
-    figure, axes = _grid(len(names), 2, lambda columns, lines: (0.6 + 3.1 * columns, 1.4 + 2.35 * lines), False)
-    told = {row.get("stage", 0): str(row.get("name", row.get("stage", ""))) for line in stages.values() for row in line}
-    for axis, name in zip(axes, names, strict=False):
-        count = None
+    figure, axes = _grid(len(names), 2, (0.6, 3.1), (1.4, 2.35))
+    ticks = {row["stage"]: row["name"] for line in stages.values() for row in line}
+    for axis, name in zip(axes, names):
+        drawn: list[Mapping] = []
         for place, (trainer, line) in enumerate(stages.items()):
-            whole = [row for row in line if book.whole(row["measures"].get(name))]
-            points = [(row.get("stage", 0), row["measures"][name]) for row in whole]
+            points = {row["stage"]: row["measures"][name] for row in line if book.whole(row["measures"].get(name))}
             shift = 0.06 * (place - (len(stages) - 1) / 2)  # so that no interval hides another
-            color, marker = style.look(trainer, place)
             if points:
-                count = count or points[0][1].get("n")
-                at, means = [stage + shift for stage, _ in points], [value["mean"] for _, value in points]
-                reaches = np.hstack([reach(value) for _, value in points])
-                axis.errorbar(at, means, yerr=reaches, color=color, marker=marker, capsize=3, label=fill(trainer, 30))
-        axis.set_xticks(list(told), [fill(text, 11) for text in told.values()], fontsize=9)
-        axis.set_xlim(min(told) - 0.3, max(told) + 0.3)
+                at, means = [stage + shift for stage in points], [point["mean"] for point in points.values()]
+                label, look = fill(trainer, 30), style.look(trainer, place)
+                axis.errorbar(at, means, yerr=reach(*points.values()), capsize=3, label=label, **look)
+            drawn += points.values()
+        axis.set_xticks(list(ticks), [fill(text, 11) for text in ticks.values()], fontsize=9)
+        axis.set_xlim(min(ticks) - 0.3, max(ticks) + 0.3)
         unit = " (nats, 0 is the start)" if name == "kl" else ""
-        axis.set_title(fill(f"{name}{unit}" + "," * bool(count), 30, f"n = {count}" * bool(count)), fontsize=10)
-    if names:
-        style.legend_below(figure)
-    style.title(figure, findings.continual_finding(rows), 60)
-    return figure
+        axis.set_title(fill(f"{name}{unit},", 30, count_of(drawn)[2:]), fontsize=10)
+    return finish(figure, _kept(stages, names), 60)
 
 
-def _marked(axis, method: str, place: int, x: float, row: Mapping, **more) -> None:
-    color, marker = style.look(method, place)
-    axis.errorbar(x, row["mean"], yerr=reach(row), fmt=marker, color=color, capsize=3, **more)
+def _kept(stages: Mapping[str, Rows], names: Sequence[str]) -> str:
+    """What the last stage did to the first task since the stage before, and to capability since the start.
+
+    A paired difference to the untrained model is used where the row has one; else whether the two intervals overlap.
+    """
+    told, last = [], ""
+    for trainer, line in stages.items():
+        if len(line) < 3:
+            continue
+        moves, paired = [], (line[-1].get("differences") or {}).get("capability") or {}
+        for name, start in (*((name, -2) for name in names[:1]), ("capability", 0)):
+            before, after = line[start]["measures"].get(name), line[-1]["measures"].get(name)
+            if book.whole(before) and book.whole(after):
+                by_pair = name == "capability" and book.whole(paired)
+                same = book.verdict(paired).startswith("not") if by_pair else book.overlap(before, after)
+                moves.append(f"{name} {before['mean']:.3f} → {after['mean']:.3f}{'*' * same}")
+        if moves:
+            told.append(f"{trainer} {', '.join(moves)}")
+            last = last or line[-1]["name"]
+    if not told:
+        return "Fewer than three stages: nothing to tell of what an earlier one kept"
+    star = " (*: not shown to differ)" if "*" in "".join(told) else ""
+    return f"{last[:1].upper()}{last[1:]}: {'; '.join(told)}{star}"
 
 
-def _grid(count: int, most: int, size, sharey: bool):
-    """A figure with `count` panels, at most `most` in a row; panels beyond are hidden."""
+def _grid(count: int, most: int, width: tuple, height: tuple, **shared) -> tuple:
+    """A figure with `count` panels, at most `most` in a row. width and height: of the margins and of a panel."""
     columns = min(most, count) or 1
     lines = -(-count // columns) or 1
-    figure = style.Picture(figsize=size(columns, lines), layout="constrained", dpi=90)
-    axes = figure.subplots(lines, columns, sharey=sharey, squeeze=False).ravel()
-    for axis in axes[count:]:
+    size = height[0] + lines * height[1], width[0] + columns * width[1]
+    figure, axes = canvas(*size, lines, columns, squeeze=False, **shared)
+    for axis in axes.ravel()[count:]:
         axis.set_visible(False)
-    return figure, axes
+    return figure, axes.ravel()
 
 
 def _apart(costs: Sequence[float], log: bool) -> np.ndarray:
     """Places on a cost axis at which no two points hide each other, in the order given; zeros stay."""
     values = np.log10(np.maximum(costs, 1e-9)) if log else np.array(costs, float)
-    used = [place for place in np.argsort(values, kind="stable") if costs[place]]
-    if used:
-        least = 0.016 * (values[used[-1]] - (values[used[0]] if log else 0))
-        for number, place in enumerate(used[::-1]):  # from the right: nobody seems to exceed the budget
-            if number:
-                values[place] = min(values[place], values[used[-number]] - least)
+    used = [place for place in np.argsort(values, kind="stable")[::-1] if costs[place]]
+    least = 0.016 * (values[used[0]] - (values[used[-1]] if log else 0)) if used else 0
+    for right, left in pairwise(used):  # from the right: nobody seems to exceed the budget
+        values[left] = min(values[left], values[right] - least)
     return 10**values if log else values

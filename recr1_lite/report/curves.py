@@ -2,9 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -15,35 +13,24 @@ from scipy.special import stdtrit
 
 from recr1_lite.evaluate.evaluation import metric_label
 from recr1_lite.report import figures as style
-from recr1_lite.report.figures import BACKED, BLUE, GREY, Rows, canvas, name_rows, note, reach, styled, title
+from recr1_lite.report.figures import BACKED, BLUE, GREY, SKY, canvas, finish, name_rows, note, reach, styled, title
+from recr1_lite.report.rows import Rows, number
 
-
-class Panel(NamedTuple):
-    """What a small panel shows: a key of the logged steps, its name and unit."""
-
-    key: str
-    name: str
-    unit: str
-    top: float | None = None  # where its axis ends at least, from 0; None: the axis follows the data
-
-
-PANELS = [
-    Panel("reward", "reward", "per rollout"),
-    Panel("gain", "gain over the request", "nDCG"),
-    Panel("zero_advantage_share", "groups without signal", "share", 1),
-    Panel("distinct", "distinct rewrites", "share", 1),
-    Panel("entropy", "entropy", "nats per token", 0.1),
-    Panel("kl", "KL to the start", "nats per token", 0.01),
-    Panel("completion_length", "completion length", "tokens", 1),
-    Panel("seconds", "time", "seconds per step", 1),
-    Panel("outcome/ok", "parsed completions", "share", 1),
-    Panel("clip_ratio", "clipped", "share of tokens", 0.01),
+PANELS: list[tuple] = [  # key of the logged steps, name, unit, where its axis ends at least (None: it follows the data)
+    ("reward", "reward", "per rollout", None),
+    ("gain", "gain over the request", "nDCG", None),
+    ("zero_advantage_share", "groups without signal", "share", 1),
+    ("distinct", "distinct rewrites", "share", 1),
+    ("entropy", "entropy", "nats per token", 0.1),
+    ("kl", "KL to the start", "nats per token", 0.01),
+    ("completion_length", "completion length", "tokens", 1),
+    ("seconds", "time", "seconds per step", 1),
+    ("outcome/ok", "parsed completions", "share", 1),
+    ("clip_ratio", "clipped", "share of tokens", 0.01),
 ]
 LIVE = 8  # so many of them are in the live view, measured or not: its panels never move
-CELL = 2.25, 1.7  # inches of a panel, with its title
-FOOT = 0.66  # inches below the lowest panel: its axis and the key
 LEAST = 0.1  # least height of a reward's axis: less is no change worth a picture
-KEY = "points: steps · line: running mean, 95% band · dashes: mean of the first steps (gain: the request)"
+KEY = "over steps; points: steps · line: running mean, 95% band · dashes: mean of the first steps (gain: the request)"
 
 
 @styled
@@ -54,21 +41,20 @@ def dashboard(curve: Rows, val: Rows = (), baselines: Mapping = {}, metric: str 
     A reward of several parts has a panel for each.
     """
     points = sorted(val, key=lambda point: point["step"])
-    now = max(_last(curve), *(point["step"] for point in points[-1:]), 0)
+    now = max(row["step"] for row in ({"step": 0}, *curve, *points))
     panels = [PANELS[0], *_parts(curve), *PANELS[1:LIVE]]
-    rows = -(-len(panels) // 4)
-    width, height = 4 * CELL[0], 2.55 + rows * CELL[1] + FOOT
-    figure = style.Picture(figsize=(width, height), dpi=90)  # 810 pixels: fits the column of a notebook
-    axis = figure.add_axes((0.55 / width, 1 - 2.35 / height, 6.1 / width, 1.66 / height))
+    figure, places = _grid(-(-len(panels) // 4), 4, 2.6)
+    axis = figure.add_axes((0.06, 1 - 2.3 / figure.get_figheight(), 0.66, 1.6 / figure.get_figheight()))
     _validation(axis, points, baselines)
-    count = f", n = {points[-1]['n']}" if points and "n" in points[-1] else ""
-    _name(axis, f"validation {metric_label(metric)}, mean with 95% interval{count}")
-    axis.set_xlim(*style.span(max(steps, now)))
+    count = f", n = {points[-1]['n']}" if points else ""
+    axis.set_title(f"validation {metric_label(metric)}, mean with 95% interval{count}", x=-0.06, fontsize=9.5)
+    axis.set_xlim(*_span(max(steps, now)))
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelspacing=0.8, fontsize=9.5)
     axis.tick_params(labelsize=9)
     axis.locator_params(axis="y", nbins=5)
-    _panels(figure, curve, panels, 4, max(steps, now))
+    for panel, place in zip(panels, places):
+        _panel(figure.add_subplot(place), curve, panel, max(steps, now))
     rewards = _series(curve, "reward")[1]
     told = [f"reward {_moved(rewards)}"] if len(rewards) else []
     if points:
@@ -85,12 +71,12 @@ def components(curve: Rows) -> Figure:
     Each panel: the steps as points, their running mean with its 95% band, and a dashed line at the mean of
     the first steps, in the gain at the request's own score. What a curve does not hold is not drawn.
     """
-    panels = [panel for panel in [PANELS[0], *_parts(curve), *PANELS[1:]] if len(_series(curve, panel.key)[0])]
-    columns = min(3, len(panels)) or 1
-    figure = style.Picture(figsize=(3 * CELL[0], FOOT + 0.45 + CELL[1] * max(1, -(-len(panels) // columns))))
-    moved = _panels(figure, curve, panels, columns, _last(curve))
-    told = f"In {len(curve)} steps: {', '.join(moved[:4]) or 'nothing moved beyond its noise'}"
-    title(figure, told if curve else "No step has been logged yet", 66)
+    panels = [panel for panel in [PANELS[0], *_parts(curve), *PANELS[1:]] if len(_series(curve, panel[0])[0])]
+    figure, places = _grid(-(-len(panels) // 3) or 1, 3, 0.55)
+    last = max((row["step"] for row in curve), default=0)
+    moved = [_panel(figure.add_subplot(place), curve, panel, last) for panel, place in zip(panels, places)]
+    told = ", ".join([text for text in moved if text][:4]) or "nothing moved beyond its noise"
+    title(figure, f"In {len(curve)} steps: {told}" if curve else "No step has been logged yet", 66)
     return figure
 
 
@@ -103,27 +89,26 @@ def learning_curve(curve: Rows, val: Rows = (), baselines: Mapping = {}, metric:
     """
     points = sorted(val, key=lambda point: point["step"])
     steps, rewards = _series(curve, "reward")
-    baselines = {name: style.interval(value) for name, value in baselines.items()}
-    rows = [part for part, there in (("val", points or baselines), ("reward", len(steps))) if there]
-    height = 2.2 + 2.0 * max(1, len(rows)) + 0.1 * len(baselines)
-    figure = style.Picture(figsize=(6.2, height), layout="constrained")
-    axes: list = list(figure.subplots(max(1, len(rows)), 1, sharex=True, squeeze=False)[:, 0])
-    for axis, part in zip(axes, rows):
+    parts = [part for part, there in (("val", points or baselines), ("reward", len(steps))) if there]
+    count = max(1, len(parts))
+    figure, axes = canvas(2.2 + 2.0 * count + 0.1 * len(baselines), lines=count, sharex=True, squeeze=False)
+    for axis, part in zip(axes[:, 0], parts):
         if part == "val":
-            _validation(axis, points, baselines, f"policy, n = {points[-1].get('n', '?')}" if points else "")
+            _validation(axis, points, baselines, f"policy, n = {points[-1]['n']}" if points else "")
             axis.set_ylabel(f"val {metric_label(metric)}")
         else:
-            axis.plot(steps, rewards, ".", color=style.SKY, alpha=0.7, label="reward of one step")
+            axis.plot(steps, rewards, ".", color=SKY, alpha=0.7, label="reward of one step")
             _smooth(axis, steps, rewards, "running mean, 95% band")
             side = _side(rewards)
             axis.axhline(rewards[:side].mean(), color=GREY, ls="--", lw=1, label=f"mean of the first {side}")
             axis.set_ylabel("train reward")
         axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handlelength=2.4, columnspacing=1.2)
-        style.widen(axis, LEAST)
-    axes[-1].set_xlabel("training step")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    axes[-1].set_xlim(*style.span(max([*steps, *(point["step"] for point in points)], default=0)))
-    title(figure, _curve_finding(points, steps, rewards, baselines, metric_label(metric)))
+        _widen(axis)
+    foot = axes[-1, 0]
+    foot.set_xlabel("training step")
+    foot.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    foot.set_xlim(*_span(max([0, *steps, *(point["step"] for point in points)])))
+    title(figure, _curve_finding(points, rewards, baselines, metric_label(metric)))
     return figure
 
 
@@ -134,16 +119,14 @@ def headroom(row: Mapping, baselines: Mapping = {}, metric: str = "ndcg@100") ->
     row: {n, rollouts, mean: {mean, low, high}, best: {mean, low, high}}. baselines as in `learning_curve`.
     """
     figure, axis = canvas(2.5 + 0.16 * len(baselines))
-    mean, best, count = style.interval(row["mean"]), style.interval(row["best"]), row.get("rollouts", "n")
+    mean, best, count = style.interval(row["mean"]), style.interval(row["best"]), row["rollouts"]
     style.draw_baselines(axis, baselines, vertical=True)
     style.dot(axis, mean, 0, BLUE)
     style.dot(axis, best, 1, style.GREEN)
     name_rows(axis, [f"mean of {count}", f"best of {count}"], 0.5, 0.7)
-    axis.set_xlabel(f"{metric_label(metric)}, n = {row.get('n', '?')} requests x {count} rollouts")
-    style.legend_below(figure)
+    axis.set_xlabel(f"{metric_label(metric)}, n = {row['n']} requests x {count} rollouts")
     gap = best["mean"] - mean["mean"]
-    title(figure, f"Choosing the best of {count} rollouts would win {gap:+.3f} over their mean")
-    return figure
+    return finish(figure, f"Choosing the best of {count} rollouts would win {gap:+.3f} over their mean")
 
 
 @styled
@@ -163,63 +146,53 @@ def word_shift(frame: pd.DataFrame, before: str = "before", after: str = "after"
     name_rows(axis, [style.fill(word, 24, most=24) for word in frame["word"]], 0.4, 0.6)
     top = frame[["before", "after"]].to_numpy(float).max(initial=0.0) or 1.0
     axis.set_xlim(-0.14 * top, 1.14 * top)  # room for the numbers
-    axis.set_xticks([tick for tick in axis.get_xticks() if 0 <= tick <= min(1.001, 1.14 * top)])
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     count = f"{frame.attrs['n']} " if "n" in frame.attrs else ""
     axis.set_xlabel(f"share of the {count}rewrites that hold the word")
-    axis.plot([], [], "o", color=GREY, label=style.fill(before, 40), markerfacecolor="white")
-    axis.plot([], [], "o", color=GREY, label=style.fill(after, 40))
-    style.legend_below(figure)
-    ends = [*frame[frame["after"] > frame["before"]].head(1).itertuples()]
-    ends += frame[frame["after"] < frame["before"]].tail(1).itertuples()
-    told = ", ".join(f"with “{row.word}”: {row.before:.0%} → {row.after:.0%}" for row in ends)
-    title(figure, f"Rewrites {told}" if told else "The rewrites use their words as before")
-    return figure
+    for name, look in ((before, {"mfc": "white"}), (after, {})):
+        axis.plot([], [], "o", color=GREY, label=style.fill(name, 40), **look)
+    ends = pd.concat([frame[rose].head(1), frame[frame["after"] < frame["before"]].tail(1)])
+    told = ", ".join(f"with “{row.word}”: {row.before:.0%} → {row.after:.0%}" for row in ends.itertuples())
+    return finish(figure, f"Rewrites {told}" if told else "The rewrites use their words as before")
 
 
-def _parts(curve: Rows) -> list[Panel]:
+def _parts(curve: Rows) -> list[tuple]:
     """A panel for each part of the reward; none where a single part is the reward."""
     keys = sorted({key for row in curve for key in row if key.startswith(("reward_", "rewards/"))})
     names = {key: re.sub("^(rewards/)?(reward_)?|/mean$", "", key) for key in keys if not key.endswith("std")}
-    panels = [Panel(key, metric_label(name.replace("_", " ")), "per rollout") for key, name in names.items()]
-    return panels * (len(panels) > 1)
+    panels = [(key, metric_label(name.replace("_", " ")), "per rollout", None) for key, name in names.items()]
+    return panels if len(panels) > 1 else []
 
 
-def _last(curve: Rows) -> int:
-    return max((row.get("step", place) for place, row in enumerate(curve, start=1)), default=0)
-
-
-def _panels(figure: Figure, curve: Rows, panels: Sequence[Panel], columns: int, last: int) -> list[str]:
-    """Draw the panels row by row, the lowest at the figure's foot, steps 0 to last; return what moved."""
-    width, height = figure.get_size_inches()
-    rows, moved = -(-len(panels) // columns), []
-    for place, (key, name, unit, top) in enumerate(panels):
-        row, column = divmod(place, columns)
-        foot = FOOT + (rows - 1 - row) * CELL[1]
-        cell = width / columns
-        box = (column * cell + 0.55) / width, foot / height, (cell - 0.66) / width, (CELL[1] - 0.6) / height
-        axis = figure.add_axes(box)
-        steps, values = _series(curve, key)
-        if len(steps):
-            axis.plot(steps, values, ".", color=style.SKY, alpha=0.8, markersize=5)
-            _smooth(axis, steps, values)
-            base = 0 if key == "gain" else values[: _side(values)].mean()
-            axis.axhline(base, color=GREY, ls="--", lw=1)
-            moved += [f"{name} {_ends(values)[2]}"] if _ends(values)[2] and key != "seconds" else []
-        told = f"{_moved(values, False)} {unit}" if len(steps) else "not measured yet"
-        _name(axis, f"{name}\n{told}")
-        axis.set_xlim(*style.span(last))
-        if top is not None:
-            axis.set_ylim(0, max(top, 1.1 * values.max(initial=0)) * 1.03)
-        else:
-            style.widen(axis, LEAST)
-        axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        axis.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
-        axis.tick_params(labelsize=8.5, labelbottom=place + columns >= len(panels))
-        if place + columns >= len(panels):
-            axis.set_xlabel("step", fontsize=9, labelpad=1)
+def _grid(rows: int, columns: int, above: float) -> tuple:
+    """A figure, and places for small panels that never move, row by row; `above`: inches over them."""
+    height = above + 1.75 * rows + 0.3
+    figure = style.Picture(figsize=(2.25 * columns, height), dpi=90)  # 4 columns, 810 pixels: as wide as a notebook
     figure.text(0.01, 0.06 / height, KEY, fontsize=8.5, color=GREY)
-    return moved
+    room = {"bottom": 0.5 / height, "top": 1 - (above + 0.45) / height, "hspace": 0.75, "wspace": 0.42}
+    grid = figure.add_gridspec(rows, columns, left=0.55 / figure.get_figwidth(), right=0.99, **room)
+    return figure, [grid[row, column] for row in range(rows) for column in range(columns)]
+
+
+def _panel(axis, curve: Rows, panel: tuple, last: int) -> str:
+    """Draw what the steps hold under the panel's key, steps 0 to last; return how it moved: "reward rose", or ""."""
+    (key, name, unit, top), (steps, values) = panel, _series(curve, panel[0])
+    told, move = "not measured yet", ""
+    if len(steps):
+        axis.plot(steps, values, ".", color=SKY, alpha=0.8, markersize=5)
+        _smooth(axis, steps, values)
+        axis.axhline(0 if key == "gain" else values[: _side(values)].mean(), color=GREY, ls="--", lw=1)
+        told, move = f"{_moved(values, False)} {unit}", _ends(values)[2]
+    axis.set_title(f"{name}\n{told}", x=-0.26, fontsize=9.5)
+    axis.set_xlim(*_span(last))
+    if top is None:
+        _widen(axis)
+    else:
+        axis.set_ylim(0, max(top, 1.1 * values.max(initial=0)) * 1.03)
+    axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axis.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
+    axis.tick_params(labelsize=8.5)
+    return f"{name} {move}" if move and key != "seconds" else ""
 
 
 def _validation(axis, points: Rows, baselines: Mapping, label: str = "policy") -> None:
@@ -227,8 +200,7 @@ def _validation(axis, points: Rows, baselines: Mapping, label: str = "policy") -
     style.draw_baselines(axis, baselines)
     if points:
         at, means = [point["step"] for point in points], [point["mean"] for point in points]
-        reaches = np.hstack([reach(point) for point in points])
-        axis.errorbar(at, means, reaches, color=BLUE, marker="o", capsize=3, label=label)
+        axis.errorbar(at, means, reach(*points), color=BLUE, marker="o", capsize=3, label=label)
         best, end = int(np.argmax(means)), len(points) - 1
         for place in {0, best, end}:
             left = place == end > 0  # there the axis ends
@@ -238,24 +210,29 @@ def _validation(axis, points: Rows, baselines: Mapping, label: str = "policy") -
             note(axis, f"{means[place]:.3f}", (at[place], means[place]), shift, "right" if left else "left", **look)
 
 
-def _name(axis, text: str) -> None:
-    """What an axis shows, above it, from the left end of its tick labels."""
-    axis.annotate(text, (0, 1), (-36, 6), "axes fraction", textcoords="offset points", fontsize=9.5)
+def _span(last: float) -> tuple[float, float]:
+    """Ends of a time axis from 0 to `last`, with room for the points that stand at its ends."""
+    return -0.03 * max(1, last), 1.04 * max(1, last)
+
+
+def _widen(axis) -> None:
+    """Give a reward's axis at least the height LEAST, so that no trifle fills it."""
+    low, high = axis.get_ylim()
+    more = max(0.0, LEAST - (high - low)) / 2
+    axis.set_ylim(low - more, high + more)
 
 
 def _series(curve: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the rows that hold a finite number under the key."""
-    rows = [(row.get("step", place), row.get(key)) for place, row in enumerate(curve, start=1)]
-    pairs = [(step, value) for step, value in rows if isinstance(value, Real) and np.isfinite(value)]
+    pairs = [(row["step"], value) for row in curve if (value := number(row.get(key))) is not None]
     return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], float)
 
 
 def _smooth(axis, steps: np.ndarray, values: np.ndarray, label: str | None = None) -> None:
     """Running mean over about a tenth of the steps, with a band of 1.96 standard errors of that mean."""
     half = max(1 if len(values) < 15 else 2, len(values) // 20)
-    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    mean = np.array([window.mean() for window in windows])
-    error = np.array([1.96 * np.std(window) / max(1, len(window) - 1) ** 0.5 for window in windows])
+    windows = pd.Series(values).rolling(2 * half + 1, center=True, min_periods=1)
+    mean, error = windows.mean(), 1.96 * windows.std().fillna(0) / windows.count() ** 0.5
     axis.fill_between(steps, mean - error, mean + error, color=BLUE, alpha=0.18, lw=0)
     axis.plot(steps, mean, color=BLUE, lw=2, label=label)
 
@@ -281,28 +258,30 @@ def _moved(values: np.ndarray, verdict: bool = True) -> str:
     start, end, move = _ends(values)
     size = max(abs(start), abs(end))
     digits = 0 if size == 0 or size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
-    text = f"{end:.{digits}f}" if len(values) == 1 else f"{start:.{digits}f} → {end:.{digits}f}"
-    doubt = "" if move or not verdict or len(values) == 1 else " (within noise)"
-    return text + (" (too few steps to tell)" if doubt and _side(values) < 3 else doubt)
+    if len(values) == 1:
+        return f"{end:.{digits}f}"
+    doubt = "too few steps to tell" if _side(values) < 3 else "within noise"
+    return f"{start:.{digits}f} → {end:.{digits}f}" + (f" ({doubt})" if verdict and not move else "")
 
 
-def _curve_finding(points, steps, rewards, baselines, label) -> str:
+def _curve_finding(points: Rows, rewards: np.ndarray, baselines: Mapping, label: str) -> str:
     if not points:
         if not len(rewards):
             return "No step has been logged yet"
         start, end, verdict = _ends(rewards)
-        return f"Reward {verdict or 'stayed within its noise'}: {start:.3f} → {end:.3f} in {len(steps)} steps"
+        return f"Reward {verdict or 'stayed within its noise'}: {start:.3f} → {end:.3f} in {len(rewards)} steps"
     first, last = points[0], points[-1]
     text = f"Val {label} {first['mean']:.3f} → {last['mean']:.3f} in {last['step']} steps"
     if first is last:
         text = f"Val {label} {last['mean']:.3f} at step {last['step']}"
-    sides: dict[str, list[str]] = {"above": [], "around": [], "below": []}
-    for name, base in baselines.items():
-        side = "above" if last["low"] > base["mean"] else "below" if last["high"] < base["mean"] else "around"
-        sides[side].append(f"{name} ({base['mean']:.3f})")
     highest = max(points, key=lambda point: point["mean"])
     if highest["mean"] > last["mean"]:
         text += f" (highest {highest['mean']:.3f} at {highest['step']})"
+    sides: dict[str, list[str]] = {"above": [], "around": [], "below": []}
+    for name, value in baselines.items():
+        base = style.interval(value)["mean"]
+        side = "above" if last["low"] > base else "below" if last["high"] < base else "around"
+        sides[side].append(f"{name} ({base:.3f})")
     told = [f"{side} {', '.join(names)}" for side, names in sides.items() if names]
     return text + (f"; the last interval lies {'; '.join(told)}" if told else "")
 

@@ -17,40 +17,29 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.report.rows import ORDER, UNTRAINED
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#666666"
+BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
 BACKED: dict = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}  # so that no line crosses a number
 LINES = [(BLACK, "--"), (ORANGE, "-."), (GREEN, ":"), (PURPLE, (0, (5, 1, 1, 1, 1, 1))), (RED, (0, (1, 1)))]
-LOOK = {  # of each method, the same in every figure
-    "GRPO": (BLUE, "o"),
-    "SFT": (ORANGE, "s"),
-    "SFT + JSON": (SKY, "D"),
-    "SFT + reasoning": (RED, "^"),
-    "SFT + reasoning + JSON": (PURPLE, "v"),
-    "rejection SFT": (GREEN, "P"),
-    "SFT then GRPO": (GREY, "X"),
-    "SFT (LM teacher)": (BLACK, "*"),
-}
+COLOR_OF = (ORANGE, SKY, RED, PURPLE, BLACK, GREEN, BLUE, GREY)  # of each trained method, the same in every figure
+LOOK = dict(zip(ORDER[len(UNTRAINED) :], zip(COLOR_OF, "sD^v*PoX")))
 OTHERS = [(PURPLE, "<"), (GREEN, ">"), (RED, "p"), (SKY, "h"), (ORANGE, "*"), (BLUE, "d")]
 COLORS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED]
 MARKERS = "osD^vP"
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
-STYLE: dict = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10, "figure.dpi": 110}
+STYLE: dict = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10, "figure.dpi": 100}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
 STYLE |= {"axes.titlelocation": "left", "legend.frameon": False, "svg.hashsalt": "recr1_lite"}
 STYLE |= {"text.parse_math": False}  # a dollar sign is a dollar sign
 FONTS = ("Noto Sans CJK", "Source Han Sans", "WenQuanYi", "Microsoft YaHei", "PingFang", "Hiragino Sans", "Noto Emoji")
 BACKEND = {key for key in matplotlib.rcParamsDefault if key.startswith("backend")}
 WHOLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in BACKEND} | STYLE
-
-
-Rows = Sequence[Mapping]  # of a ledger, of a training's curve, or of means with their intervals
 
 
 class Picture(Figure):
@@ -107,10 +96,10 @@ def fill(name: object, width: int, after: str = "", most: int = 60) -> str:
     return " " * text.startswith("_") + "\n".join(wrap(f"{text} {after}", width, break_on_hyphens=False))
 
 
-def canvas(height: float, width: float = 6.2, dpi: int = 110) -> tuple:
-    """A figure of this size in inches, and its one axis."""
-    figure = Picture(figsize=(width, height), layout="constrained", dpi=dpi)
-    return figure, figure.subplots()
+def canvas(height: float, width: float = 6.2, lines: int = 1, columns: int = 1, **shared) -> tuple:
+    """A figure of this size in inches, and its one axis, or with `squeeze=False` the array of its axes."""
+    figure = Picture(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(lines, columns, **shared)
 
 
 def title(figure: Figure, finding: str, width: int = 56) -> None:
@@ -121,19 +110,6 @@ def title(figure: Figure, finding: str, width: int = 56) -> None:
         figure.set_figheight(figure.get_figheight() + 0.2 * max(0, text.count("\n") - 1))
 
 
-def span(last: float) -> tuple[float, float]:
-    """Ends of a time axis from 0 to `last`, with room for the points that stand at its ends."""
-    last = max(1, last)
-    return -0.03 * last, 1.04 * last
-
-
-def widen(axis, least: float) -> None:
-    """Give a value axis at least the height `least`, so that no trifle fills it."""
-    low, high = axis.get_ylim()
-    if high - low < least:
-        axis.set_ylim((low + high - least) / 2, (low + high + least) / 2)
-
-
 def legend_below(figure: Figure) -> None:
     """The legend below the axes, in as many columns as its longest name leaves room for; none of no names."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -141,6 +117,13 @@ def legend_below(figure: Figure) -> None:
     if labels:
         figure.set_figheight(figure.get_figheight() + 0.2 * max(label.count("\n") for label in labels))
         figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(3, 74 // (longest + 7))))
+
+
+def finish(figure: Figure, finding: str, width: int = 56) -> Figure:
+    """The figure with its legend below and its finding above."""
+    legend_below(figure)
+    title(figure, finding, width)
+    return figure
 
 
 def note(axis, text: str, at: tuple, shift: tuple, ha="left", va="center_baseline", **look) -> None:
@@ -158,20 +141,23 @@ def draw_baselines(axis, baselines: Mapping, vertical: bool = False, band: bool 
         line(base["mean"], color=color, ls=style, lw=1.6, label=fill(name, 26, f"{base['mean']:.3f}"))
 
 
-def look(method: str, place: int = 0) -> tuple[str, str]:
-    """Colour and marker of a method."""
-    return LOOK.get(method) or OTHERS[place % len(OTHERS)]
-
-
-def reach(row: Mapping) -> np.ndarray:
-    """How far the interval reaches below and above the mean, shape (2, 1), as errorbar takes it."""
-    return np.array([[max(0.0, row["mean"] - row["low"])], [max(0.0, row["high"] - row["mean"])]])
+def look(method: str, place: int = 0) -> dict:
+    """Colour and marker of a method, as `plot` and `errorbar` take them."""
+    color, marker = LOOK.get(method) or OTHERS[place % len(OTHERS)]
+    return {"color": color, "marker": marker}
 
 
 def interval(value) -> dict:
-    if isinstance(value, (int, float)):
-        return {"mean": value, "low": value, "high": value}
-    return dict(value) if isinstance(value, Mapping) else value._asdict()
+    """{mean, low, high} of an Interval, of such a mapping or of a number, whose ends are itself."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value._asdict() if hasattr(value, "_asdict") else dict.fromkeys(("mean", "low", "high"), float(value))
+
+
+def reach(*rows: Mapping) -> np.ndarray:
+    """How far the intervals reach below and above their means, shape (2, rows), as errorbar takes it."""
+    ends = [(row["mean"] - row["low"], row["high"] - row["mean"]) for row in rows]
+    return np.maximum(0.0, np.array(ends, float).T)
 
 
 def dot(axis, row: Mapping, place: int, color: str, marker: str = "o", ink: str = "") -> None:
@@ -209,16 +195,12 @@ def loop_picture() -> Figure:
         axis.add_patch(FancyBboxPatch((x, y), 1.75, 1.45, "round,pad=0.04", facecolor=color, edgecolor=BLACK))
         axis.text(x + 0.875, y + 1.2, name, ha="center", va="center", weight="bold", fontsize=12)
         axis.text(x + 0.875, y + 0.52, text, ha="center", va="center", fontsize=10.5)
-
-    def arrow(start, end, color=BLACK):
+    right = [((column * 2.1 + 1.81, 3.02), (column * 2.1 + 2.04, 3.02), BLACK) for column in range(3)]
+    left = [((column * 2.1 + 2.06, 0.97), (column * 2.1 + 1.83, 0.97), BLACK) for column in range(3)]
+    down, up = ((7.175, 2.24), (7.175, 1.78), BLACK), ((1.3, 1.78), (2.75, 2.22), BLUE)
+    for start, end, color in (*right, *left, down, up):
         look = dict(arrowstyle="-|>", mutation_scale=18, lw=2, color=color, shrinkA=0, shrinkB=0)
-        axis.add_patch(FancyArrowPatch(start, end, **look))
-
-    for column in range(3):
-        arrow((column * 2.1 + 1.81, 3.02), (column * 2.1 + 2.04, 3.02))
-        arrow((column * 2.1 + 2.06, 0.97), (column * 2.1 + 1.83, 0.97))
-    arrow((7.175, 2.24), (7.175, 1.78))
-    arrow((1.3, 1.78), (2.75, 2.22), BLUE)
+        axis.annotate("", end, start, arrowprops=look)
     axis.text(2.95, 2.0, "gradient to the LLM's adapter", color=BLUE, va="center", fontsize=10.5)
     title(figure, "The search engine's own metric teaches the LLM to write its queries", 80)
     return figure
@@ -233,37 +215,32 @@ def bars(values: Mapping, finding: str, axis: str, stacked=False, baseline: tupl
     """
     rows = {name: value if isinstance(value, Mapping) else {None: value} for name, value in values.items()}
     series = list(dict.fromkeys(key for row in rows.values() for key in row))
-    longest = max(sum(abs(_mean(cell)) for cell in row.values()) for row in rows.values())
-    lanes = 1 if stacked else max(1, 0.75 * len(series))
-    height = 0.8 if stacked else 0.8 / len(series)
-    (figure, plot), left = canvas(1.5 + 0.36 * len(rows) * lanes), np.zeros(len(rows))
+    longest = max(sum(abs(interval(cell)["mean"]) for cell in row.values()) for row in rows.values())
+    lanes = 1 if stacked else len(series)
+    height = 0.8 / lanes
+    (figure, plot), left = canvas(1.5 + 0.36 * len(rows) * max(1, 0.75 * lanes)), np.zeros(len(rows))
     for number, key in enumerate(series):
         color = COLORS[number % len(COLORS)]
-        cells = [row.get(key, 0.0) for row in rows.values()]
-        means = np.array([_mean(cell) for cell in cells], float)
-        places: np.ndarray = np.arange(len(rows)) + (0 if stacked else (number - (len(series) - 1) / 2) * height)
-        ends = [(cell.mean - cell.low, cell.high - cell.mean) if hasattr(cell, "low") else (0, 0) for cell in cells]
-        look: dict = dict(left=left if stacked else 0, color=color, alpha=0.85)
-        look["label"] = "" if key is None else fill(key, 40)
-        whiskers: dict = dict(xerr=np.array(ends).T if np.any(ends) else None, error_kw={"ecolor": BLACK, "capsize": 3})
-        plot.barh(places, means, height * 0.92, **look, **whiskers)
-        for place, start, mean, (down, up) in zip(places, left, means, ends, strict=True):
-            if not stacked:
-                at, shift, side = (mean + up, 4, "left") if mean >= 0 else (mean - down, -4, "right")
-                note(plot, form.format(mean), (at, place), (shift, 0), ha=side, fontsize=9.5, color=BLACK)
-            elif abs(mean) >= 0.07 * longest:  # else there is no room for a number
-                ink = "white" if color == BLUE else BLACK
-                note(plot, form.format(mean), (start + mean / 2, place), (0, 0), ha="center", fontsize=9.5, color=ink)
-        left = left + means if stacked else left
+        cells = [interval(row.get(key, 0.0)) for row in rows.values()]
+        means = np.array([cell["mean"] for cell in cells], float)
+        places: np.ndarray = np.arange(len(rows)) + (0 if stacked else (number - (lanes - 1) / 2) * height)
+        look: dict = dict(left=left, color=color, alpha=0.85, label="" if key is None else fill(key, 40))
+        if reach(*cells).any():
+            look |= dict(xerr=reach(*cells), error_kw={"ecolor": BLACK, "capsize": 3})
+        drawn = plot.barh(places, means, height * 0.92, **look)
+        if stacked:
+            texts = [form.format(mean) if abs(mean) >= 0.07 * longest else "" for mean in means]  # else no room
+            plot.bar_label(drawn, texts, label_type="center", fontsize=9.5, color="white" if color == BLUE else BLACK)
+            left = left + means
+        else:
+            plot.bar_label(drawn, [form.format(mean) for mean in means], padding=4, fontsize=9.5)
     if baseline:
         label = fill(baseline[0], 40, form.format(baseline[1]))
         plot.axvline(baseline[1], color=BLACK, ls="--", lw=1, label=label)
     name_rows(plot, [fill(name, 26) for name in rows], 0.4, 0.6)
     plot.margins(x=0 if stacked else 0.14)
     plot.set_xlabel(axis)
-    legend_below(figure)
-    title(figure, finding)
-    return figure
+    return finish(figure, finding)
 
 
 @styled
@@ -275,17 +252,17 @@ def lines(x, series: Mapping, finding: str, x_axis: str, y_axis: str, baseline: 
     """
     figure, plot = canvas(3.6 + 0.12 * max(0, len(series) - 3))
     for number, (name, values) in enumerate(series.items()):
-        color, few = COLORS[number % len(COLORS)], len(values) <= 20  # of many points dashes tell the lines apart
-        look = dict(marker=MARKERS[number % len(MARKERS)]) if few else dict(ls=DASHES[number % len(DASHES)])
-        plot.plot(x, [_mean(value) for value in values], color=color, label=fill(name, 40), **look)
-        if all(hasattr(value, "low") for value in values):
-            lows, highs = [value.low for value in values], [value.high for value in values]
-            plot.fill_between(x, lows, highs, color=color, alpha=0.15, lw=0)
+        color, points = COLORS[number % len(COLORS)], [interval(value) for value in values]
+        look: dict = dict(marker=MARKERS[number % len(MARKERS)])
+        if len(points) > 20:  # of many points dashes tell the lines apart
+            look = dict(ls=DASHES[number % len(DASHES)])
+        means, lows, highs = ([point[key] for point in points] for key in ("mean", "low", "high"))
+        plot.plot(x, means, color=color, label=fill(name, 40), **look)
+        plot.fill_between(x, lows, highs, color=color, alpha=0.15, lw=0)
     if baseline:
-        name, value = baseline
-        plot.axhline(_mean(value), color=BLACK, ls="--", lw=1, label=fill(name, 40))
-        if hasattr(value, "low"):
-            plot.axhspan(value.low, value.high, color=BLACK, alpha=0.07, lw=0)
+        base = interval(baseline[1])
+        plot.axhline(base["mean"], color=BLACK, ls="--", lw=1, label=fill(baseline[0], 40))
+        plot.axhspan(base["low"], base["high"], color=BLACK, alpha=0.07, lw=0)
     if log_x:
         plot.set_xscale("log")
         plot.xaxis.set_major_formatter("{x:g}")  # matplotlib's own writes powers as a formula
@@ -296,9 +273,7 @@ def lines(x, series: Mapping, finding: str, x_axis: str, y_axis: str, baseline: 
     elif all(isinstance(value, Integral) for value in x):
         plot.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
     plot.set(xlabel=x_axis, ylabel=y_axis)
-    legend_below(figure)
-    title(figure, finding)
-    return figure
+    return finish(figure, finding)
 
 
 @styled
@@ -308,20 +283,14 @@ def histogram(groups: Mapping[str, Sequence[float]], finding: str, axis: str, bi
     Raises RecR1Error for a group that is empty or holds NaN.
     """
     figure, plot = canvas(3.3)
-    everything = np.concatenate([np.asarray(values, float) for values in groups.values()])
-    edges = np.histogram_bin_edges(everything[np.isfinite(everything)], bins)
-    for number, (name, given) in enumerate(groups.items()):
-        color, values = COLORS[number % len(COLORS)], np.asarray(given, float)
-        if not len(values) or not np.isfinite(values).all():
-            raise RecR1Error(f"the group {name!r} is empty or holds what is no number; drop that first")
-        label, dash = fill(f"{name},", 40, f"mean {values.mean():.2f}"), ["--", "-.", ":"][number % 3]
+    kept = {name: np.asarray(values, float) for name, values in groups.items()}
+    if bad := [name for name, values in kept.items() if not len(values) or not np.isfinite(values).all()]:
+        raise RecR1Error(f"the group {bad[0]!r} is empty or holds what is no number; drop that first")
+    edges = np.histogram_bin_edges(np.concatenate([*kept.values()]), bins)
+    for number, (name, values) in enumerate(kept.items()):
+        color, dash = COLORS[number % len(COLORS)], ["--", "-.", ":"][number % 3]
+        label = fill(f"{name},", 40, f"mean {values.mean():.2f}")
         plot.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.35)
         plot.axvline(values.mean(), color=color, ls=dash, lw=2, label=label)
     plot.set(xlabel=axis, ylabel="share")
-    legend_below(figure)
-    title(figure, finding)
-    return figure
-
-
-def _mean(value) -> float:
-    return float(value.mean if hasattr(value, "low") else value)  # a NumPy number has a method of that name
+    return finish(figure, finding)

@@ -5,14 +5,13 @@ The requests shown are not picked: they stand at even steps through all examples
 
 import functools
 import re
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import EvalResult, metric_label, paired
@@ -21,13 +20,14 @@ from recr1_lite.search.metrics import Interval, mean_interval
 from recr1_lite.tasks.prompts import Prompt
 
 TIE = 1e-12
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_WORD = re.compile(r"(\w+(?:['’]\w+)*)")
 
 
 @functools.cache
 def template(name: str) -> Template:
-    """A template of this room; whatever is put into it is escaped."""
-    templates = Environment(loader=PackageLoader("recr1_lite.report"), autoescape=True, undefined=StrictUndefined)
+    """A template of this room; whatever is put into a page is escaped."""
+    escape = select_autoescape(["html.j2", "style.j2"])
+    templates = Environment(loader=PackageLoader("recr1_lite.report"), autoescape=escape, undefined=StrictUndefined)
     return templates.get_template(name)
 
 
@@ -36,18 +36,16 @@ def mark_words(request: str, query: str) -> list[tuple[str, str]]:
 
     The pieces joined are the query.
     """
-    known = {word.casefold() for word in _WORD.findall(request)}
-    pieces, end = [], 0
-    for match in _WORD.finditer(query):
-        pieces.append((query[end : match.start()], ""))
-        pieces.append((match[0], "copied" if match[0].casefold() in known else "new"))
-        end = match.end()
-    return [piece for piece in [*pieces, (query[end:], "")] if piece[0]]
+    known, pieces = set(words_of(request)), []
+    for place, text in enumerate(_WORD.split(query)):  # every second piece is a word
+        kind = "copied" if text.casefold() in known else "new"
+        pieces.append((text, kind if place % 2 else ""))
+    return [piece for piece in pieces if piece[0]]
 
 
 def words_of(text: str) -> list[str]:
     """Its words in order, in small letters, without punctuation."""
-    return [piece.casefold() for piece, kind in mark_words("", text) if kind]
+    return [word.casefold() for word in _WORD.findall(text)]
 
 
 def rewrites(result: EvalResult, prompt: Prompt) -> dict[str, str]:
@@ -68,16 +66,14 @@ def word_shares(
     if n < 2:
         raise RecR1Error(f"word_shares shows n // 2 words of a kind, so n = {n!r} shows none; take 2 or more")
     paired(before, after, after.metric)
-    shares = []
-    for result in (before, after):
+    shares = {}
+    for name, result in (("before", before), ("after", after)):
         bags = bag_of_words(rewrites(result, prompt).values(), stopwords, None)
-        shares.append(Counter(word for words in bags for word in set(words)))
-    words, count = sorted(shares[0].keys() | shares[1].keys()), len(after.rows)
-    rows = [(word, shares[0][word] / count, shares[1][word] / count) for word in words]
-    frame = pd.DataFrame(rows, columns=["word", "before", "after"])
+        shares[name] = pd.Series([word for bag in bags for word in set(bag)], dtype=str).value_counts() / len(bags)
+    frame = pd.DataFrame(shares).fillna(0.0).sort_index().rename_axis("word").reset_index()
     gain = (frame["after"] - frame["before"]).sort_values(ascending=False, kind="stable")
     kept = frame.loc[[*gain[gain > 0].index[: n // 2], *gain[gain < 0].index[-(n // 2) :]]].reset_index(drop=True)
-    kept.attrs["n"] = count
+    kept.attrs["n"] = len(after.rows)
     return kept
 
 
@@ -125,22 +121,25 @@ def moved(was: int | None, now: int | None) -> tuple[str, str]:
     """The sign of a move between two ranks, and its tone: ("▲29", "rr-up")."""
     if was == now:
         return "=", ""
-    if now is None or was is None:
-        return ("✚", "rr-up") if was is None else ("▼ lost", "rr-down")
+    if was is None:
+        return "✚", "rr-up"
+    if now is None:
+        return "▼ lost", "rr-down"
     return (f"▲{was - now}", "rr-up") if now < was else (f"▼{now - was}", "rr-down")
 
 
 def hits(example: dict, place: int, first: int) -> list[dict]:
     """The first hits of a stage, then the relevant ones further down: {rank, title, star, far, move}."""
-    stages, wanted = example["stages"], {item["id"]: item for item in example["relevant"]}
+    stages, wanted = example["stages"], {item["id"]: item["ranks"] for item in example["relevant"]}
     shown = [{"rank": rank, **hit, "far": False} for rank, hit in enumerate(stages[place]["top"][:first], start=1)]
-    seen = {hit["id"] for hit in shown}
-    below = [item | {"rank": item["ranks"][place], "far": True} for item in wanted.values() if item["id"] not in seen]
+    found = wanted.keys() - {hit["id"] for hit in shown}
+    below = [item | {"rank": item["ranks"][place], "far": True} for item in example["relevant"] if item["id"] in found]
     shown += sorted((item for item in below if item["rank"]), key=lambda item: item["rank"])
-    old = {hit["id"]: rank for rank, hit in enumerate(stages[place - 1]["top"], start=1)} if place else {}
-    old |= {item: about["ranks"][place - 1] for item, about in wanted.items()} if place else {}
-    moves = [moved(old.get(hit["id"]), hit["rank"]) if place else None for hit in shown]
-    return [hit | {"star": hit["id"] in wanted, "move": move} for hit, move in zip(shown, moves, strict=True)]
+    old = {hit["id"]: rank for rank, hit in enumerate(stages[place - 1]["top"], start=1)}
+    old |= {item: ranks[place - 1] for item, ranks in wanted.items()}
+    for hit in shown:
+        hit |= {"star": hit["id"] in wanted, "move": moved(old.get(hit["id"]), hit["rank"]) if place else None}
+    return shown
 
 
 @dataclass(frozen=True, repr=False)
@@ -178,10 +177,6 @@ class Inspection:
         told = "at even steps through the list sorted by change, from one end to the other; nobody picked them"
         return f"Shown: {len(self.examples)} of {self.head['n']} requests, {told}."
 
-    def __repr__(self) -> str:
-        names = " → ".join(self.head["names"])
-        return f"Inspection of {len(self.examples)} of {self.head['n']} requests: {names}"
-
     def _repr_html_(self) -> str:
         helpers = dict(sent=sent, hits=hits, moved=moved, label=metric_label(self.head["metric"]), tie=TIE)
         return template("inspector.html.j2").render(**vars(self), rule=self.rule, **helpers)
@@ -205,30 +200,27 @@ def inspect_stages(results: Sequence[EvalResult], items: pd.DataFrame, n: int = 
     if n < 1 or len(results) < 2:
         told = f"not n={n!r} and {len(results)}; 12 of before and after is usual"
         raise RecR1Error(f"an inspection needs n of at least 1 and two results or more, {told}")
-    metric = results[-1].metric
-    frames = [paired(results[-1], result, metric)[1] for result in results]
-    change = (frames[-1][metric] - frames[0][metric]).astype(float)
-    order = sorted(change.index, key=lambda example: (change[example], example))
-    places = np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int))
-    titles, texts = (dict(zip(items["item_id"].astype(str), items[key].astype(str))) for key in ("title", "text"))
+    last, metric = results[-1], results[-1].metric
+    frames = [paired(last, result, metric)[1] for result in results]
+    change = (frames[-1][metric] - frames[0][metric]).astype(float).sort_index().sort_values(kind="stable")
+    places = np.unique(np.linspace(0, len(change) - 1, min(n, len(change))).round().astype(int))
+    known = items.astype({"item_id": str, "title": str, "text": str}).set_index("item_id")
+    titles, texts = known["title"].to_dict(), known["text"].to_dict()
     examples = []
-    for example in (order[place] for place in places):
-        rows = [frame.loc[example] for frame in frames]
-        relevant = []
+    for example, gain in change.iloc[places].items():
+        rows, relevant, stages = [frame.loc[example] for frame in frames], [], []
         for item in rows[-1]["ranks"]:
             text = shorten(texts.get(item, ""), 160, placeholder="…")
             ranks = [row["ranks"].get(item) for row in rows]
             relevant.append({"id": item, "title": titles.get(item, item), "ranks": ranks, "text": text})
-        about = {"example_id": str(example), "request": str(rows[-1]["request"]), "change": float(change[example])}
-        stages: list[dict] = [{key: str(row[key]) for key in ("query", "completion", "outcome")} for row in rows]
-        for stage, row in zip(stages, rows):
-            stage["value"] = float(row[metric])
-            stage["top"] = [{"id": item, "title": titles.get(item, item)} for item in row["top"]]
+        for row in rows:
+            top = [{"id": item, "title": titles.get(item, item)} for item in row["top"]]
+            said = {key: str(row[key]) for key in ("query", "completion", "outcome")}
+            stages.append(said | {"value": float(row[metric]), "top": top})
+        about: dict = {"example_id": str(example), "request": str(rows[-1]["request"]), "change": float(gain)}
         examples.append(about | {"relevant": relevant, "stages": stages})
-    values, names = change.loc[order].to_numpy(), [result.name for result in results]
-    gains, losses = int((values > TIE).sum()), int((values < -TIE).sum())
-    head: dict = {"names": names, "before": names[0], "after": names[-1], "split": results[-1].split, "metric": metric}
-    head |= {"n": len(order), "gains": gains, "losses": losses, "ties": len(order) - gains - losses}
+    names, gains, losses = [result.name for result in results], int((change > TIE).sum()), int((change < -TIE).sum())
+    head: dict = {"names": names, "before": names[0], "after": names[-1], "split": last.split, "metric": metric}
+    head |= {"n": len(change), "gains": gains, "losses": losses, "ties": len(change) - gains - losses}
     head["means"] = [round(float(frame[metric].mean()), 6) for frame in frames]
-    head["changes"] = [round(float(value), 4) for value in values]
-    return Inspection(head | {"shown": [int(place) for place in places]}, examples)
+    return Inspection(head | {"changes": change.round(4).tolist(), "shown": places.tolist()}, examples)
