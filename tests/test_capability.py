@@ -294,7 +294,7 @@ def test_a_damaged_file_is_named_and_a_missing_checkout(tmp_path, monkeypatch):
     for split, rows in {"dev": "q,a,b,c,d,A\n", "test": "q,a,b,c,d,A\nq,a,b\n"}.items():  # as published: no names
         (tmp_path / "mmlu" / f"nutrition_{split}.csv").write_text(rows)
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "x"')
-    for suite, named in (("mmlu", "row 2 of mmlu/nutrition_test.csv"), ("gsm8k", "gsm8k_test.jsonl")):
+    for suite, named in (("mmlu", "nutrition_test.csv, line 2 is not"), ("gsm8k", "gsm8k_test.jsonl")):
         with pytest.raises(RecR1Error, match=named):
             harness.load_tasks(suite, tmp_path)
     monkeypatch.setattr(harness, "__file__", str(tmp_path / "recr1_lite" / "harness.py"))
