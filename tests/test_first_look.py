@@ -9,7 +9,7 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.policy.models import save_adapter
 from recr1_lite.policy.rewriters import as_rewriter
 from recr1_lite.profiles import PROFILES
-from recr1_lite.recipes.first_look import as_text, shipped_adapter, side_by_side
+from recr1_lite.recipes.demo import as_text, shipped_adapter, side_by_side
 
 
 def test_each_rewriter_with_what_the_engine_finds(tiny_folder, tmp_path):

@@ -53,7 +53,7 @@ def train_sequences(train: pd.DataFrame) -> list[list[str]]:
 class Popularity:
     """The items that most training users had: the baseline that a rewriter of titles has to beat.
 
-    It is the base of the others, too: each ranks by its `_scores`, and what it knows nothing of (score 0) comes last, by
+    The base of the others: each ranks by its `_scores`, and what it knows nothing of (score 0) comes last, by
     popularity. Equally popular items stand in the catalogue's order."""
 
     name = "popularity"
