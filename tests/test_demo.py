@@ -12,12 +12,11 @@ from tiny import PROMPT, tiny_profile, toy_retriever, toy_task
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import NO_MODEL
 from recr1_lite.ledger import Ledger, record_of
-from recr1_lite.policy.models import load_policy, parity
-from recr1_lite.policy.rewriters import as_rewriter
+from recr1_lite.policy.models import load_policy
 from recr1_lite.profiles import PROFILES
 from recr1_lite.recipes.demo import demo
 from recr1_lite.tasks import load_task
-from recr1_lite.tasks.clothing import FEW_SHOT, GRADED_METRICS
+from recr1_lite.tasks.clothing import GRADED_METRICS
 
 SMOKE = replace(PROFILES["smoke"], preset="words")  # as in the profile cpu
 
@@ -85,20 +84,6 @@ def test_a_used_folder_is_refused_before_anything_is_overwritten(run):
     with pytest.raises(RecR1Error, match="resume"):
         demo(SMOKE, out, seed=3, ledger=ledger)
     assert (out / "grpo" / "training.json").read_bytes() == before
-
-
-def test_adapter_merged_and_reloaded_say_the_same(run):
-    policy = load_policy(SMOKE, adapter=run[0] / "grpo" / "last", trainable=False)
-    task = load_task("clothing")
-    pairs = [(task.prompt.render(policy.tokenizer, request), " dress.") for request in task.val["request"][:3]]
-    assert set(parity(policy, SMOKE, pairs)) == {"merged", "reloaded"}
-
-
-def test_few_shot_and_zero_shot_differ_in_the_prompt_alone(run):
-    policy, request = load_policy(SMOKE, trainable=False), "I wore this dress to a wedding and it was lovely."
-    prompts = replace(FEW_SHOT, examples=()), FEW_SHOT
-    zero, few = (as_rewriter(policy, prompt, SMOKE, "one").complete([request])[0] for prompt in prompts)
-    assert zero.query and request not in zero.query and zero.completion != few.completion
 
 
 def test_a_sequential_task_brings_its_baselines(tiny_folder, tmp_path):

@@ -4,7 +4,6 @@ import copy
 import shutil
 import string
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -30,7 +29,7 @@ from recr1_lite.recipes.rerank import (
 )
 from recr1_lite.search.base import CallableRetriever
 from recr1_lite.search.bm25 import BM25Retriever
-from recr1_lite.search.metrics import Interval, dcg, ndcg
+from recr1_lite.search.metrics import Interval, ndcg
 from recr1_lite.tasks import Task
 from recr1_lite.tasks.prompts import Rewrite
 from recr1_lite.train.grpo import train
@@ -78,13 +77,6 @@ def test_an_order_is_a_permutation_that_begins_with_what_is_named(answer, count)
     places, said = order(answer, count), named(answer, count)
     assert sorted(places) == list(range(count))
     assert places[: len(said)] == said and places[len(said) :] == sorted(places[len(said) :])
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 25), min_size=1), st.integers(2, 26), st.sampled_from([", ", " ", " > ", "\n", ". "]))
-def test_letters_count_once_in_their_order_and_those_beyond_are_passed_over(places, count, between):
-    answer = between.join(string.ascii_uppercase[place] for place in places)
-    assert named(answer, count) == list(dict.fromkeys(place for place in places if place < count))
 
 
 def test_orders_by_hand():
@@ -220,7 +212,7 @@ def test_a_reranker_is_scored_like_the_others(tmp_path, monkeypatch):
     rewarded = RerankScorer(task.val, task.prompt, task.k_train).score(task.val["example_id"].tolist(), answers)
     assert result.rows["ndcg@3"].tolist() == [row.ndcg for row in rewarded]
     monkeypatch.setattr(Fake, "complete", lambda *_: [Rewrite("A", "A", "ok", 1)])
-    with pytest.raises(RecR1Error, match="fake gave 2 answers for 3 requests"):
+    with pytest.raises(RecR1Error, match="fake: 2 answers for 3 asked"):
         Reranker(Fake([])).recommend(task.val, 3)
 
 
@@ -233,17 +225,6 @@ def test_the_retrievers_order_and_the_ceiling():
     assert best.rows["ndcg@3"].tolist() == [1.0, 0.0, 1.0]
     on_train = oracle(task, "train")(task.train.drop(columns="relevant"), 1)
     assert on_train == [["s1"], ["c2"]]
-
-
-GRADED = st.dictionaries(st.sampled_from("abcde"), st.sampled_from([0.5, 1.0, 2.0]), min_size=1)
-
-
-@settings(deadline=None)
-@given(GRADED, st.permutations("abcde"), st.integers(1, 5))
-def test_no_order_beats_the_ceiling(gains, ids, k):
-    val = pd.DataFrame({"example_id": ["x"], "relevant": [gains], "candidates": [list("abcde")]})
-    (best,) = oracle(SimpleNamespace(val=val))(val.drop(columns="relevant"), k)
-    assert dcg(best, gains, k) >= dcg(ids, gains, k) and len(best) == k
 
 
 @pytest.fixture

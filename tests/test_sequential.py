@@ -62,7 +62,7 @@ def test_several_targets_are_all_learned_in_order():
     assert train_sequences(frame) == [list("abdc"), list("abf")]
     assert Popularity(frame, ITEMS).popularity.tolist() == [2, 2, 1, 1, 0, 1]
     model = SASRec(frame, ITEMS, frame, epochs=1, length=2, n_embd=8, progress=False)
-    assert model._ahead() == [([2, 4, 3], 1), ([1, 2, 6], 2)]  # what the loss on val counts: d and c; f
+    assert model._ahead(frame) == [([2, 4, 3], 1), ([1, 2, 6], 2)]  # what the loss on val counts: d and c; f
 
 
 @given(
@@ -215,7 +215,4 @@ def test_choose_takes_the_best_on_val():
     own = task()
     backwards, popular = Popularity(own.train, ITEMS), Popularity(own.train, ITEMS)
     backwards.recommend = lambda examples, k: [list("fedcba")[:k]] * len(examples)
-    best, result = choose([lambda: backwards, lambda: popular], own)
-    assert best is popular and result.name == "popularity"
-    with pytest.raises(RecR1Error, match="no candidates"):
-        choose([], own)
+    assert choose([lambda: backwards, lambda: popular], own) is popular

@@ -138,7 +138,7 @@ def evaluate_recommender(
     name, examples = _asked(recommender, task, split, ledger)
     start, depth, known = time.perf_counter(), _search_depth(task, examples), ids_of(examples)
     ranked = getattr(recommender, "recommend", recommender)(examples.drop(columns="relevant"), depth)
-    pairs = zip(examples["example_id"], _one_each(ranked, examples, name))
+    pairs = zip(examples["example_id"], one_each(ranked, examples, name))
     rankings = [checked(example, ids, depth, known, name).ids for example, ids in pairs]
     about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
     answers = getattr(recommender, "answers", None) or [Rewrite("", "", Outcome.ok, 0)] * len(examples)
@@ -263,7 +263,7 @@ def _asked(method, task: Task, split: str, ledger: Ledger | None) -> tuple[str, 
 def _rewrites(rewriter, requests: list[str], label: str, progress: bool) -> list[Rewrite]:
     """One Rewrite per request, in the requests' order."""
     if not hasattr(rewriter, "complete"):
-        queries = _one_each(rewriter(list(requests)), requests, label)
+        queries = one_each(rewriter(list(requests)), requests, label)
         if wrong := [query for query in queries if not isinstance(query, str)]:
             raise RecR1Error(f"{label}: a query must be text, not {type(wrong[0]).__name__}; return list[str]")
         return [Rewrite(query, query, Outcome.ok if query.strip() else Outcome.empty, 0) for query in queries]
@@ -273,12 +273,13 @@ def _rewrites(rewriter, requests: list[str], label: str, progress: bool) -> list
     with bar(total=len(order), desc=label, unit="request", progress=progress) as shown:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            answers |= zip(batch, _one_each(rewriter.complete([requests[i] for i in batch]), batch, label), strict=True)
+            answers |= zip(batch, one_each(rewriter.complete([requests[i] for i in batch]), batch, label), strict=True)
             shown.update(len(batch))
     return [answers[i] for i in range(len(requests))]
 
 
-def _one_each(answers, asked: Sequence, who: str) -> list:
+def one_each(answers, asked: Sequence, who: str) -> list:
+    """The answers as a list. Raises RecR1Error where there is not exactly one for each that was asked."""
     answers = list(answers)
     if len(answers) != len(asked):
         raise RecR1Error(f"{who}: {len(answers)} answers for {len(asked)} asked; return exactly one for each")
