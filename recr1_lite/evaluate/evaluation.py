@@ -8,7 +8,7 @@ import json
 import time
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -115,15 +115,16 @@ def evaluate(
     RecR1Error for an unknown or empty split and where there is not one answer per request. A retriever's failure passes
     through: it never becomes a zero.
     """
-    name, examples = _asked(rewriter, task, split, ledger)
-    start, depth, rankings = time.perf_counter(), _search_depth(task, examples), []
-    rewrites = _rewrites(rewriter, examples["request"].tolist(), f"{name} on {split}", progress)
-    queries = [rewrite.query for rewrite in rewrites]
-    for at in range(0, len(queries), SEARCH_BATCH):
-        found = search_all(retriever, queries[at : at + SEARCH_BATCH], depth, ids_of(examples))
-        rankings += [hits.ids for hits in found]
-    about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
-    return _scored(task, examples, rewrites, rankings, ledger, retriever=type(retriever).__name__, **about)
+
+    def rank(name: str, examples: pd.DataFrame, depth: int) -> tuple[list[Rewrite], list[list[str]]]:
+        rewrites = _rewrites(rewriter, examples["request"].tolist(), f"{name} on {split}", progress)
+        queries, rankings = [rewrite.query for rewrite in rewrites], []
+        for at in range(0, len(queries), SEARCH_BATCH):
+            found = search_all(retriever, queries[at : at + SEARCH_BATCH], depth, ids_of(examples))
+            rankings += [hits.ids for hits in found]
+        return rewrites, rankings
+
+    return _scored(rewriter, task, split, ledger, seed, rank, type(retriever).__name__)
 
 
 def evaluate_recommender(
@@ -135,18 +136,14 @@ def evaluate_recommender(
     `examples` (the split's columns without its targets); or such a function. Depth, exclusion, metrics and ledger row
     are those of `evaluate`. Where it has `answers`, one Rewrite per example of the last call, they stand in the rows.
     """
-    name, examples = _asked(recommender, task, split, ledger)
-    start, depth, known = time.perf_counter(), _search_depth(task, examples), ids_of(examples)
-    ranked = getattr(recommender, "recommend", recommender)(examples.drop(columns="relevant"), depth)
-    pairs = zip(examples["example_id"], one_each(ranked, examples, name))
-    rankings = [checked(example, ids, depth, known, name).ids for example, ids in pairs]
-    about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
-    answers = getattr(recommender, "answers", None) or [Rewrite("", "", Outcome.ok, 0)] * len(examples)
-    return _scored(task, examples, answers, rankings, ledger, **about)
 
+    def rank(name: str, examples: pd.DataFrame, depth: int) -> tuple[list[Rewrite], list[list[str]]]:
+        ranked = getattr(recommender, "recommend", recommender)(examples.drop(columns="relevant"), depth)
+        pairs, known = zip(examples["example_id"], one_each(ranked, examples, name)), ids_of(examples)
+        rankings = [checked(example, ids, depth, known, name).ids for example, ids in pairs]
+        return getattr(recommender, "answers", [Rewrite("", "", Outcome.ok, 0)] * len(examples)), rankings
 
-def _depth(task: Task) -> int:
-    return max([task.k_eval, *(parse_name(metric)[1] or 0 for metric in task.metrics)])
+    return _scored(recommender, task, split, ledger, seed, rank)
 
 
 def excluded(examples: pd.DataFrame) -> list[set[str]]:
@@ -154,15 +151,23 @@ def excluded(examples: pd.DataFrame) -> list[set[str]]:
     return [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
 
 
-def _search_depth(task: Task, examples: pd.DataFrame) -> int:
-    return _depth(task) + max(map(len, excluded(examples)))
-
-
-def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, ledger: Ledger | None, **about) -> EvalResult:
-    """Every ranking, less what its example excludes, scored with every metric of the task, and noted in the ledger."""
-    depth, rows = _depth(task), []
-    for example, rewrite, ids, gone in zip(examples.itertuples(), rewrites, rankings, excluded(examples), strict=True):
-        ranking = without(ids, gone, depth)
+def _scored(
+    method, task: Task, split: str, ledger: Ledger | None, seed: int, rank: Callable, retriever: str = ""
+) -> EvalResult:
+    """Every ranking that rank(name, examples, depth) gives beside its rewrites, less what its example excludes, scored
+    with every metric of the task, and noted in the ledger."""
+    if split not in SPLITS:
+        raise RecR1Error(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")
+    name = str(getattr(method, "name", "") or getattr(method, "__name__", type(method).__name__))
+    examples = task.unseal_test(f"evaluate {name}", ledger) if split == "test" else getattr(task, split)
+    if not len(examples):
+        raise RecR1Error(f"the {split} split of the task {task.name} is empty; evaluate on another one")
+    depth, gone = max([task.k_eval, *(parse_name(metric)[1] or 0 for metric in task.metrics)]), excluded(examples)
+    start = time.perf_counter()
+    rewrites, rankings = rank(name, examples, depth + max(map(len, gone)))
+    seconds, rows = time.perf_counter() - start, []
+    for example, rewrite, ids, own in zip(examples.itertuples(), rewrites, rankings, gone, strict=True):
+        ranking = without(ids, own, depth)
         place = {item: rank for rank, item in reversed(list(enumerate(ranking, start=1)))}
         row = {"example_id": str(example.example_id), "request": example.request, "query": rewrite.query}
         row |= {"cluster": str(example.cluster)} if "cluster" in examples else {}
@@ -171,9 +176,9 @@ def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, ledger: Ledg
         ranks = {item: place.get(item) for item in most_relevant(example.relevant)}
         rows.append(row | {"ranks": ranks, "top": ranking[:TOP]})
     frame = pd.DataFrame(rows)
-    groups: dict = dict(seed=about["seed"], clusters=frame.get("cluster"))
+    groups: dict = dict(seed=seed, clusters=frame.get("cluster"))
     summary = {metric: mean_interval(frame[metric], **groups) for metric in task.metrics}
-    result = EvalResult(rows=frame, summary=summary, task=task.name, depth=depth, **about)
+    result = EvalResult(name, split, frame, summary, seconds, task.name, retriever, depth, seed)
     if ledger is not None:
         ledger.append(result.ledger_row())
     return result
@@ -247,17 +252,6 @@ def show(interval: Interval | dict, sign: bool = False) -> str:
 def metric_label(metric: str) -> str:
     """A metric's name as it is written in print: "ndcg@100" as "nDCG@100"."""
     return metric.replace("ndcg", "nDCG").replace("mrr", "MRR")
-
-
-def _asked(method, task: Task, split: str, ledger: Ledger | None) -> tuple[str, pd.DataFrame]:
-    """The name of a rewriter, recommender or function, and the examples of the split."""
-    if split not in SPLITS:
-        raise RecR1Error(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")
-    name = str(getattr(method, "name", "") or getattr(method, "__name__", type(method).__name__))
-    examples = task.unseal_test(f"evaluate {name}", ledger) if split == "test" else getattr(task, split)
-    if not len(examples):
-        raise RecR1Error(f"the {split} split of the task {task.name} is empty; evaluate on another one")
-    return name, examples
 
 
 def _rewrites(rewriter, requests: list[str], label: str, progress: bool) -> list[Rewrite]:
