@@ -70,29 +70,12 @@ def test_the_arithmetic_is_right_and_the_mechanical_sets_are_what_the_committed_
         assert made["text"](made[name]()) == (FOLDER / f"{name}.jsonl").read_text()
 
 
-FOLLOWED = {  # instruction -> (an answer that follows it, one that does not)
-    "change_case:english_lowercase": ("it was a calm and rainy day in the village.", "It was a calm day."),
-    "change_case:english_capital": ("IT WAS A CALM AND RAINY DAY IN THE VILLAGE.", "It was a calm day."),
-    "punctuation:no_comma": ("It rained. We stayed in.", "It rained, so we stayed in."),
-    "startend:quotation": ('"It rained."', "It rained."),
-    "keywords:existence": ("My grandmother walks to the river each morning.", "We walk to the lake."),
-    "keywords:forbidden_words": ("Rain fell on a roof.", "Rain fell on the roof."),
-    "keywords:frequency": ("Happy days. We were happy.", "Happy days."),
-    "length_constraints:number_words": ("Rain falls.", "word " * 20),
-    "length_constraints:number_sentences": ("It rained.", "It rained. We stayed in. We slept."),
-    "detectable_format:number_bullet_lists": ("* rain\n* cloud\n* wind", "* rain\n* cloud"),
-    "detectable_format:title": ("<<Rain>>\nIt rained.", "Rain\nIt rained."),
-    "startend:end_checker": ("It rained. That is all I have to say.", "It rained."),
-    "detectable_content:postscript": ("It rained.\nP.S. It still does.", "It rained."),
-    "detectable_content:number_placeholders": ("Dear [name], come at noon.", "Dear friend, come at noon."),
-}
-
-
-@pytest.mark.parametrize("name", sorted({row["instruction_id_list"][0] for row in SETS["instructions"]}))
-def test_an_answer_that_follows_the_instruction_scores_1_and_another_0(name):
-    row = next(row for row in SETS["instructions"] if row["instruction_id_list"] == [name])
-    task = harness.load_tasks("offline")[0]
-    assert [task.process_results(row, [answer])["acc"] for answer in (*FOLLOWED[name], "")] == [1.0, 0.0, 0.0]
+def test_an_answer_that_follows_the_instructions_scores_1_and_another_0():
+    task, rows = harness.load_tasks("offline")[0], SETS["instructions"]
+    assert not any(task.process_results(row, [""])["acc"] for row in rows)  # the harness knows each instruction
+    row = next(row for row in rows if row["instruction_id_list"] == ["punctuation:no_comma"])
+    answers = "It rained. We stayed in.", "It rained, so we stayed in."
+    assert [task.process_results(row, [answer])["acc"] for answer in answers] == [1.0, 0.0]
 
 
 def test_scores_do_not_hang_on_the_batch_size_but_on_the_seed(policy, checked, network, monkeypatch):

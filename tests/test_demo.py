@@ -17,6 +17,7 @@ from recr1_lite.profiles import PROFILES
 from recr1_lite.recipes.demo import demo
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.clothing import GRADED_METRICS
+from recr1_lite.tasks.splits import ITEM_COLUMNS
 
 SMOKE = replace(PROFILES["smoke"], preset="words")  # as in the profile cpu
 
@@ -65,15 +66,8 @@ def test_report_holds_the_table_the_curve_and_the_inspector(run):
     out, ledger, results = run
     page = (out / "report.html").read_text()
     assert f"That a gain over the raw request took a language model by itself: {results[-2].name} reaches" in page
-    for text in (
-        "GRPO",
-        "few-shot",
-        results[-2].name,
-        "What may not be claimed",
-        "data:image/svg",
-        results[0].rows["request"][0][:20],
-    ):
-        assert text in page
+    shown = "GRPO", "few-shot", results[-2].name, "What may not be claimed", "data:image/svg"
+    assert all(text in page for text in (*shown, results[0].rows["request"][0][:20]))
     assert "http://" not in page.replace("http://www.w3.org", "") and 'src="http' not in page
     assert all(ledger.rows(kind) for kind in ("headroom", "compare", "inspect"))
 
@@ -87,9 +81,8 @@ def test_a_used_folder_is_refused_before_anything_is_overwritten(run):
 
 
 def test_a_sequential_task_brings_its_baselines(tiny_folder, tmp_path):
-    titles = [f"w{at}" for at in range(6)]
-    texts = [f"w{at} w{at + 6}" for at in range(6)]
-    items = pd.DataFrame({"item_id": list("abcdef"), "title": titles, "text": texts})
+    texts = [(letter, f"w{at}", f"w{at} w{at + 6}") for at, letter in enumerate("abcdef")]
+    items = pd.DataFrame(texts, columns=ITEM_COLUMNS)
     circle, rows = "abcdef" * 2, []
     for at in range(60):
         start, length, split = at % 6, 1 + at % 3, "val" if at % 5 == 0 else "test" if at % 5 == 1 else "train"

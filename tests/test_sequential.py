@@ -50,8 +50,9 @@ def task(train=split(TRAIN), val=split(VAL), test=split(TEST)) -> Task:  # noqa:
 def test_a_row_of_the_table():
     frame, repeats = history_examples([("x", list("abcab"), "d"), ("again", "ab", "b")], TITLES, last=2)
     assert repeats == 1
-    assert frame.columns.tolist() == ["example_id", "request", "relevant", "exclude", "history"]
-    assert frame.values.tolist() == [["x", "title a; title b", {"d": 1.0}, list("abc"), list("abcab")]]
+    assert frame.to_dict("records") == [
+        dict(example_id="x", request="title a; title b", relevant={"d": 1.0}, exclude=[*"abc"], history=[*"abcab"])
+    ]
     same = task(test=split([("s1", "ab", "c"), ("s2", "ab", "e")]))  # two users may have had the same
     assert same.about["splits"]["test"]["examples"] == 2
 
