@@ -65,12 +65,12 @@ class CapabilityResult:
 
 def check(
     policy: Policy,
-    suite: str = "offline",
+    suite="offline",
     limit: int | None = None,
-    name: str = "untrained",
-    seed: int = 0,
+    name="untrained",
+    seed=0,
     ledger=None,
-    batch_size: int = 50,
+    batch_size=50,
     **of_suite,
 ) -> CapabilityResult:
     """Ask a model everything in a suite: `offline`, `ifeval`, `gsm8k`, `mmlu` or `humaneval`.

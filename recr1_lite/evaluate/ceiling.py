@@ -104,8 +104,9 @@ def fit(task: Task, retriever: Retriever, seed: int = 0) -> list[Method]:
     """Every method, fitted on at most REQUESTS training requests; val and test stay unread. Takes a minute or so."""
     lessons = Lessons(task, retriever, seed)
     methods = _tuned(lessons) if isinstance(retriever, BM25Retriever) else []
-    for form in FORMS if task.rule else ():
-        methods.append(Method(RuleRewriter(task.rule, lessons.prompt(form), f"{NO_MODEL}rule {form}"), retriever))
+    if task.rule:
+        rules = [RuleRewriter(task.rule, lessons.prompt(form), f"{NO_MODEL}rule {form}") for form in FORMS]
+        methods += [Method(rule, retriever) for rule in rules]
     if len(lessons.requests) >= FEWEST:
         methods += _words(lessons) + _classifier(lessons)
     return methods

@@ -98,13 +98,7 @@ class EvalResult:
 
 
 def evaluate(
-    rewriter,
-    task: Task,
-    retriever: Retriever,
-    split: str = "val",
-    ledger: Ledger | None = None,
-    seed: int = 0,
-    progress: bool = True,
+    rewriter, task: Task, retriever: Retriever, split="val", ledger: Ledger | None = None, seed=0, progress=True
 ) -> EvalResult:
     """Rewrite every request of a split, search, and score the rankings against the relevant items.
 
@@ -127,9 +121,7 @@ def evaluate(
     return _scored(rewriter, task, split, ledger, seed, rank, type(retriever).__name__)
 
 
-def evaluate_recommender(
-    recommender, task: Task, split: str = "val", ledger: Ledger | None = None, seed: int = 0
-) -> EvalResult:
+def evaluate_recommender(recommender, task: Task, split="val", ledger: Ledger | None = None, seed=0) -> EvalResult:
     """Score rankings that no retriever made: of popularity, a neighbourhood, SASRec, a re-ranker.
 
     recommender: has a name and `recommend(examples, k)`, one list of item ids, best first, per row of the DataFrame
@@ -184,9 +176,7 @@ def _scored(
     return result
 
 
-def compare(
-    a: EvalResult, b: EvalResult, metric: str | None = None, ledger: Ledger | None = None, seed: int = 0
-) -> Interval:
+def compare(a: EvalResult, b: EvalResult, metric: str | None = None, ledger: Ledger | None = None, seed=0) -> Interval:
     """Mean over the examples of a's metric minus b's, with its paired 95% interval: above 0, a is better.
 
     Where the examples have a `cluster`, whole clusters are resampled. Appends a "compare" row to the ledger. Raises
@@ -216,10 +206,7 @@ def paired(a: EvalResult, b: EvalResult, metric: str) -> tuple[pd.DataFrame, pd.
 
 
 def methods_table(
-    results: Sequence[EvalResult],
-    baselines: Sequence[str] = (),
-    metric: str | None = None,
-    ledger: Ledger | None = None,
+    results: Sequence[EvalResult], baselines: Sequence[str] = (), metric=None, ledger: Ledger | None = None
 ) -> pd.DataFrame:
     """One row per method: n, metric with its 95% interval, paired difference to each baseline, tokens, seconds.
 

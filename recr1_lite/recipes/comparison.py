@@ -112,14 +112,7 @@ class Arena:
 
 
 def compare_methods(
-    profile: Profile,
-    out: str | Path,
-    seed: int = 0,
-    ledger: Ledger | None = None,
-    task: Task | None = None,
-    teach: Teacher | None = None,
-    methods: Sequence[str] = METHODS,
-    progress: bool = True,
+    profile: Profile, out, seed=0, ledger=None, task: Task | None = None, teach=None, methods=METHODS, progress=True
 ) -> list[EvalResult]:
     """Train every method of `methods` at one budget, then score all on the sealed test; returns the results.
 
@@ -209,7 +202,7 @@ def record(arena: Arena, method: str, done: Training, spent: Cost, samples: int,
     for point in done.val:
         used = {"seconds": round(at[point["step"]], 1), "samples": spent.samples + point["step"] * samples}
         val.append(point | used)
-    row = {"kind": "train", "method": method, "task": arena.task.name, "config": asdict(arena.profile)}
+    row: dict = {"kind": "train", "method": method, "task": arena.task.name, "config": asdict(arena.profile)}
     row |= {"curve": done.curve, "val": val, "best_step": done.best_step, "seconds": round(took[-1], 1)}
     row |= {"stopped": done.stopped, "metric": arena.task.metrics[0], "cost": cost}
     row |= {"budget": {"seconds": arena.seconds or took[-1], "samples": arena.samples}}
@@ -241,9 +234,7 @@ def test(arena: Arena, methods: Sequence[str]) -> list[EvalResult]:
     return list(results.values())
 
 
-def check_capability(
-    profile: Profile, out: str | Path, methods: Sequence[str], seed: int = 0, ledger: Ledger | None = None
-) -> None:
+def check_capability(profile: Profile, out, methods: Sequence[str], seed=0, ledger: Ledger | None = None) -> None:
     """The untrained model and the best adapters of a comparison in the folder `out` on the offline suite."""
     out, results = Path(out), []
     book = (ledger or Ledger()).bind(run=out.name, run_id=record_of(out).get("id"), profile=profile.name)
@@ -256,13 +247,7 @@ def check_capability(
 
 
 def continual(
-    first: Mapping[str, Path],
-    tasks: list[Task],
-    teach: Teacher,
-    profile: Profile,
-    out: str | Path,
-    seed: int = 0,
-    ledger: Ledger | None = None,
+    first: Mapping[str, Path], tasks: list[Task], teach: Teacher, profile: Profile, out, seed=0, ledger=None
 ) -> list[dict]:
     """Train the adapters `first` (a folder for each of TRAINERS, trained on tasks[0]) on tasks[1]; measure every stage.
 

@@ -125,16 +125,16 @@ class Loop:
 
 def demo(
     profile: Profile,
-    out: str | Path,
-    seed: int = 0,
-    resume: bool = False,
+    out,
+    seed=0,
+    resume=False,
     ledger: Ledger | None = None,
     task: Task | None = None,
-    retriever: str | Retriever = "bm25",
+    retriever="bm25",
 ) -> list[EvalResult]:
     """Run the loop of `profile` on a task (default: clothing) and write everything into the folder `out`.
 
-    retriever: the fixed engine of training and test, or a name for `search.build_retriever`. Leaves `out/report.html`,
+    retriever: the engine of training and test, or a name for `search.build_retriever`. Leaves `out/report.html`,
     the adapters under `out/grpo`, and rows in the ledger. Returns the results on the sealed test, raw request first,
     GRPO last. Raises RecR1Error as `start`: what the end of the run needs is checked before the long work."""
     out, started = Path(out), time.perf_counter()
