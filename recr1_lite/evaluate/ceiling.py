@@ -36,8 +36,7 @@ FEWEST = 10  # training requests; fewer teach nothing
 OFTEN, WORDS, PAIRS, DOUBT = 5, 1000, 10_000, 10  # requests of a word, words, pairs that are searched, shrinkage
 ITEMS, CANDIDATES, LABELS = 20_000, 1000, 20  # items that are read; their words that are searched, that may be named
 
-Rule = Callable[[str], tuple[str, str]]  # request -> rewrite ("": nothing to say), thought
-Learned = Callable[[str, int], Rule]  # form of FORMS, how many words -> rule
+Learned = Callable[[str, str], list[str]]  # form of FORMS, request -> words to send, the best first
 
 
 class Method(NamedTuple):
@@ -61,17 +60,15 @@ class Lessons:
         self.place = {item: at for at, item in enumerate(task.items["item_id"])}
         kept = [dict.fromkeys(most_relevant(r), 1.0) if self.metric.startswith(EXACT) else r for r in self.relevant]
         ideal = [dcg(sorted(gains, key=lambda item: -gains[item]), gains, self.k) for gains in kept]
-        shares = [{i: gain / best for i, gain in gains.items()} for gains, best in zip(kept, ideal, strict=True)]
-        self.shares = self._matrix([{i: s for i, s in one.items() if i not in g} for one, g in zip(shares, self.gone)])
+        shares = [{item: gain / best for item, gain in gains.items()} for gains, best in zip(kept, ideal)]
+        self.shares = self._matrix(shares)
         self.hidden = self._matrix([dict.fromkeys(gone, 1) for gone in self.gone])
         self.folds: np.ndarray = np.arange(len(examples)) % FOLDS
         self.raw = self.score(self.requests, range(len(examples)))
 
     def _matrix(self, rows: Sequence[dict]) -> csc_matrix:
         """Requests by items of the catalogue."""
-        cells = [
-            (row, self.place[i], value) for row, one in enumerate(rows) for i, value in one.items() if i in self.place
-        ]
+        cells = [(row, self.place[i], v) for row, one in enumerate(rows) for i, v in one.items() if i in self.place]
         at, items, values = zip(*cells) if cells else ((), (), ())
         return csc_matrix((values, (at, items)), (len(rows), len(self.place)))
 
@@ -112,16 +109,12 @@ def fit(task: Task, retriever: Retriever, seed: int = 0) -> list[Method]:
     return methods
 
 
-def score(
-    methods: Sequence[Method], task: Task, split: str = "val", ledger: Ledger | None = None, seed: int = 0
-) -> list[EvalResult]:
+def score(methods: Sequence[Method], task: Task, split="val", ledger: Ledger | None = None, seed=0) -> list[EvalResult]:
     """What each fitted method scores on a split: one EvalResult each, which go to the ledger."""
     return [evaluate(rewriter, task, engine, split, ledger, seed) for rewriter, engine in methods]
 
 
-def ceiling(
-    task: Task, retriever: Retriever, split: str = "val", ledger: Ledger | None = None, seed: int = 0
-) -> list[EvalResult]:
+def ceiling(task: Task, retriever: Retriever, split="val", ledger: Ledger | None = None, seed=0) -> list[EvalResult]:
     """The raw request, and every method without a language model that `fit` finds, on a split."""
     return score([Method(RawRewriter(), retriever), *fit(task, retriever, seed)], task, split, ledger, seed)
 
@@ -131,16 +124,20 @@ def _learner(
 ) -> list[Method]:
     """Cross-fitting: how many words in which form, chosen on requests of a fold that the others taught nothing of; then
     learned from all."""
+
+    def rewriter(ranked: Learned, form: str, count: int, name: str = kind) -> RuleRewriter:
+        return RuleRewriter(lambda request: (" ".join(ranked(form, request)[:count]), ""), lessons.prompt(form), name)
+
     tried, found = np.arange(min(TRIED, len(lessons.requests))), {}
     parts = [learn(np.flatnonzero(lessons.folds != fold)) for fold in range(FOLDS)]
     for form, count in itertools.product(FORMS, counts):
-        rewriters = [RuleRewriter(part(form, count), lessons.prompt(form)) for part in parts]
+        rewriters = [rewriter(part, form, count) for part in parts]
         queries = [rewriters[lessons.folds[row]].rewrite([lessons.requests[row]])[0] for row in tried]
         found[form, count] = lessons.score(queries, tried).mean()
     form, count = max(found, key=lambda one: found[one])
     told = f"{count} learned word{'s' * (count > 1)}" if kind == "words" else kind
-    rule = learn(np.arange(len(lessons.requests)))(form, count)
-    return [Method(RuleRewriter(rule, lessons.prompt(form), f"{NO_MODEL}{told} {form}"), lessons.retriever)]
+    best = rewriter(learn(np.arange(len(lessons.requests))), form, count, f"{NO_MODEL}{told} {form}")
+    return [Method(best, lessons.retriever)]
 
 
 def _words(lessons: Lessons) -> list[Method]:
@@ -159,18 +156,16 @@ def _words(lessons: Lessons) -> list[Method]:
     alone = np.where(held, lessons.alone(known) - lessons.raw[:, None], 0)
 
     def learn(taught: np.ndarray) -> Learned:
-        def rule(form: str, count: int) -> Rule:
+        values = {}
+        for form in FORMS:
             gains, seen = (alone, held) if form == "alone" else (behind, few)
             means = gains[taught].sum(axis=0) / (seen[taught].sum(axis=0) + DOUBT)
-            values = {word: mean for word, mean in zip(known, means) if mean > 0}
+            values[form] = {word: mean for word, mean in zip(known, means) if mean > 0}
 
-            def best_words(request: str) -> tuple[str, str]:
-                paid = sorted(values.keys() & set(words(request)), key=lambda word: (-values[word], word))
-                return " ".join(paid[:count]), ""
+        def ranked(form: str, request: str) -> list[str]:
+            return sorted(values[form].keys() & set(words(request)), key=lambda word: (-values[form][word], word))
 
-            return best_words
-
-        return rule
+        return ranked
 
     return _learner(lessons, "words", learn, (1, 2, 3))
 
@@ -199,10 +194,10 @@ def _classifier(lessons: Lessons) -> list[Method]:
         model.fit([lessons.requests[row] for row in taught], values[np.ix_(taught, chosen)])
 
         @cache  # each form asks it the same
-        def rule(request: str) -> tuple[str, str]:
-            return common[chosen[int(np.argmax(model.predict([request]).reshape(-1)))]], ""
+        def best_word(request: str) -> list[str]:
+            return [common[chosen[int(np.argmax(model.predict([request]).reshape(-1)))]]]
 
-        return lambda form, count: rule
+        return lambda form, request: best_word(request)
 
     return _learner(lessons, "classifier", learn, (1,))
 
