@@ -4,7 +4,7 @@ no LLM -> GRPO -> sealed test -> report."""
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ import pandas as pd
 from recr1_lite.common import RecR1Error, bar, check_place
 from recr1_lite.evaluate import ceiling
 from recr1_lite.evaluate.evaluation import EvalResult, compare, evaluate, evaluate_recommender, methods_table
-from recr1_lite.evaluate.recommenders import Popularity, baselines, last_title
+from recr1_lite.evaluate.recommenders import baselines, last_title
 from recr1_lite.ledger import Ledger, begin
 from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.policy.rewriters import RawRewriter, as_rewriter
@@ -101,42 +101,14 @@ def close(book: Ledger, out: Path) -> None:
     print(f"look at {page}")
 
 
-@dataclass
-class Loop:
-    """What the steps of one demo share. rivals: recommenders without a language model, of a sequential task."""
-
-    task: Task
-    retriever: Retriever
-    profile: Profile
-    ledger: Ledger
-    seed: int
-    rivals: list[Popularity]
-
-    def score(self, split: str, policy: Policy) -> list[EvalResult]:
-        """The methods that need no training, on a split: raw request first."""
-        rewriters: list = [RawRewriter(), as_rewriter(policy, self.task.prompt, self.profile, "zero-shot")]
-        if (few_shot := self.task.few_shot) is not None:
-            rewriters.append(as_rewriter(policy, few_shot, self.profile, "few-shot", rewriters[1].merged))
-        rewriters += [last_title] if self.rivals else []
-        options: dict = dict(split=split, ledger=self.ledger, seed=self.seed)
-        results = [evaluate(rewriter, self.task, self.retriever, **options) for rewriter in rewriters]
-        return results + [evaluate_recommender(rival, self.task, **options) for rival in self.rivals]
-
-
 def demo(
-    profile: Profile,
-    out,
-    seed=0,
-    resume=False,
-    ledger: Ledger | None = None,
-    task: Task | None = None,
-    retriever="bm25",
+    profile: Profile, out, seed=0, resume=False, ledger=None, task: Task | None = None, retriever="bm25"
 ) -> list[EvalResult]:
     """Run the loop of `profile` on a task (default: clothing) and write everything into the folder `out`.
 
-    retriever: the engine of training and test, or a name for `search.build_retriever`. Leaves `out/report.html`,
-    the adapters under `out/grpo`, and rows in the ledger. Returns the results on the sealed test, raw request first,
-    GRPO last. Raises RecR1Error as `start`: what the end of the run needs is checked before the long work."""
+    retriever: the engine of training and test, or a name for `search.build_retriever`. Leaves `out/report.html`, the
+    adapters under `out/grpo`, and rows in the ledger. Returns the results on the sealed test, raw request first, GRPO
+    last. Raises RecR1Error as `start`: what the end of the run needs is checked before the long work."""
     out, started = Path(out), time.perf_counter()
     say("data")
     task = (task or load_task("clothing")).subsample(n_val=profile.n_val, n_test=profile.n_test, seed=0)
@@ -149,15 +121,31 @@ def demo(
     book = start("demo", Run(out, None, seed, resume, task=task, made=made), policy, profile, prompts, ledger, 1)
 
     say(f"baselines on {len(task.val)} validation requests")
-    loop = Loop(task, engine, profile, book, seed, baselines(task) if "history" in task.train else [])
-    results = loop.score("val", policy)
-    print(methods_table(results, ["raw request"]).to_string(index=False))
+    rivals = baselines(task) if "history" in task.train else []  # recommenders without a language model
+
+    def untrained(split: str, policy: Policy) -> list[EvalResult]:
+        """The methods that need no training, on a split: raw request first."""
+        rewriters: list = [RawRewriter(), as_rewriter(policy, task.prompt, profile, "zero-shot")]
+        if task.few_shot is not None:
+            rewriters.append(as_rewriter(policy, task.few_shot, profile, "few-shot", rewriters[1].merged))
+        rewriters += [last_title] if rivals else []
+        results = [evaluate(rewriter, task, engine, split, book, seed) for rewriter in rewriters]
+        return results + [evaluate_recommender(rival, task, split, book, seed) for rival in rivals]
+
+    raw, *others = untrained("val", policy)
+    print(methods_table([raw, *others], [raw.name]).to_string(index=False))
 
     say(f"headroom: {ROLLOUTS} rollouts for each of {profile.n_headroom} training requests")
     _, best = headroom(policy, task, engine, profile, ledger=book)
 
     say("ceiling: what can be had without an LLM, learned from the training requests")
-    reachable = within_reach(loop, results[0])
+    methods = ceiling.fit(task, engine, seed)
+    free = ceiling.score(methods, task, "val", book, seed)
+    print(methods_table([raw, *free], [raw.name], ledger=book).to_string(index=False))
+    if not any(compare(result, raw).low > 0 for result in free):
+        print("without an LLM nothing is shown to help here: no paired difference to the raw request lies above 0")
+    means = [result.summary[raw.metric].mean for result in free]
+    reachable = [methods[int(np.argmax(means))]] if methods else []  # the best of it, which the test shows beside GRPO
     print(f"best of {ROLLOUTS} above: {best}; chosen with the answers in view, it is partly luck of the draw")
 
     say(f"GRPO: {profile.steps} steps of {profile.prompts_per_step} prompts x {profile.group_size} rollouts")
@@ -167,38 +155,18 @@ def demo(
     gc.collect()  # the trainer and its policy refer to each other; two more models come
 
     say(f"sealed test: {profile.n_test} requests that nothing has seen so far")
-    results = test(loop, done.adapter, reachable)
+    with task.testing("every method of the run", book):
+        results = untrained("test", load_policy(profile, trainable=False))
+        free = ceiling.score(reachable, task, "test", book, seed)
+        policy = load_policy(profile, seed, adapter=done.adapter, trainable=False)
+        trained = evaluate(as_rewriter(policy, task.prompt, profile, "GRPO"), task, engine, "test", book, seed)
+        results += [*free, trained]
+    methods_table(results, [raw.name, "zero-shot", *(result.name for result in free)], ledger=book)
+    rows = inspect_rewrites(results[0], trained, task.items).to_rows()
+    book.append({"kind": "inspect", "before": raw.name, "after": trained.name, "rows": rows})
     close(book, out)
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
     return results
-
-
-def test(loop: Loop, adapter: Path, reachable: list[ceiling.Method]) -> list[EvalResult]:
-    """Every method once on the sealed test, the trained one last; paired differences and an inspection are kept.
-    reachable: the best method of `ceiling` on val."""
-    task, book, profile = loop.task, loop.ledger, loop.profile
-    with task.testing("every method of the run", book):
-        results = loop.score("test", load_policy(profile, trainable=False))
-        rival = ceiling.score(reachable, task, "test", book, loop.seed)
-        policy = load_policy(profile, loop.seed, adapter=adapter, trainable=False)
-        trained = as_rewriter(policy, task.prompt, profile, "GRPO")
-        results += [*rival, evaluate(trained, task, loop.retriever, "test", book, loop.seed)]
-    methods_table(results, ["raw request", "zero-shot", *(result.name for result in rival)], ledger=book)
-    inspection = inspect_rewrites(results[0], results[-1], task.items)
-    names = {"before": results[0].name, "after": results[-1].name}
-    book.append({"kind": "inspect", **names, "rows": inspection.to_rows()})
-    return results
-
-
-def within_reach(loop: Loop, raw: EvalResult) -> list[ceiling.Method]:
-    """Fit what needs no language model, show it on val beside the raw request `raw`, and give the best of it."""
-    methods = ceiling.fit(loop.task, loop.retriever, loop.seed)
-    results = ceiling.score(methods, loop.task, "val", loop.ledger, loop.seed)
-    print(methods_table([raw, *results], [raw.name], ledger=loop.ledger).to_string(index=False))
-    if not any(compare(result, raw).low > 0 for result in results):
-        print("without an LLM nothing is shown to help here: no paired difference to the raw request lies above 0")
-    means = [result.summary[raw.metric].mean for result in results]
-    return [methods[int(np.argmax(means))]] if methods else []
 
 
 def headroom(
