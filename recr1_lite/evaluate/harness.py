@@ -100,12 +100,22 @@ def run_program(source: str, seconds: float = 5.0) -> str:
     if os.name != "posix":
         where = "generated code is executed only under Linux or macOS, where its process can be limited"
         raise RecR1Error(f"{where}; run without execute_code there")
+
+    def limit() -> None:
+        """In the child, before Python starts there."""
+        import resource
+
+        wanted = {"CPU": int(seconds) + 1, "AS": 10**9, "FSIZE": 0, "CORE": 0, "NPROC": 0, "NOFILE": 32}
+        for name, value in wanted.items():
+            with contextlib.suppress(AttributeError, ValueError, OSError):  # a system that lacks one has the others
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
     verdict = 64 + secrets.randbelow(50)  # a program that leaves early cannot know it
     program = f"{GUARD}\n{source}\nimport os as _os\n_os._exit({verdict})\n"
     with tempfile.TemporaryDirectory(prefix="recr1-code-") as folder:
         path = Path(folder) / "program.py"
         path.write_text(program, encoding="utf-8")
-        alone: dict = dict(cwd=folder, env={}, start_new_session=True, preexec_fn=partial(_limit, seconds))
+        alone: dict = dict(cwd=folder, env={}, start_new_session=True, preexec_fn=limit)
         alone |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         process = subprocess.Popen([sys.executable, "-I", "-S", "-B", str(path)], **alone)
         try:
@@ -117,16 +127,6 @@ def run_program(source: str, seconds: float = 5.0) -> str:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return "passed" if code == verdict else "failed"
-
-
-def _limit(seconds: float) -> None:
-    """In the child, before Python starts there."""
-    import resource
-
-    wanted = {"CPU": int(seconds) + 1, "AS": 10**9, "FSIZE": 0, "CORE": 0, "NPROC": 0, "NOFILE": 32}
-    for name, value in wanted.items():
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # a system that lacks one has the others
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
 def kit_folder() -> Path:

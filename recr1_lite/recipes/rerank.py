@@ -93,8 +93,8 @@ class RerankScorer(Scorer):
 
     An answer that names no candidate is a `no_answer`: as silence does, it earns 0, not what the retriever earned."""
 
-    def __init__(self, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
-        super().__init__(None, examples.drop(columns="exclude", errors="ignore"), prompt, k, gain)
+    def __init__(self, examples: pd.DataFrame, prompt: Prompt, k: int):
+        super().__init__(None, examples.drop(columns="exclude", errors="ignore"), prompt, k)
         self.candidates = dict(zip(examples["example_id"], _candidates(examples)))
 
     def score(
