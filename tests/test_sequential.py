@@ -12,7 +12,6 @@ from recr1_lite.evaluate.evaluation import compare, evaluate, evaluate_recommend
 from recr1_lite.evaluate.recommenders import (
     PAD,
     ItemKNN,
-    MatrixFactorisation,
     Popularity,
     SASRec,
     _collate,
@@ -135,13 +134,6 @@ def test_item_knn_by_hand():
     assert recent.recommend(split([("x", "ae", "b")]), 2) == knn.recommend(split([("x", "e", "b")]), 2)
     one = ItemKNN(split(TRAIN), ITEMS, neighbours=1).similarity
     assert (one.getnnz(axis=1) <= 2).all()  # itself and its nearest
-
-
-def test_factors_find_the_block_that_a_new_user_belongs_to():
-    pairs = [("ab", "c"), ("bc", "a"), ("ac", "b"), ("de", "f"), ("ef", "d"), ("df", "e")] * 4
-    blocks = split([(f"t{at}", *pair) for at, pair in enumerate(pairs)])
-    first, second = MatrixFactorisation(blocks, ITEMS, 2).recommend(split([("x", "ab", "f"), ("y", "d", "a")]), 6)
-    assert set(first[:3]) == set("abc") and set(second[:3]) == set("def")
 
 
 def test_sasrec_learns_an_order(tmp_path, monkeypatch):
