@@ -105,7 +105,7 @@ def prepare(arguments) -> None:
 )
 def try_(arguments) -> None:
     """One request: the message, the untrained model's rewrite and a trained one's, each with what the engine finds."""
-    from recr1_lite.recipes.first_look import as_text, side_by_side
+    from recr1_lite.recipes.demo import as_text, side_by_side
 
     task, asked = _task(arguments), (arguments.adapter, arguments.k)
     print(as_text(side_by_side(arguments.request, task, _engine(arguments, task), _profile(arguments), *asked)))

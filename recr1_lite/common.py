@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import regex
 from tqdm import tqdm
 
@@ -25,6 +26,9 @@ _WORDS = regex.compile(
     rf"|[[\p{{L}}\p{{N}}_]--[{_UNSPACED}]][[\p{{L}}\p{{N}}\p{{Mn}}\p{{Mc}}_]--[{_UNSPACED}]]*"
 )
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")  # soft hyphens, joiners, direction and order marks
+
+
+GIVEN = {RecursionError: "nested too deeply", OverflowError: "too large a number", UnicodeError: "no whole text"}
 
 
 class RecR1Error(ValueError):
@@ -91,7 +95,7 @@ def temporary_for(path: Path) -> str:
     mark = f".{path.name}~{platform.node()}~"  # of this machine: another one may share the disk
     for left in path.parent.glob(f"{glob.escape(mark)}*"):
         maker = left.name.removeprefix(mark).partition("~")[0]
-        if not maker.isdigit() or is_running(int(maker)):
+        if not maker.isdigit() or psutil.pid_exists(int(maker)):
             continue
         if left.name.endswith(".old") and not path.exists():  # killed between the two renames of `swap_in`
             left.rename(path)
@@ -100,16 +104,6 @@ def temporary_for(path: Path) -> str:
         else:
             left.unlink(missing_ok=True)
     return f"{mark}{os.getpid()}~"
-
-
-def is_running(process: int) -> bool:
-    """Whether there is such a process, as far as can be told."""
-    try:
-        if os.name == "posix":  # elsewhere this would end it
-            os.kill(process, 0)
-    except OSError as problem:
-        return not isinstance(problem, ProcessLookupError)
-    return True
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
@@ -129,9 +123,8 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
-        except BaseException:
+        finally:
             Path(temporary).unlink(missing_ok=True)
-            raise
     return path
 
 
@@ -227,22 +220,23 @@ def run_script(work: Callable[[], int | None]) -> int:
             stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a log file shows each line when said
     try:
         return work() or 0
-    except RecR1Error as error:
-        return _told(str(error), 2)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        return _told("stopped; what was written stays", 130)
+        status, sentence = 130, "stopped; what was written stays"
     except Exception as error:
         status, sentence = _ended_by(error)
         if status == 1 and os.environ.get("RECR1_DEBUG"):
             raise
-        return _told(sentence, status)
+    print(f"recr1_lite: {' '.join(sentence.split())}", file=sys.stderr)
+    return status
 
 
 def _ended_by(error: Exception) -> tuple[int, str]:
     """Exit status and sentence for what ended a script: 2 for what its user can mend."""
+    if isinstance(error, RecR1Error):
+        return 2, str(error)
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("recr1_lite"):
         return 2, f"the package {error.name} is missing; run `pip install -r requirements.txt`"
     if isinstance(error, OSError):
@@ -250,9 +244,9 @@ def _ended_by(error: Exception) -> tuple[int, str]:
         return 2, f"{place}: {error.strerror or error}; mend that, or take less, and run the command again"
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
         return 2, f"this machine: too little memory ({str(error)[:200] or 'all of it is taken'}); take smaller sizes"
-    kinds = {RecursionError: "nested too deeply", OverflowError: "too large a number", UnicodeError: "no whole text"}
-    for what in (what for kind, what in kinds.items() if isinstance(error, kind)):
-        return 2, f"something that was given is {what} ({fault(error)}); mend it"
+    for kind, what in GIVEN.items():
+        if isinstance(error, kind):
+            return 2, f"something that was given is {what} ({fault(error)}); mend it"
     return 1, f"a fault of the kit itself ({fault(error)}); please report what RECR1_DEBUG=1 prints"
 
 
@@ -260,8 +254,3 @@ def fault(error: Exception) -> str:
     """An exception with its place, without this machine's folders."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}: {str(error)[:300]}"
-
-
-def _told(sentence: str, status: int) -> int:
-    print(f"recr1_lite: {' '.join(sentence.split())}", file=sys.stderr)
-    return status

@@ -1,11 +1,13 @@
 """The ledger: one JSON line per result, whole or absent. The report is made from it alone. And the record of a run,
 `run.json` in its folder: its id, which its ledger rows have too, and what made it."""
 
+import contextlib
 import functools
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import uuid
@@ -26,20 +28,15 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bm25s")
 
 
 class Ledger:
-    """A file of JSON lines, by default `ledger.jsonl` in `runs_folder()`."""
+    """A file of JSON lines, by default `ledger.jsonl` in `runs_folder()`. marks: what each row gets that lacks it."""
 
-    def __init__(self, path: str | os.PathLike | None = None) -> None:
+    def __init__(self, path: str | os.PathLike | None = None, **marks: Any) -> None:
         self.path = Path(path or runs_folder() / "ledger.jsonl").expanduser()
-        self.marks: dict[str, Any] = {"run": "", "profile": ""}
-
-    def __repr__(self) -> str:
-        return f"Ledger({str(self.path)!r})"
+        self.marks = {"run": "", "profile": ""} | marks
 
     def bind(self, **marks: Any) -> "Ledger":
-        """The same file as a ledger that adds `marks` (run, run_id, profile, ...) to each row that lacks them."""
-        bound = Ledger(self.path)
-        bound.marks = self.marks | marks
-        return bound
+        """The same file as a ledger with these marks (run, run_id, profile, ...) too."""
+        return Ledger(self.path, **self.marks | marks)
 
     def append(self, row: Mapping) -> dict:
         """Write `row`, with marks, time (UTC), versions, commit and device where it lacks them; return what it became.
@@ -48,15 +45,17 @@ class Ledger:
         be written. The ledger is then as it was."""
         if not row.get("kind"):
             raise RecR1Error("a ledger row needs a kind; add one such as 'eval' or 'train'")
-        facts = {"versions": versions(), "commit": commit(), "device": device()}
-        full = _plain({"time": datetime.now(UTC).isoformat(timespec="seconds"), **facts, **self.marks, **row})
+        facts = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
+        full = _plain(facts | {"commit": commit(), "device": device()} | self.marks | dict(row))
         line = json.dumps(full, allow_nan=False).encode("ascii") + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):
                 append_line(self.path, line)
         except (OSError, NotImplementedError) as problem:
-            raise self._closed("written", problem) from problem
+            told = f"the ledger {self.path} cannot be written ({getattr(problem, 'strerror', None) or problem})"
+            advice = "mend its permissions, free space on its disk, or set RECR1_RUNS to another folder"
+            raise RecR1Error(f"{told}; {advice}") from problem
         return full
 
     def check(self) -> None:
@@ -65,30 +64,14 @@ class Ledger:
 
     def rows(self, kind: str | None = None) -> list[dict]:
         """All rows, oldest first, or those of one kind; a damaged line is left out with a warning."""
-        try:
-            lines = self.path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        except OSError as problem:
-            raise self._closed("read", problem) from problem
-        rows = []
+        lines, rows = self.path.read_bytes().splitlines() if self.path.exists() else [], []
         for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line) if line.strip() else None
-            except ValueError:
-                row = None
-            if isinstance(row, dict) and "kind" in row:
+            row = _object(line)
+            if row and "kind" in row:
                 rows.append(row)
             elif line.strip():
                 warnings.warn(f"line {number} of {self.path} is no ledger row and was left out", stacklevel=2)
         return [row for row in rows if kind in (None, row["kind"])]
-
-    def _closed(self, what: str, problem: Exception) -> RecR1Error:
-        why = getattr(problem, "strerror", None) or problem
-        return RecR1Error(
-            f"the ledger {self.path} cannot be {what} ({why}); mend its permissions, free space on its disk, or set "
-            "RECR1_RUNS to another folder"
-        )
 
 
 def begin(folder: str | os.PathLike, made: Mapping, resume: bool, used: bool) -> str:
@@ -101,7 +84,7 @@ def begin(folder: str | os.PathLike, made: Mapping, resume: bool, used: bool) ->
     if used and not resume:
         raise RecR1Error(f"{folder} already holds a run; go on with it (--resume) or {advice}")
     if used and not known:
-        lost = f"{folder} holds a run that does not say what made it ({RECORD} is missing, as in earlier versions)"
+        lost = f"{folder} holds a run that does not say what made it ({RECORD} is missing)"
         raise RecR1Error(f"{lost}; its adapters can be used, but to train {advice}")
     change = difference(known.get("made"), made)
     if used and change:
@@ -119,9 +102,14 @@ def record_of(folder: str | os.PathLike) -> dict:
 
 def read_json(path: Path) -> dict | None:
     """What a JSON file says; None where it is missing or torn."""
+    return _object(path.read_bytes()) if path.is_file() else None
+
+
+def _object(text: bytes) -> dict | None:
+    """A JSON object; None where the text is none."""
     try:
-        said = json.loads(path.read_text())
-    except (OSError, ValueError):
+        said = json.loads(text)
+    except ValueError:
         return None
     return said if isinstance(said, dict) else None
 
@@ -146,8 +134,7 @@ def append_line(path: Path, line: bytes) -> None:
         size = os.fstat(handle).st_size
         if size:  # end the torn line of a writer that was killed, so that it does not take this row with it
             os.lseek(handle, size - 1, os.SEEK_SET)
-            if os.read(handle, 1) != b"\n":
-                line = b"\n" + line
+            line = line if os.read(handle, 1) == b"\n" else b"\n" + line
         try:
             if os.write(handle, line) != len(line):
                 raise OSError(28, "No space left on device")
@@ -161,36 +148,32 @@ def append_line(path: Path, line: bytes) -> None:
 
 def _plain(value: Any) -> Any:
     """`value` as JSON has it: NumPy values, named tuples, paths and sets turned, NaN and infinity to None."""
-    if isinstance(value, str):
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, (str, os.PathLike)):
         return whole(str(value))  # an enum's member is one, too
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
+        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted(map(_plain, value))
-    if isinstance(value, (np.generic, np.ndarray)):
-        return _plain(value.tolist())
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
     raise RecR1Error(f"a ledger row holds plain data, not {value!r} ({type(value).__name__}); write text or numbers")
 
 
 @functools.cache
 def versions() -> dict[str, str | None]:
     """Version of Python and of the packages that shape a result; None for one that is not installed."""
-    known: dict[str, str | None] = {"python": platform.python_version()}
+    known: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys(PACKAGES)}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             known[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            known[package] = None
     return known
 
 
@@ -220,11 +203,8 @@ def device() -> str:
 
 @functools.cache
 def _cpu() -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
-    except OSError:
-        pass
+    about = Path("/proc/cpuinfo")  # of Linux
+    model = re.search(r"^model name\s*:(.*)", about.read_text() if about.is_file() else "", re.MULTILINE)
+    name = model[1].strip() if model else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name} ({cores} cores)"

@@ -1,15 +1,32 @@
-"""Every method at one budget, on a toy task: what is trained, what it costs, where it goes on, what is sealed."""
+"""Every method at one budget, on a toy task: what is trained, what it costs, where it goes on, what is sealed. And two
+tasks, one after the other: every stage is measured against the untrained model, SFT in GRPO's seconds."""
 
 from dataclasses import replace
 
 import pytest
-from tiny import PROMPT, tiny_profile, toy_task
+from tiny import PROMPT, perturb, tiny_profile, toy_task
 
 from recr1_lite.__main__ import main
 from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate import capability
 from recr1_lite.ledger import Ledger, record_of
+from recr1_lite.policy.models import load_policy, save_adapter
 from recr1_lite.recipes import comparison
-from recr1_lite.recipes.comparison import GRPO, LM_TEACHER, METHODS, REJECTION, TEACHER, VOTED, WARM, compare_methods
+from recr1_lite.recipes.comparison import (
+    ACCURACY,
+    GRPO,
+    KL,
+    LM_TEACHER,
+    METHODS,
+    REJECTION,
+    TEACHER,
+    TRAINERS,
+    VOTED,
+    WARM,
+    compare_methods,
+    continual,
+)
+from recr1_lite.search.metrics import mean_interval
 from recr1_lite.tasks.prompts import restyled
 from recr1_lite.train import grpo
 
@@ -75,8 +92,7 @@ def test_again_it_trains_nothing_and_nothing_else(run, monkeypatch):
         with pytest.raises(RecR1Error, match="whose (seed was 0|steps was 4|teacher was .teach.) and is now"):
             compare_methods(**options | change)
     book = options["ledger"].bind(run="toy-run", run_id="another folder of this name")
-    arena = comparison.Arena(toy_task(), None, options["profile"], teach, options["out"], ledger=book)
-    assert arena.done(GRPO) is None
+    assert comparison.Arena(toy_task(), None, options["profile"], teach, options["out"], ledger=book).seconds is None
     monkeypatch.setattr(comparison, "train_method", None)
     again = compare_methods(**options)
     assert [r.summary["ndcg@10"] for r in again] == [r.summary["ndcg@10"] for r in results]
@@ -119,12 +135,6 @@ def test_the_teacher_is_the_tasks_own_rule_unless_another_is_given(run, tmp_path
     assert [result.name for result in again] == [result.name for result in run[1]], "the same run goes on"
 
 
-@pytest.mark.parametrize("methods", [("SFT",), (GRPO, "DPO")])
-def test_methods_are_checked(run, tmp_path, methods):
-    with pytest.raises(RecR1Error, match="sets the budget"):
-        compare_methods(**run[0] | {"out": tmp_path, "methods": methods})
-
-
 def test_an_interrupted_method_stops_the_comparison(run, tmp_path, monkeypatch):
     options = run[0] | {"out": tmp_path / "run", "ledger": Ledger(tmp_path / "ledger.jsonl"), "methods": (GRPO,)}
     close = grpo.Monitor.close
@@ -141,9 +151,48 @@ def test_an_interrupted_method_stops_the_comparison(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments, message", [(["--parts", "methods,magic"], "no part 'magic'"), (["--methods", "SFT"], "sets the budget")]
+    "arguments, message",
+    [
+        (["--parts", "methods,magic"], "no part 'magic'"),
+        (["--methods", "SFT"], "sets the budget"),
+        (["--methods", "GRPO,DPO"], "sets the budget"),
+    ],
 )
 def test_the_command_says_what_is_wrong(tmp_path, capsys, arguments, message):
     assert main(["compare", "--profile", "smoke", "--out", str(tmp_path / "run"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+class Checked:
+    """Stands in for the capability suite, whose words the tiny tokenizer does not know."""
+
+    def __init__(self, level: float, kl: float):
+        self.level, self.summary = level, {ACCURACY: mean_interval([level] * 4), KL: mean_interval([kl] * 4)}
+
+
+def test_every_stage_of_two_tasks_is_measured(tiny_folder, tmp_path, monkeypatch):
+    named, levels = [], iter([(0.5, 0.0), (0.4, 0.1), (0.3, 0.2), (0.45, 0.3), (0.2, 0.4)])
+    monkeypatch.setattr(capability, "check", lambda _, name, **__: named.append(name) or Checked(*next(levels)))
+    monkeypatch.setattr(capability, "compare", lambda a, b, _: {ACCURACY: mean_interval([a.level - b.level])})
+    profile = tiny_profile(tiny_folder, steps=2, sft_learning_rate=1e-2, max_prompt_tokens=200)
+    policies = {trainer: perturb(load_policy(profile), 0.05, number) for number, trainer in enumerate(TRAINERS)}
+    first = {trainer: save_adapter(policy, tmp_path / trainer) for trainer, policy in policies.items()}
+    tasks, ledger = [toy_task(), toy_task()], Ledger(tmp_path / "ledger.jsonl").bind(command="test")
+    tasks[1].name = "second"
+    options = dict(tasks=tasks, teach=teach, profile=profile, out=tmp_path / "out", ledger=ledger, seed=3)
+    with pytest.raises(RecR1Error, match="no adapter of SFT"):
+        continual({"GRPO": first["GRPO"]}, **options)
+    rows = continual(first, **options)
+    assert rows == ledger.rows("continual")
+    assert {(row["run"], row["seed"], row["command"]) for row in rows} == {("out", 3, "test")}
+    stages = list(enumerate(("untrained", "after toy", "after second")))
+    seen = [(row["trainer"], row["stage"], row["name"]) for row in rows]
+    assert seen == [(trainer, *stage) for trainer in TRAINERS for stage in stages]
+    assert all(set(row["measures"]) == {"toy", "second", "capability", "kl"} for row in rows)
+    assert [row["measures"]["capability"]["mean"] for row in rows] == [0.5, 0.4, 0.3, 0.5, 0.45, 0.2]
+    lost = [row["differences"].get("capability", {}).get("mean") for row in rows]
+    assert lost == pytest.approx([None, -0.1, -0.2, None, -0.05, -0.3])
+    assert set(rows[1]["differences"]) == {"toy", "second", "capability"}
+    assert rows[2]["seconds"] > 0 and not ledger.rows("unseal")
+    assert named == ["untrained", "GRPO", "", "SFT", ""]  # the first three leave capability rows of their own

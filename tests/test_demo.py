@@ -1,4 +1,5 @@
-"""The closed loop with the real model on the real data, under `smoke`: a few steps, every artefact."""
+"""The closed loop with the real model on the real data, under `smoke`: a few steps, every artefact. And one request
+before any training, with the adapter that comes with the kit."""
 
 import json
 import types
@@ -7,16 +8,18 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from tiny import PROMPT, differences, tiny_profile, toy_retriever, toy_task
+from safetensors.torch import load_file
+from tiny import PROMPT, tiny_policy, tiny_profile, toy_retriever, toy_task
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import NO_MODEL
 from recr1_lite.ledger import Ledger, record_of
-from recr1_lite.policy.models import load_policy
+from recr1_lite.policy.models import load_policy, save_adapter
 from recr1_lite.policy.rewriters import as_rewriter
 from recr1_lite.profiles import PROFILES
-from recr1_lite.recipes.demo import demo
+from recr1_lite.recipes.demo import as_text, demo, shipped_adapter, side_by_side
 from recr1_lite.tasks import load_task
+from recr1_lite.tasks.base import ITEM_COLUMNS
 from recr1_lite.tasks.clothing import FEW_SHOT, GRADED_METRICS
 
 SMOKE = replace(PROFILES["smoke"], preset="words")  # as in the profile cpu
@@ -40,7 +43,7 @@ def test_methods_are_scored_on_the_sealed_test(run):
     kinds = [row["kind"] for row in ledger.rows()]
     assert kinds.index("unseal") > kinds.index("train") and "train" not in kinds[kinds.index("unseal") :]
     on_val, on_test = ([row for row in ledger.rows("eval") if row["split"] == split] for split in ("val", "test"))
-    assert ledger.rows("eval") == on_val + on_test and [row["method"] for row in on_test] == [*untrained, free, trained]
+    assert [row["method"] for row in on_test] == [*untrained, free, trained]
     fitted = {row["method"]: row["metrics"]["ndcg@100"]["mean"] for row in on_val if row["method"].startswith(NO_MODEL)}
     assert len(fitted) > 4 and free == max(fitted, key=fitted.get), "the best on val, and it alone, is tested"
     assert (trained, free) in {(row["a"], row["b"]) for row in ledger.rows("compare") if row["split"] == "test"}
@@ -48,33 +51,20 @@ def test_methods_are_scored_on_the_sealed_test(run):
     assert {row["seed"] for row in ledger.rows() if row["kind"] != "compare"} == {3}
 
 
-def test_training_left_its_curve_and_moved_the_adapter(run):
+def test_training_left_its_curve(run):
     out, ledger, _ = run
     (row,) = ledger.rows("train")
     assert [step["step"] for step in row["curve"]] == list(range(1, SMOKE.steps + 1))
     assert [point["step"] for point in row["val"]] == list(range(SMOKE.steps + 1))
-    keys = {"reward", "gain", "zero_advantage_share", "entropy", "distinct", "completion_length", "seconds"}
-    assert keys <= row["curve"][-1].keys()
     assert json.loads((out / "grpo" / "training.json").read_text())["stopped"] == "finished"
-    fresh, last = load_policy(SMOKE, seed=3), load_policy(SMOKE, adapter=out / "grpo" / "last")
-    a, b = (dict(policy.model.named_parameters()) for policy in (fresh, last))
-    moved = {name for name in a if not torch.equal(a[name], b[name])}
-    assert moved and all("lora" in name for name in moved)
 
 
 def test_report_holds_the_table_the_curve_and_the_inspector(run):
     out, ledger, results = run
     page = (out / "report.html").read_text()
     assert f"That a gain over the raw request took a language model by itself: {results[-2].name} reaches" in page
-    for text in (
-        "GRPO",
-        "few-shot",
-        results[-2].name,
-        "What may not be claimed",
-        "data:image/svg",
-        results[0].rows["request"][0][:20],
-    ):
-        assert text in page
+    shown = "GRPO", "few-shot", results[-2].name, "What may not be claimed", "data:image/svg"
+    assert all(text in page for text in (*shown, results[0].rows["request"][0][:20]))
     assert "http://" not in page.replace("http://www.w3.org", "") and 'src="http' not in page
     assert all(ledger.rows(kind) for kind in ("headroom", "compare", "inspect"))
 
@@ -87,13 +77,6 @@ def test_a_used_folder_is_refused_before_anything_is_overwritten(run):
     assert (out / "grpo" / "training.json").read_bytes() == before
 
 
-def test_adapter_merged_and_reloaded_say_the_same(run, tmp_path):
-    policy = load_policy(SMOKE, adapter=run[0] / "grpo" / "last", trainable=False)
-    task = load_task("clothing")
-    pairs = [(task.prompt.render(policy.tokenizer, request), " dress.") for request in task.val["request"][:3]]
-    assert max(differences(policy, SMOKE, pairs, tmp_path)) < 1e-3
-
-
 def test_few_shot_and_zero_shot_differ_in_the_prompt_alone(run):
     policy, request = load_policy(SMOKE, trainable=False), "I wore this dress to a wedding and it was lovely."
     prompts = replace(FEW_SHOT, examples=()), FEW_SHOT
@@ -102,9 +85,8 @@ def test_few_shot_and_zero_shot_differ_in_the_prompt_alone(run):
 
 
 def test_a_sequential_task_brings_its_baselines(tiny_folder, tmp_path):
-    titles = [f"w{at}" for at in range(6)]
-    texts = [f"w{at} w{at + 6}" for at in range(6)]
-    items = pd.DataFrame({"item_id": list("abcdef"), "title": titles, "text": texts})
+    texts = [(letter, f"w{at}", f"w{at} w{at + 6}") for at, letter in enumerate("abcdef")]
+    items = pd.DataFrame(texts, columns=ITEM_COLUMNS)
     circle, rows = "abcdef" * 2, []
     for at in range(60):
         start, length, split = at % 6, 1 + at % 3, "val" if at % 5 == 0 else "test" if at % 5 == 1 else "train"
@@ -163,8 +145,7 @@ def test_resume_goes_on_with_the_same_task_data_and_engine(tiny_folder, tmp_path
 
     count = len(ledger.rows())
     for change, field in (
-        *[(dict(task=other(split)), f"data.{split}") for split in ("train", "val", "test")],
-        (dict(task=toy_task().map_splits(lambda _, rows: rows, k_eval=5)), "data.k_eval"),
+        *[(dict(task=other(split)), f"data.{split}") for split in ("train", "test")],
         (dict(task=toy_task().map_splits(lambda _, rows: rows, name="second")), "task"),
         (dict(retriever=toy_retriever()), "retriever.class"),
         (dict(task=toy_task().map_splits(lambda _, rows: rows, few_shot=PROMPT)), "few_shot"),
@@ -174,3 +155,34 @@ def test_resume_goes_on_with_the_same_task_data_and_engine(tiny_folder, tmp_path
         with pytest.raises(RecR1Error, match=f"whose {field} was .* and is now .*; go on with what it was"):
             demo(**options | change)
     assert len(ledger.rows()) == count and (tmp_path / "run" / "run.json").read_text() == told
+
+
+def test_each_rewriter_with_what_the_engine_finds(tiny_folder, tmp_path):
+    policy, profile, task = tiny_policy(tiny_folder, scale=0.5), tiny_profile(tiny_folder), toy_task()
+    save_adapter(policy, tmp_path / "adapter")
+    looks = side_by_side("w110 w3", task, toy_retriever(), profile, tmp_path / "adapter", k=1)
+    assert looks["rewriter"].tolist() == ["raw request", "untrained model", "trained with GRPO"]
+    trained = as_rewriter(policy, task.prompt, profile, "").rewrite(["w110 w3"])
+    assert looks["query"].tolist()[::2] == ["w110 w3", *trained]
+    assert looks["query"][1] != looks["query"][2]
+    assert looks["hits"][0] == ["Lead"]  # the engine of the toy wants two good words for Gold
+    assert "== raw request: w110 w3\n  1. Lead" in as_text(looks)
+
+
+def test_what_cannot_be_looked_at(tiny_folder):
+    with pytest.raises(RecR1Error, match="the request is blank"):
+        side_by_side("  ", toy_task(), toy_retriever(), tiny_profile(tiny_folder))
+    with pytest.raises(RecR1Error, match=r"no adapter for the task 'toy' .*give one with --adapter"):
+        shipped_adapter("toy")
+
+
+def test_the_shipped_adapter_is_small_and_has_its_card():
+    folder = shipped_adapter("clothing")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 20 * 2**20
+    weights = load_file(folder / "adapter_model.safetensors")
+    ranks = {weight.shape[0] for name, weight in weights.items() if "lora_A" in name}
+    assert ranks == {PROFILES["cpu"].lora_rank}
+    assert all(weight.dtype == torch.float16 and weight.isfinite().all() for weight in weights.values())
+    assert all(weight.any() for name, weight in weights.items() if "lora_B" in name)  # trained: they begin at 0
+    card = (folder / "README.md").read_text()
+    assert all(word in card for word in ("Apache-2.0", "CC0", "Sealed test", "validation"))

@@ -19,13 +19,8 @@ from recr1_lite.search.base import Hits, RetrieverError
 from recr1_lite.search.metrics import Interval, mean_interval, paired_interval
 from recr1_lite.tasks.prompts import Rewrite
 
-TEXTS = {
-    "d1": "red dress soft",
-    "d2": "blue dress",
-    "p1": "black trousers work",
-    "s1": "wool sweater warm",
-    "j1": "denim jacket",
-}
+TEXTS = {"d1": "red dress soft", "d2": "blue dress", "p1": "black trousers work", "s1": "wool sweater warm"}
+TEXTS |= {"j1": "denim jacket"}
 VAL = [
     ("v1", "a warm thing of wool please", {"s1": 1.0}),
     ("v2", "dress", {"d2": 1.0}),
@@ -41,7 +36,7 @@ class WordOverlap:
         self.calls = []
 
     def search(self, queries, k):
-        self.calls.append((list(queries), k))
+        self.calls.append(k)
         return [self.hits(set(query.lower().split()), k) for query in queries]
 
     def hits(self, words, k):
@@ -111,7 +106,7 @@ def test_a_rewriter_gets_sorted_batches_and_its_answers_come_back_in_order(task)
     assert result.rows["query"].tolist() == [VAL[0][1], "blue", "", VAL[3][1]]
     assert result.rows["completion"][1] == "<blue>" and result.rows["ndcg@3"][1] == 1
     assert result.outcomes == {"ok": 3, "empty": 1} and result.tokens == 6 + 1 + 0 + 2
-    assert [k for _, k in retriever.calls] == [50], "one batched search, as deep as the deepest metric"
+    assert retriever.calls == [50], "one batched search, as deep as the deepest metric"
 
 
 def test_the_ledger_gets_an_eval_row_and_the_unsealing_comes_first(task, ledger):
@@ -140,35 +135,28 @@ def test_the_seconds_are_those_of_rewriting_and_searching_alone(task, ledger, mo
     assert clock[0] > 200 and ledger.rows("eval")[0]["seconds"] == 5.0
 
 
-def test_the_values_of_each_example_come_back_from_the_ledger(task, ledger, raw):
-    better = evaluate(FakeRewriter(dress="blue"), task, WordOverlap(), ledger=ledger)
-    (row,) = ledger.rows("eval")
-    back = EvalResult.from_row(row)
-    assert list(back.rows.columns) == ["example_id", "ndcg@3", "mrr"] and back.summary == better.summary
-    for column in back.rows:
-        assert back.rows[column].tolist() == pytest.approx(better.rows[column].tolist(), abs=1e-6)
-    assert compare(back, raw) == pytest.approx(compare(better, raw), abs=1e-6)
-
-
-def test_examples_of_one_cluster_stay_together(task, ledger, raw):
-    task.val["cluster"] = ["g1", "g2", "g1", "g2"]
+def test_the_values_of_each_example_come_back_from_the_ledger_and_its_cluster_stays_together(task, ledger, raw):
+    clusters = ["g1", "g2", "g1", "g2"]
+    task.val["cluster"] = clusters
     better = evaluate(FakeRewriter(dress="blue"), task, WordOverlap(), ledger=ledger)
     columns = [[*better.rows["ndcg@3"]], [*raw.rows["ndcg@3"]]]
-    expected = paired_interval(*columns, clusters=["g1", "g2", "g1", "g2"])
+    expected = paired_interval(*columns, clusters=clusters)
     assert compare(better, raw) == expected != paired_interval(*columns)
-    assert better.summary["mrr"] == mean_interval(better.rows["mrr"], clusters=task.val["cluster"])
+    assert better.summary["mrr"] == mean_interval(better.rows["mrr"], clusters=clusters)
     back = EvalResult.from_row(ledger.rows("eval")[0])
-    assert back.rows["cluster"].tolist() == ["g1", "g2", "g1", "g2"]
+    assert list(back.rows.columns) == ["example_id", "cluster", "ndcg@3", "mrr"] and back.summary == better.summary
+    for column in back.rows:
+        assert back.rows[column].tolist() == pytest.approx(better.rows[column].tolist(), abs=1e-6)
     assert compare(back, raw) == pytest.approx(expected, abs=1e-6)
 
 
 def test_400_examples_take_less_than_10_kilobytes_and_too_many_are_left_out(monkeypatch):
     rng = np.random.default_rng(0)
-    names = ["ndcg@100", "ndcg@10", "recall@100", "mrr"]
     frame = pd.DataFrame({"example_id": [f"clothing-test-{n:05}" for n in rng.permutation(9999)[:400]], "tokens": 1})
-    ranks = [np.where(rng.random(400) < 0.6, rng.integers(1, 101, 400), np.inf) for _ in names]
-    frame = frame.assign(outcome="ok", **{name: 1 / np.log2(1 + rank) for name, rank in zip(names, ranks)})
-    result = EvalResult("x", "test", frame, {name: mean_interval(frame[name]) for name in names})
+    names = ["ndcg@100", "ndcg@10", "recall@100", "mrr"]
+    for name in names:
+        frame[name] = 1 / np.log2(1 + np.where(rng.random(400) < 0.6, rng.integers(1, 101, 400), np.inf))
+    result = EvalResult("x", "test", frame.assign(outcome="ok"), {name: mean_interval(frame[name]) for name in names})
     row = result.ledger_row()
     assert len(row["values"]) < 10_000 and len(EvalResult.from_row(row).rows) == 400
     monkeypatch.setattr(evaluation, "MOST", 9000)
@@ -182,7 +170,7 @@ def packed(text, cut=None):
 GOOD = {"example_id": ["v1", "v2", "v3", "v4"], "mrr": [0, 0, 1, 1]}
 BAD = {"no base64": "(", "no text": 5, "not packed": base64.b64encode(b"[]").decode(), "no JSON": packed("{")}
 BAD |= {"cut off": packed(json.dumps(GOOD), -5), "no columns": packed("[[1]]"), "nested": packed("[" * 100_000)}
-BAD |= {"a bomb": packed(" " * 10**8), "a number": packed(f'{{"mrr": [{"9" * 5000}]}}'), "nothing": packed("null")}
+BAD |= {"a bomb": packed(" " * 10**8), "a number": packed(f'{{"mrr": [{"9" * 5000}]}}')}
 CHANGED: dict = {"no ids": {"example_id": []}, "an id twice": {"example_id": ["v1", "v1", "v3", "v4"]}}
 CHANGED |= {"null": {"mrr": None}, "another mean": {"mrr": [0, 1, 1, 1]}, "no number": {"mrr": [0, "x", 1, 1]}}
 CHANGED |= {"not finite": {"mrr": [0, math.nan, 1, 1]}, "huge": {"mrr": [0, 10**400, 1, 1]}}
@@ -205,10 +193,8 @@ def test_damaged_values_are_told_in_one_sentence_and_take_little_memory(values):
 def test_compare_pairs_by_example_id_whatever_the_order(task, ledger, raw):
     task.val = task.val.iloc[::-1]
     better = evaluate(FakeRewriter(dress="blue"), task, WordOverlap())
-    gap = 1 - 1 / math.log2(3)
-    difference = compare(better, raw, ledger=ledger)
-    assert difference.mean == pytest.approx(gap / 4) and difference.n == 4
-    assert compare(raw, better).mean == pytest.approx(-gap / 4)
+    gap, difference = 1 - 1 / math.log2(3), compare(better, raw, ledger=ledger)
+    assert difference.mean == pytest.approx(gap / 4) == -compare(raw, better).mean and difference.n == 4
     # shuffling would leave the mean as it is but widen the interval: three differences are exactly 0
     assert difference.low >= -1e-12 and difference.high <= gap
     (row,) = ledger.rows("compare")
@@ -227,16 +213,13 @@ def test_methods_table_shows_differences_to_each_baseline(task, ledger, raw):
     table = methods_table([raw, fake], [raw.name], ledger=ledger)
     assert list(table["method"]) == [raw.name, "fake"] and list(table["n"]) == [4, 4]
     assert list(table[f"vs {raw.name}"]) == ["", show(compare(fake, raw), sign=True)]
+    assert show(Interval(0.25, 0.2, 0.3, 9)) == "0.250 [0.200, 0.300]"
+    assert show({"mean": 0.25, "low": -0.2, "high": 0.3, "n": 9}, sign=True) == "+0.250 [-0.200, +0.300]"
     assert len(ledger.rows("compare")) == 1
     with pytest.raises(RecR1Error, match="no result named 'zero-shot'"):
         methods_table([raw], ["zero-shot"])
     with pytest.raises(RecR1Error, match="no results"):
         methods_table([])
-
-
-def test_show_writes_means_and_signed_differences():
-    assert show(Interval(0.25, 0.2, 0.3, 9)) == "0.250 [0.200, 0.300]"
-    assert show({"mean": 0.25, "low": -0.2, "high": 0.3, "n": 9}, sign=True) == "+0.250 [-0.200, +0.300]"
 
 
 def fail(*_):

@@ -72,7 +72,7 @@ def test_damaged_lines_are_named_and_left_out(ledger):
     assert [re.match(r"line (\d)", str(warning.message))[1] for warning in told] == ["2", "3", "5"]
 
 
-def test_failed_write_leaves_the_ledger_as_it_was(ledger, monkeypatch, tmp_path):
+def test_failed_write_leaves_the_ledger_as_it_was(ledger, monkeypatch):
     ledger.append({"kind": "eval", "n": 1})
     before = ledger.path.read_bytes()
     write = os.write
@@ -82,8 +82,6 @@ def test_failed_write_leaves_the_ledger_as_it_was(ledger, monkeypatch, tmp_path)
     assert ledger.path.read_bytes() == before
     with pytest.raises(RecR1Error, match="cannot be written"):
         Ledger(ledger.path / "ledger.jsonl").append({"kind": "eval"})
-    with pytest.raises(RecR1Error, match="cannot be read"):
-        Ledger(tmp_path).rows()
 
 
 def test_many_writers(ledger):
@@ -123,7 +121,6 @@ def test_commit(tmp_path, monkeypatch):
         names = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "core.hooksPath=/dev/null"]
         subprocess.run(["git", "-C", str(tmp_path), *names, *arguments], check=True, capture_output=True)
 
-    assert commit() is None
     git("init")
     assert commit() is None
     git("add", ".")

@@ -317,7 +317,7 @@ SABOTAGE = [
     # a reward that is the same for all
     ("05", "search.ndcg", lambda _: lambda ids, relevant, k: 0.5, "0.8 < end.reward"),
     # seen films stay in the ranking
-    ("06_", "evaluate.evaluation._excluded", lambda _: lambda examples: [set()] * len(examples), "> kept.summary"),
+    ("06_", "evaluate.evaluation.excluded", lambda _: lambda examples: [set()] * len(examples), "> kept.summary"),
     # an answer that names no candidate is paid
     ("06b", "recipes.rerank._outcome", lambda _: lambda answer, candidates: answer.outcome, 'table["reward"].round(6)'),
     # a verdict that does not look at the interval

@@ -5,9 +5,10 @@ after, and forward KL, the measure that arXiv 2509.04259 ("RL's Razor") found fo
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -22,40 +23,34 @@ from recr1_lite.search.metrics import Interval, mean_interval, paired_interval
 from recr1_lite.tasks.prompts import chat_text
 
 CHANCE = {"recr1_knowledge": 0.25, "recr1_reading": 0.25, "mmlu": 0.25}
-KL_TOKENS = 32  # of each continuation of the base
 
 
 @dataclass
 class CapabilityResult:
-    """Scores of one model. scores: one row per item (task, metric, item, value); samples: what the harness logged."""
+    """Scores of one model. scores: one row per item (task, metric, item, value); samples: what the harness logged;
+    seconds: of each task; seed: of the draw and the bootstrap."""
 
     name: str
     suite: str
     scores: pd.DataFrame
     samples: dict[str, list[dict]]
     seconds: dict[str, float]
-    seed: int = 0
-    limit: int | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def values(self, task: str, metric: str) -> pd.Series:
-        """Value of each item, indexed by item. "all" is every item with this metric."""
-        rows = self.scores[self.scores["metric"] == metric]
-        rows = rows if task == "all" else rows[rows["task"] == task]
-        if rows.empty:
-            raise RecR1Error(f"{self.name} has no {metric} of {task!r}; it has {self.measures}")
-        return pd.Series(rows["value"].to_numpy(float), rows["item"])
+    seed: int
+    notes: list[str]
 
     @property
-    def measures(self) -> list[tuple[str, str]]:
-        """(task, metric) pairs, with ("all", metric) first where several tasks share the metric "accuracy"."""
-        pairs = list(dict.fromkeys(zip(self.scores["task"], self.scores["metric"], strict=True)))
-        several = sum(metric == "accuracy" for _, metric in pairs) > 1
-        return [("all", "accuracy")] * several + pairs
+    def values(self) -> dict[tuple[str, str], pd.Series]:
+        """(task, metric) -> value of each item, indexed by item. Where several tasks have the metric "accuracy", all
+        their items come first, as the task "all"."""
+        groups = self.scores.set_index("item").groupby(["task", "metric"], sort=False)["value"]
+        found = {pair: values.astype(float) for pair, values in groups}
+        right = [values for (_, metric), values in found.items() if metric == "accuracy"]
+        return ({("all", "accuracy"): pd.concat(right)} if len(right) > 1 else {}) | found
 
     @property
     def summary(self) -> dict[tuple[str, str], Interval]:
-        return {pair: mean_interval(self.values(*pair), seed=self.seed) for pair in self.measures}
+        """(task, metric) -> mean over the items with its 95% interval."""
+        return {pair: mean_interval(values, seed=self.seed) for pair, values in self.values.items()}
 
     def table(self) -> pd.DataFrame:
         """One row per measure: task, metric, n, mean with its 95% interval, chance where there is one, seconds."""
@@ -67,34 +62,22 @@ class CapabilityResult:
             lines.append(line | {"chance": chance, "seconds": seconds})
         return pd.DataFrame(lines)
 
-    def ledger_rows(self) -> list[dict]:
-        """The "capability" rows; "all" has none, for it is the mean of the items that the others have."""
-        about, rows = {"kind": "capability", "method": self.name, "suite": self.suite}, []
-        for (task, metric), mean in self.summary.items():
-            if task != "all":
-                seconds = self.seconds.get(task, sum(self.seconds.values()))
-                row = about | {"task": task, "metric": metric, **mean._asdict(), "seconds": seconds}
-                rows.append(row | {"seed": self.seed, "limit": self.limit})
-        return rows
-
 
 def check(
     policy: Policy,
-    suite: str = "offline",
+    suite="offline",
     limit: int | None = None,
-    name: str = "untrained",
-    seed: int = 0,
+    name="untrained",
+    seed=0,
     ledger=None,
-    base=None,
-    batch_size: int = 50,
+    batch_size=50,
     **of_suite,
 ) -> CapabilityResult:
     """Ask a model everything in a suite: `offline`, `ifeval`, `gsm8k`, `mmlu` or `humaneval`.
 
     policy: a Policy with or without an adapter. limit: items per task (mmlu: per subject), drawn with `seed`, the same
-    ones for every model. base: the untrained model for the KL, where the policy is no adapter on it. of_suite:
-    data_dir, max_gen_toks, execute_code of `harness.load_tasks`. Appends a "capability" row per measure to the ledger.
-    Raises RecR1Error: see `harness.load_tasks`.
+    ones for every model. of_suite: data_dir, max_gen_toks, execute_code of `harness.load_tasks`. Appends a "capability"
+    row per measure to the ledger, but for "all". Raises RecR1Error: see `harness.load_tasks`.
     """
     if limit is not None and limit < 1:
         raise RecR1Error(f"a limit of {limit} items is no check; give 1 or more, or None for all")
@@ -110,14 +93,16 @@ def check(
         seconds[task.task_name] = time.perf_counter() - start
     if suite == "humaneval" and not of_suite.get("execute_code"):
         notes.append("the generated programs were not executed; ask for it by name (execute_code=True, --execute-code)")
-    if suite == "offline" and (base is not None or merged or hasattr(policy.model, "disable_adapter")):
+    if suite == "offline" and hasattr(policy.model, "disable_adapter"):
         start = time.perf_counter()
-        values = forward_kl(policy, neutral_prompts(policy.tokenizer)[:limit], base, seed)
+        values = forward_kl(policy, neutral_prompts(policy.tokenizer)[:limit], seed=seed)
         rows += [{"task": "kl", "metric": "nats", "item": f"prompt-{n:02}", "value": v} for n, v in enumerate(values)]
         seconds["kl"] = time.perf_counter() - start
-    result = CapabilityResult(name, suite, pd.DataFrame(rows), samples, seconds, seed, limit, notes)
-    for row in result.ledger_rows() if ledger is not None else ():
-        ledger.append(row)
+    result = CapabilityResult(name, suite, pd.DataFrame(rows), samples, seconds, seed, notes)
+    for (asked, metric), mean in result.summary.items() if ledger is not None else ():
+        if asked != "all":  # the mean of the items that the others have
+            row = {"kind": "capability", "method": name, "suite": suite, "task": asked, "metric": metric}
+            ledger.append(row | {**mean._asdict(), "seconds": seconds[asked], "seed": seed, "limit": limit})
     return result
 
 
@@ -127,18 +112,18 @@ def compare(after: CapabilityResult, before: CapabilityResult, ledger=None) -> d
     KL has no before and is left out. Appends a "capability_compare" row each to the ledger. Raises RecR1Error where the
     two were not asked the same items.
     """
-    differences = {}
-    for task, metric in after.measures:
+    differences, known = {}, before.values
+    for (task, metric), values in after.values.items():
         if task == "kl":
             continue
-        a, b = after.values(task, metric), before.values(task, metric)
-        if len(a) != len(b) or set(a.index) != set(b.index):
-            who = f"{after.name} and {before.name} were not asked the same items of {task} ({len(a)} and {len(b)})"
-            raise RecR1Error(f"{who}; check both with one limit and one seed")
-        differences[task, metric] = paired_interval(a, b[a.index], seed=after.seed)
+        others = known.get((task, metric), values[:0])
+        if set(values.index) != set(others.index):
+            who = f"{after.name} and {before.name} were not asked the same items of {task}"
+            raise RecR1Error(f"{who} ({len(values)} and {len(others)}); check both with one limit and one seed")
+        differences[task, metric] = paired_interval(values, others[values.index], seed=after.seed)
         if ledger is not None and task != "all":
             row: dict = {"kind": "capability_compare", "a": after.name, "b": before.name, "suite": after.suite}
-            row |= {"task": task, "metric": metric, "n": len(a), "seed": after.seed}
+            row |= {"task": task, "metric": metric, "n": len(values), "seed": after.seed}
             ledger.append(row | {"difference": differences[task, metric]._asdict()})
     return differences
 
@@ -146,33 +131,29 @@ def compare(after: CapabilityResult, before: CapabilityResult, ledger=None) -> d
 def capability_table(results: Sequence[CapabilityResult], ledger=None) -> pd.DataFrame:
     """One row per measure, one column per model, and the paired difference of each to the first."""
     first, *others = results
-    rows: dict[tuple[str, str], dict] = {}
-    for (task, metric), mean in first.summary.items():
-        if task != "kl":
-            name = task.removeprefix("recr1_")
-            rows[task, metric] = {"task": name, "metric": metric, "n": mean.n, first.name: show(mean)}
-    drift: dict = {"task": "kl", "metric": "nats"}  # a distance from the untrained model, which has none
+    means = {result.name: result.summary for result in results}
+    shown = {first.name: {pair: show(mean) for pair, mean in means[first.name].items()}}
     for other in others:
-        summary, differences = other.summary, compare(other, first, ledger)
-        for pair, row in rows.items():
-            row |= {other.name: show(summary[pair]), f"{other.name} - {first.name}": show(differences[pair], sign=True)}
-        if kl := summary.get(("kl", "nats")):
-            drift |= {"n": kl.n, other.name: show(kl)}
-    if "n" in drift:
-        rows["kl", "nats"] = drift
-    return pd.DataFrame(list(rows.values())).fillna("")
+        shown[other.name] = {pair: show(mean) for pair, mean in means[other.name].items()}
+        differences = compare(other, first, ledger)
+        shown[f"{other.name} - {first.name}"] = {pair: show(gap, sign=True) for pair, gap in differences.items()}
+    rows = []
+    for task, metric in dict.fromkeys(itertools.chain(*means.values())):
+        n = next(found[task, metric].n for found in means.values() if (task, metric) in found)
+        texts = {name: column.get((task, metric), "") for name, column in shown.items()}
+        rows.append({"task": task.removeprefix("recr1_"), "metric": metric, "n": n} | texts)
+    return pd.DataFrame(rows)
 
 
 def neutral_prompts(tokenizer) -> list[str]:
     """Forty everyday prompts of this kit, through the model's chat template."""
     lines = (harness.kit_folder() / "prompts.txt").read_text(encoding="utf-8").splitlines()
-    chats = [[{"role": "user", "content": line}] for line in lines]
-    return [chat_text(tokenizer, chat) for chat in chats]
+    return [chat_text(tokenizer, [{"role": "user", "content": line}]) for line in lines]
 
 
 @torch.no_grad()
 def forward_kl(
-    policy: Policy, prompts: Sequence[str], base=None, seed: int = 0, tokens: int = KL_TOKENS, batch_size: int = 10
+    policy: Policy, prompts: Sequence[str], base=None, seed: int = 0, tokens: int = 32, batch_size: int = 10
 ) -> list[float]:
     """KL(base || policy) in nats per token, one value per rendered prompt; 0 for the base itself.
 
@@ -216,11 +197,11 @@ def _scores(task: str, samples: list[dict]) -> list[dict]:
     """One row per item and metric; a list of values, one per instruction of the item, becomes their mean."""
     rows = []
     for sample in samples:
-        item = str(sample["doc"].get("id", sample["doc_id"]))
+        item = f"{task}/{sample['doc'].get('id', sample['doc_id'])}"
         for metric in sample["metrics"]:
             value = sample[metric]
             value = sum(value) / len(value) if isinstance(value, list) else float(value)
             plain = metric in ("acc", "exact_match") and sample["filter"] in ("none", "first_number")
             label = "accuracy" if plain else metric if sample["filter"] == "none" else f"{metric} ({sample['filter']})"
-            rows.append({"task": task, "metric": label, "item": f"{task}/{item}", "value": value})
+            rows.append({"task": task, "metric": label, "item": item, "value": value})
     return rows

@@ -9,7 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 
 from recr1_lite.common import bar, words
-from recr1_lite.evaluate.evaluation import NO_MODEL, SEARCH_BATCH, EvalResult, evaluate
+from recr1_lite.evaluate.evaluation import NO_MODEL, SEARCH_BATCH, EvalResult, evaluate, excluded
 from recr1_lite.ledger import Ledger
 from recr1_lite.policy.rewriters import RawRewriter, Rewriter, RuleRewriter
 from recr1_lite.search.base import Hits, Retriever, bag_of_words, search_all
@@ -35,8 +35,7 @@ FEWEST = 10  # training requests; fewer teach nothing
 OFTEN, WORDS, PAIRS, DOUBT = 5, 1000, 10_000, 10  # requests of a word, words, pairs that are searched, shrinkage
 ITEMS, CANDIDATES, LABELS = 20_000, 1000, 20  # items that are read; their words that are searched, that may be named
 
-Rule = Callable[[str], tuple[str, str]]  # request -> rewrite ("": nothing to say), thought
-Learned = Callable[[str, int], Rule]  # form of FORMS, how many words -> rule
+Learned = Callable[[str, str], list[str]]  # form of FORMS, request -> words to send, the best first
 
 
 class Method(NamedTuple):
@@ -55,22 +54,20 @@ class Lessons:
         self.metric = next((name for name in task.metrics if "ndcg" in name), f"ndcg@{task.k_eval}")
         self.k = parse_name(self.metric)[1] or task.k_eval
         self.requests, self.relevant = examples["request"].tolist(), examples["relevant"].tolist()
-        self.gone = [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
+        self.gone = excluded(examples)
         self.depth = self.k + max(map(len, self.gone))
         self.place = {item: at for at, item in enumerate(task.items["item_id"])}
         kept = [dict.fromkeys(most_relevant(r), 1.0) if self.metric.startswith(EXACT) else r for r in self.relevant]
         ideal = [dcg(sorted(gains, key=lambda item: -gains[item]), gains, self.k) for gains in kept]
-        shares = [{i: gain / best for i, gain in gains.items()} for gains, best in zip(kept, ideal, strict=True)]
-        self.shares = self._matrix([{i: s for i, s in one.items() if i not in g} for one, g in zip(shares, self.gone)])
+        shares = [{item: gain / best for item, gain in gains.items()} for gains, best in zip(kept, ideal)]
+        self.shares = self._matrix(shares)
         self.hidden = self._matrix([dict.fromkeys(gone, 1) for gone in self.gone])
         self.folds: np.ndarray = np.arange(len(examples)) % FOLDS
         self.raw = self.score(self.requests, range(len(examples)))
 
     def _matrix(self, rows: Sequence[dict]) -> csc_matrix:
         """Requests by items of the catalogue."""
-        cells = [
-            (row, self.place[i], value) for row, one in enumerate(rows) for i, value in one.items() if i in self.place
-        ]
+        cells = [(row, self.place[i], v) for row, one in enumerate(rows) for i, v in one.items() if i in self.place]
         at, items, values = zip(*cells) if cells else ((), (), ())
         return csc_matrix((values, (at, items)), (len(rows), len(self.place)))
 
@@ -103,49 +100,52 @@ def fit(task: Task, retriever: Retriever, seed: int = 0) -> list[Method]:
     """Every method, fitted on at most REQUESTS training requests; val and test stay unread. Takes a minute or so."""
     lessons = Lessons(task, retriever, seed)
     methods = _tuned(lessons) if isinstance(retriever, BM25Retriever) else []
-    if (rule := task.rule) is not None:
-        made = (RuleRewriter(rule, lessons.prompt(form), f"{NO_MODEL}rule {form}") for form in FORMS)
-        methods += [Method(rewriter, retriever) for rewriter in made]
-    learned = [_words(lessons), _classifier(lessons)] if len(lessons.requests) >= FEWEST else []
-    return methods + [method for method in learned if method]
+    if task.rule:
+        rules = [RuleRewriter(task.rule, lessons.prompt(form), f"{NO_MODEL}rule {form}") for form in FORMS]
+        methods += [Method(rule, retriever) for rule in rules]
+    if len(lessons.requests) >= FEWEST:
+        methods += _words(lessons) + _classifier(lessons)
+    return methods
 
 
-def score(
-    methods: Sequence[Method], task: Task, split: str = "val", ledger: Ledger | None = None, seed: int = 0
-) -> list[EvalResult]:
+def score(methods: Sequence[Method], task: Task, split="val", ledger: Ledger | None = None, seed=0) -> list[EvalResult]:
     """What each fitted method scores on a split: one EvalResult each, which go to the ledger."""
     return [evaluate(rewriter, task, engine, split, ledger, seed) for rewriter, engine in methods]
 
 
-def ceiling(
-    task: Task, retriever: Retriever, split: str = "val", ledger: Ledger | None = None, seed: int = 0
-) -> list[EvalResult]:
+def ceiling(task: Task, retriever: Retriever, split="val", ledger: Ledger | None = None, seed=0) -> list[EvalResult]:
     """The raw request, and every method without a language model that `fit` finds, on a split."""
     return score([Method(RawRewriter(), retriever), *fit(task, retriever, seed)], task, split, ledger, seed)
 
 
-def _learner(lessons: Lessons, kind: str, learn: Callable[[np.ndarray], Learned], counts: Sequence[int]) -> Method:
+def _learner(
+    lessons: Lessons, kind: str, learn: Callable[[np.ndarray], Learned], counts: Sequence[int]
+) -> list[Method]:
     """Cross-fitting: how many words in which form, chosen on requests of a fold that the others taught nothing of; then
     learned from all."""
+
+    def rewriter(ranked: Learned, form: str, count: int, name: str = kind) -> RuleRewriter:
+        return RuleRewriter(lambda request: (" ".join(ranked(form, request)[:count]), ""), lessons.prompt(form), name)
+
     tried, found = np.arange(min(TRIED, len(lessons.requests))), {}
     parts = [learn(np.flatnonzero(lessons.folds != fold)) for fold in range(FOLDS)]
     for form, count in itertools.product(FORMS, counts):
-        rewriters = [RuleRewriter(part(form, count), lessons.prompt(form)) for part in parts]
+        rewriters = [rewriter(part, form, count) for part in parts]
         queries = [rewriters[lessons.folds[row]].rewrite([lessons.requests[row]])[0] for row in tried]
         found[form, count] = lessons.score(queries, tried).mean()
     form, count = max(found, key=lambda one: found[one])
     told = f"{count} learned word{'s' * (count > 1)}" if kind == "words" else kind
-    rule = learn(np.arange(len(lessons.requests)))(form, count)
-    return Method(RuleRewriter(rule, lessons.prompt(form), f"{NO_MODEL}{told} {form}"), lessons.retriever)
+    best = rewriter(learn(np.arange(len(lessons.requests))), form, count, f"{NO_MODEL}{told} {form}")
+    return [Method(best, lessons.retriever)]
 
 
-def _words(lessons: Lessons) -> Method | None:
+def _words(lessons: Lessons) -> list[Method]:
     """Of the words of a request those that paid most on training requests that hold them, sent alone or behind it."""
     bags = [set(bag) for bag in bag_of_words(lessons.requests, "en", None)]
     counts = Counter(itertools.chain.from_iterable(map(sorted, bags)))
     known = [word for word, count in counts.most_common(WORDS) if count >= OFTEN]
     if not known:
-        return None
+        return []
     held = np.array([[word in bag for word in known] for bag in bags])
     few = held & (held.cumsum(axis=0) <= max(OFTEN, PAIRS // len(known)))
     rows, columns = np.nonzero(few)
@@ -155,22 +155,21 @@ def _words(lessons: Lessons) -> Method | None:
     alone = np.where(held, lessons.alone(known) - lessons.raw[:, None], 0)
 
     def learn(taught: np.ndarray) -> Learned:
-        def rule(form: str, count: int) -> Rule:
+        values = {}
+        for form in FORMS:
             gains, seen = (alone, held) if form == "alone" else (behind, few)
             means = gains[taught].sum(axis=0) / (seen[taught].sum(axis=0) + DOUBT)
-            return partial(_best_words, {word: mean for word, mean in zip(known, means) if mean > 0}, count)
+            values[form] = {word: mean for word, mean in zip(known, means) if mean > 0}
 
-        return rule
+        def ranked(form: str, request: str) -> list[str]:
+            return sorted(values[form].keys() & set(words(request)), key=lambda word: (-values[form][word], word))
+
+        return ranked
 
     return _learner(lessons, "words", learn, (1, 2, 3))
 
 
-def _best_words(values: dict[str, float], count: int, request: str) -> tuple[str, str]:
-    paid = sorted(values.keys() & set(words(request)), key=lambda word: (-values[word], word))
-    return " ".join(paid[:count]), ""
-
-
-def _classifier(lessons: Lessons) -> Method | None:
+def _classifier(lessons: Lessons) -> list[Method]:
     """The word of the catalogue for which a linear model of the request's words expects the most, sent alone.
 
     One model per word, fitted to what the word scores rather than to which word is best: among words that are nearly
@@ -186,20 +185,20 @@ def _classifier(lessons: Lessons) -> Method | None:
         chosen.append(int(gains.argmax()))
         best = np.maximum(best, values[:, chosen[-1]])
     if not chosen or not any(map(words, lessons.requests)):
-        return None
+        return []
 
     def learn(taught: np.ndarray) -> Learned:
         bags = TfidfVectorizer(tokenizer=words, token_pattern=None, lowercase=False, sublinear_tf=True)
         model = make_pipeline(bags, Ridge(alpha=1.0))
         model.fit([lessons.requests[row] for row in taught], values[np.ix_(taught, chosen)])
-        rule = cache(partial(_named, model, [common[at] for at in chosen]))  # each form asks it the same
-        return lambda form, count: rule
+
+        @cache  # each form asks it the same
+        def best_word(request: str) -> list[str]:
+            return [common[chosen[int(np.argmax(model.predict([request]).reshape(-1)))]]]
+
+        return lambda form, request: best_word(request)
 
     return _learner(lessons, "classifier", learn, (1,))
-
-
-def _named(model, labels: Sequence[str], request: str) -> tuple[str, str]:
-    return labels[int(np.argmax(model.predict([request]).reshape(-1)))], ""
 
 
 def _tuned(lessons: Lessons) -> list[Method]:

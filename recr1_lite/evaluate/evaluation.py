@@ -8,7 +8,7 @@ import json
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -67,17 +67,15 @@ class EvalResult:
         return pd.DataFrame([{"metric": metric, **i._asdict()} for metric, i in self.summary.items()])
 
     def ledger_row(self) -> dict:
-        """The "eval" row of the ledger."""
+        """The "eval" row of the ledger. values: ids, metrics (6 digits) and clusters, if any, of the examples as short
+        text; "" where it is beyond MOST."""
+        kept = self.rows[[name for name in (*LABELS, *self.summary) if name in self.rows]].round(6).to_dict("list")
+        text = json.dumps(kept, separators=(",", ":")).encode()
+        values = base64.b64encode(zlib.compress(text, 9)).decode() if len(text) <= MOST else ""
         row = {"kind": "eval", "task": self.task, "method": self.name, "split": self.split, "n": len(self.rows)}
         row |= {"metrics": {metric: i._asdict() for metric, i in self.summary.items()}, "outcomes": self.outcomes}
         row |= {"k": self.depth, "seconds": round(self.seconds, 3), "tokens": self.tokens}
-        return row | {"retriever": self.retriever, "seed": self.seed, "values": self._packed()}
-
-    def _packed(self) -> str:
-        """Ids, metrics (6 digits) and clusters, if any, of the examples as short text; "" where it is beyond MOST."""
-        kept = self.rows[[name for name in (*LABELS, *self.summary) if name in self.rows]].round(6).to_dict("list")
-        text = json.dumps(kept, separators=(",", ":")).encode()
-        return base64.b64encode(zlib.compress(text, 9)).decode() if len(text) <= MOST else ""
+        return row | {"retriever": self.retriever, "seed": self.seed, "values": values}
 
     @classmethod
     def from_row(cls, row: Mapping) -> "EvalResult":
@@ -99,13 +97,7 @@ class EvalResult:
 
 
 def evaluate(
-    rewriter,
-    task: Task,
-    retriever: Retriever,
-    split: str = "val",
-    ledger: Ledger | None = None,
-    seed: int = 0,
-    progress: bool = True,
+    rewriter, task: Task, retriever: Retriever, split="val", ledger: Ledger | None = None, seed=0, progress=True
 ) -> EvalResult:
     """Rewrite every request of a split, search, and score the rankings against the relevant items.
 
@@ -116,57 +108,57 @@ def evaluate(
     RecR1Error for an unknown or empty split and where there is not one answer per request. A retriever's failure passes
     through: it never becomes a zero.
     """
-    name = rewriter_name(rewriter)
-    examples = _examples(task, split, f"evaluate {name}", ledger)
-    start = time.perf_counter()
-    rewrites = _rewrites(rewriter, examples["request"].tolist(), f"{name} on {split}", progress)
-    queries, depth, rankings = [rewrite.query for rewrite in rewrites], _search_depth(task, examples), []
-    for at in range(0, len(queries), SEARCH_BATCH):
-        found = search_all(retriever, queries[at : at + SEARCH_BATCH], depth, ids_of(examples))
-        rankings += [hits.ids for hits in found]
-    about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
-    return _scored(task, examples, rewrites, rankings, ledger, retriever=type(retriever).__name__, **about)
+
+    def rank(name: str, examples: pd.DataFrame, depth: int) -> tuple[list[Rewrite], list[list[str]]]:
+        rewrites = _rewrites(rewriter, examples["request"].tolist(), f"{name} on {split}", progress)
+        queries, rankings = [rewrite.query for rewrite in rewrites], []
+        for at in range(0, len(queries), SEARCH_BATCH):
+            found = search_all(retriever, queries[at : at + SEARCH_BATCH], depth, ids_of(examples))
+            rankings += [hits.ids for hits in found]
+        return rewrites, rankings
+
+    return _scored(rewriter, task, split, ledger, seed, rank, type(retriever).__name__)
 
 
-def evaluate_recommender(
-    recommender, task: Task, split: str = "val", ledger: Ledger | None = None, seed: int = 0
-) -> EvalResult:
+def evaluate_recommender(recommender, task: Task, split="val", ledger: Ledger | None = None, seed=0) -> EvalResult:
     """Score rankings that no retriever made: of popularity, a neighbourhood, SASRec, a re-ranker.
 
     recommender: has a name and `recommend(examples, k)`, one list of item ids, best first, per row of the DataFrame
     `examples` (the split's columns without its targets); or such a function. Depth, exclusion, metrics and ledger row
     are those of `evaluate`. Where it has `answers`, one Rewrite per example of the last call, they stand in the rows.
     """
-    name = rewriter_name(recommender)
-    examples = _examples(task, split, f"evaluate {name}", ledger)
-    start, asked = time.perf_counter(), examples.drop(columns="relevant")
-    recommend = getattr(recommender, "recommend", recommender)
-    depth, known = _search_depth(task, examples), ids_of(examples)
-    pairs = zip(examples["example_id"], _one_each(recommend(asked, depth), asked, name))
-    rankings = [checked(example, ids, depth, known, name).ids for example, ids in pairs]
-    about: dict = dict(name=name, split=split, seconds=time.perf_counter() - start, seed=seed)
-    answers = getattr(recommender, "answers", None) or [Rewrite("", "", Outcome.ok, 0)] * len(examples)
-    return _scored(task, examples, answers, rankings, ledger, **about)
+
+    def rank(name: str, examples: pd.DataFrame, depth: int) -> tuple[list[Rewrite], list[list[str]]]:
+        ranked = getattr(recommender, "recommend", recommender)(examples.drop(columns="relevant"), depth)
+        pairs, known = zip(examples["example_id"], one_each(ranked, examples, name)), ids_of(examples)
+        rankings = [checked(example, ids, depth, known, name).ids for example, ids in pairs]
+        return getattr(recommender, "answers", [Rewrite("", "", Outcome.ok, 0)] * len(examples)), rankings
+
+    return _scored(recommender, task, split, ledger, seed, rank)
 
 
-def _depth(task: Task) -> int:
-    return max([task.k_eval, *(parse_name(metric)[1] or 0 for metric in task.metrics)])
-
-
-def _excluded(examples: pd.DataFrame) -> list[set[str]]:
+def excluded(examples: pd.DataFrame) -> list[set[str]]:
+    """What each ranking leaves out."""
     return [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
 
 
-def _search_depth(task: Task, examples: pd.DataFrame) -> int:
-    return _depth(task) + max(map(len, _excluded(examples)))
-
-
-def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, ledger: Ledger | None, **about) -> EvalResult:
-    """Every ranking, less what its example excludes, scored with every metric of the task, and noted in the ledger."""
-    depth, rows = _depth(task), []
-    columns = examples.itertuples(), rewrites, rankings, _excluded(examples)
-    for example, rewrite, ids, gone in zip(*columns, strict=True):
-        ranking = without(ids, gone, depth)
+def _scored(
+    method, task: Task, split: str, ledger: Ledger | None, seed: int, rank: Callable, retriever: str = ""
+) -> EvalResult:
+    """Every ranking that rank(name, examples, depth) gives beside its rewrites, less what its example excludes, scored
+    with every metric of the task, and noted in the ledger."""
+    if split not in SPLITS:
+        raise RecR1Error(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")
+    name = str(getattr(method, "name", "") or getattr(method, "__name__", type(method).__name__))
+    examples = task.unseal_test(f"evaluate {name}", ledger) if split == "test" else getattr(task, split)
+    if not len(examples):
+        raise RecR1Error(f"the {split} split of the task {task.name} is empty; evaluate on another one")
+    depth, gone = max([task.k_eval, *(parse_name(metric)[1] or 0 for metric in task.metrics)]), excluded(examples)
+    start = time.perf_counter()
+    rewrites, rankings = rank(name, examples, depth + max(map(len, gone)))
+    seconds, rows = time.perf_counter() - start, []
+    for example, rewrite, ids, own in zip(examples.itertuples(), rewrites, rankings, gone, strict=True):
+        ranking = without(ids, own, depth)
         place = {item: rank for rank, item in reversed(list(enumerate(ranking, start=1)))}
         row = {"example_id": str(example.example_id), "request": example.request, "query": rewrite.query}
         row |= {"cluster": str(example.cluster)} if "cluster" in examples else {}
@@ -175,17 +167,15 @@ def _scored(task: Task, examples: pd.DataFrame, rewrites, rankings, ledger: Ledg
         ranks = {item: place.get(item) for item in most_relevant(example.relevant)}
         rows.append(row | {"ranks": ranks, "top": ranking[:TOP]})
     frame = pd.DataFrame(rows)
-    groups: dict = dict(seed=about["seed"], clusters=frame.get("cluster"))
-    summary = {metric: mean_interval(frame[metric].to_numpy(float), **groups) for metric in task.metrics}
-    result = EvalResult(rows=frame, summary=summary, task=task.name, depth=depth, **about)
+    groups: dict = dict(seed=seed, clusters=frame.get("cluster"))
+    summary = {metric: mean_interval(frame[metric], **groups) for metric in task.metrics}
+    result = EvalResult(name, split, frame, summary, seconds, task.name, retriever, depth, seed)
     if ledger is not None:
         ledger.append(result.ledger_row())
     return result
 
 
-def compare(
-    a: EvalResult, b: EvalResult, metric: str | None = None, ledger: Ledger | None = None, seed: int = 0
-) -> Interval:
+def compare(a: EvalResult, b: EvalResult, metric: str | None = None, ledger: Ledger | None = None, seed=0) -> Interval:
     """Mean over the examples of a's metric minus b's, with its paired 95% interval: above 0, a is better.
 
     Where the examples have a `cluster`, whole clusters are resampled. Appends a "compare" row to the ledger. Raises
@@ -193,8 +183,7 @@ def compare(
     """
     metric = metric or a.metric
     left, right = paired(a, b, metric)
-    both = left[metric].to_numpy(float), right[metric].to_numpy(float)
-    difference = paired_interval(*both, seed=seed, clusters=left.get("cluster"))
+    difference = paired_interval(left[metric], right[metric], seed=seed, clusters=left.get("cluster"))
     if ledger is not None:
         row = {"kind": "compare", "task": a.task, "split": a.split, "metric": metric, "a": a.name, "b": b.name}
         ledger.append(row | {"difference": difference._asdict(), "seed": seed})
@@ -208,19 +197,15 @@ def paired(a: EvalResult, b: EvalResult, metric: str) -> tuple[pd.DataFrame, pd.
             raise RecR1Error(f"{result.name} was not scored with {metric!r}; pick one of {', '.join(result.summary)}")
     left, right = a.rows.set_index("example_id"), b.rows.set_index("example_id")
     strangers = sorted(set(left.index) ^ set(right.index))
-    if strangers or len(left) != len(right):
-        first = f", first {strangers[0]!r}" if strangers else ""
+    if strangers:
         who = " and ".join(f"{one.name} ({one.split}, n = {len(one.rows)})" for one in (a, b))
-        where = f"({len(strangers)} are in one only{first})"
+        where = f"({len(strangers)} are in one only, first {strangers[0]!r})"
         raise RecR1Error(f"{who} were not scored on the same examples {where}; evaluate both on one")
     return left, right.loc[left.index]
 
 
 def methods_table(
-    results: Sequence[EvalResult],
-    baselines: Iterable[str] = (),
-    metric: str | None = None,
-    ledger: Ledger | None = None,
+    results: Sequence[EvalResult], baselines: Sequence[str] = (), metric=None, ledger: Ledger | None = None
 ) -> pd.DataFrame:
     """One row per method: n, metric with its 95% interval, paired difference to each baseline, tokens, seconds.
 
@@ -229,18 +214,17 @@ def methods_table(
     """
     if not results:
         raise RecR1Error("no results to put in a table; pass what evaluate() returned")
-    metric, baselines = metric or results[0].metric, list(baselines)
-    by_name = {result.name: result for result in results}
-    if unknown := [name for name in baselines if name not in by_name]:
-        raise RecR1Error(f"no result named {unknown[0]!r} to compare with; there are {', '.join(by_name)}")
-    heading, table = f"{metric_label(metric)} [95%]", []
-    for place, result in enumerate(results):
-        ahead = {other.name for other in results[place:]}
-        row = {"method": result.name, "n": len(result.rows), heading: show(result.summary[metric])}
+    metric, names = metric or results[0].metric, [result.name for result in results]
+    if unknown := [name for name in baselines if name not in names]:
+        raise RecR1Error(f"no result named {unknown[0]!r} to compare with; there are {', '.join(names)}")
+    before, table = dict[str, EvalResult](), []
+    for result in results:
+        row = {"method": result.name, "n": len(result.rows)}
+        row[f"{metric_label(metric)} [95%]"] = show(result.summary[metric])
         for name in baselines:
-            difference = None if name in ahead else compare(result, by_name[name], metric, ledger)
-            row[f"vs {name}"] = show(difference, sign=True) if difference else ""
+            row[f"vs {name}"] = show(compare(result, before[name], metric, ledger), True) if name in before else ""
         table.append(row | {"tokens": result.tokens, "seconds": round(result.seconds, 1)})
+        before[result.name] = result
     return pd.DataFrame(table)
 
 
@@ -256,39 +240,26 @@ def metric_label(metric: str) -> str:
     return metric.replace("ndcg", "nDCG").replace("mrr", "MRR")
 
 
-def rewriter_name(rewriter) -> str:
-    """The rewriter's `name`, else that of the function or class."""
-    return str(getattr(rewriter, "name", "") or getattr(rewriter, "__name__", type(rewriter).__name__))
-
-
-def _examples(task: Task, split: str, reason: str, ledger: Ledger | None) -> pd.DataFrame:
-    if split not in SPLITS:
-        raise RecR1Error(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")
-    examples = task.unseal_test(reason, ledger) if split == "test" else getattr(task, split)
-    if not len(examples):
-        raise RecR1Error(f"the {split} split of the task {task.name} is empty; evaluate on another one")
-    return examples
-
-
 def _rewrites(rewriter, requests: list[str], label: str, progress: bool) -> list[Rewrite]:
     """One Rewrite per request, in the requests' order."""
     if not hasattr(rewriter, "complete"):
-        queries = _one_each(rewriter(list(requests)), requests, label)
+        queries = one_each(rewriter(list(requests)), requests, label)
         if wrong := [query for query in queries if not isinstance(query, str)]:
             raise RecR1Error(f"{label}: a query must be text, not {type(wrong[0]).__name__}; return list[str]")
         return [Rewrite(query, query, Outcome.ok if query.strip() else Outcome.empty, 0) for query in queries]
-    order = sorted(range(len(requests)), key=lambda i: (-len(requests[i]), i))
+    order = sorted(range(len(requests)), key=lambda i: -len(requests[i]))
     size = getattr(rewriter, "batch_size", None) or 64
     answers: dict[int, Rewrite] = {}
     with bar(total=len(order), desc=label, unit="request", progress=progress) as shown:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            answers |= zip(batch, _one_each(rewriter.complete([requests[i] for i in batch]), batch, label), strict=True)
+            answers |= zip(batch, one_each(rewriter.complete([requests[i] for i in batch]), batch, label), strict=True)
             shown.update(len(batch))
     return [answers[i] for i in range(len(requests))]
 
 
-def _one_each(answers, asked: Sequence, who: str) -> list:
+def one_each(answers, asked: Sequence, who: str) -> list:
+    """The answers as a list. Raises RecR1Error where there is not exactly one for each that was asked."""
     answers = list(answers)
     if len(answers) != len(asked):
         raise RecR1Error(f"{who}: {len(answers)} answers for {len(asked)} asked; return exactly one for each")

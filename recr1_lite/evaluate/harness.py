@@ -24,10 +24,12 @@ from pathlib import Path
 import torch
 
 from recr1_lite import assets
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, place_folder
 from recr1_lite.policy.rollouts import completion_logps
-from recr1_lite.tasks.readers import csv_cells, jsonl_rows
+from recr1_lite.tasks.readers import csv_cells, read_rows
 
+OFFLINE = ("instructions", "arithmetic", "knowledge", "reading", "perplexity")
+BENCHMARKS = ("ifeval", "gsm8k", "mmlu", "humaneval")
 # the original MMLU has no line of names and letters; the Hub's export has one, and places 0 to 3
 LETTERS = {mark: place for marks in ("ABCD", "0123") for place, mark in enumerate(marks)}
 PUT = "put the benchmark's original file there"
@@ -42,56 +44,34 @@ def settings(**splits: list[dict]) -> dict:
     return {"custom_dataset": lambda **_: data, "dataset_path": None, "dataset_name": None, "metadata": None}
 
 
-def rows_of(path: Path) -> list:
-    """Lines of a CSV as lists, of JSON lines as dicts, gzipped or not. Raises RecR1Error: missing, damaged, empty."""
-    try:
-        if path.suffix == ".csv":
-            rows: list = [cells for _, cells in csv_cells(path, path.name, strict=False)]
-        else:
-            rows = [dict(row) for row in jsonl_rows(path, path.name)]
-    except RecR1Error as error:
-        raise RecR1Error(f"{path.name} cannot be read from the data folder ({error}); {PUT}") from error
+def local_settings(suite: str, folder: Path) -> dict:
+    """Settings that make a benchmark read its own files. The worked examples of gsm8k come from gsm8k_train.jsonl;
+    without it there are none, as no test item may help."""
+
+    def rows(name: str) -> list[dict]:
+        return [dict(row) for row in read_rows(folder / name, "the data folder")[1]]
+
+    if suite == "ifeval":
+        return settings(train=rows("ifeval.jsonl"))
+    if suite == "humaneval":
+        return settings(test=rows("HumanEval.jsonl.gz"))
+    if (folder / "gsm8k_train.jsonl").is_file():
+        return settings(test=rows("gsm8k_test.jsonl"), train=rows("gsm8k_train.jsonl"))
+    no_examples = {"num_fewshot": 0, "training_split": None, "fewshot_split": None}
+    return settings(test=rows("gsm8k_test.jsonl")) | no_examples
+
+
+def mmlu_rows(path: Path) -> list[dict]:
+    """The questions of one file of MMLU."""
+    rows = []
+    for place, cells in csv_cells(path, path.name, strict=False):
+        if len(cells) == 6 and cells[5] in LETTERS:
+            rows.append({"question": cells[0], "choices": cells[1:5], "answer": LETTERS[cells[5]]})
+        elif rows or cells[-1] != "answer":  # which ends a line of names
+            raise RecR1Error(f"{place} is not question, four choices, letter; {PUT}")
     if not rows:
         raise RecR1Error(f"{path.name} in the data folder is empty; {PUT}")
     return rows
-
-
-def gsm8k(folder: Path) -> dict:
-    """The five worked examples come from gsm8k_train.jsonl; without it there are none, as no test item may help."""
-    test, train = rows_of(folder / "gsm8k_test.jsonl"), folder / "gsm8k_train.jsonl"
-    if train.is_file():
-        return settings(test=test, train=rows_of(train))
-    return settings(test=test) | {"num_fewshot": 0, "training_split": None, "fewshot_split": None}
-
-
-def mmlu_subjects(folder: Path) -> list[str]:
-    """Subjects with a file mmlu/SUBJECT_test.csv. Raises RecR1Error where there is none."""
-    subjects = [path.name.removesuffix("_test.csv") for path in sorted((folder / "mmlu").glob("*_test.csv"))]
-    if not subjects:
-        raise RecR1Error(f"mmlu/ in the data folder has no SUBJECT_test.csv; {PUT}")
-    return subjects
-
-
-def mmlu(folder: Path, subject: str) -> dict:
-    """One subject's test and dev questions."""
-
-    def rows(split: str) -> list[dict]:
-        name = f"{subject}_{split}.csv"
-        lines = rows_of(folder / "mmlu" / name)
-        start = int(lines[0][-1] == "answer")
-        for number, row in enumerate(lines[start:], start=start + 1):
-            if len(row) != 6 or row[5] not in LETTERS:
-                raise RecR1Error(f"row {number} of mmlu/{name} is not question, four choices, letter; mend it")
-        return [{"question": row[0], "choices": row[1:5], "answer": LETTERS[row[5]]} for row in lines[start:]]
-
-    return settings(test=rows("test"), dev=rows("dev"))
-
-
-LOCAL = {
-    "gsm8k": gsm8k,
-    "ifeval": lambda folder: settings(train=rows_of(folder / "ifeval.jsonl")),
-    "humaneval": lambda folder: settings(test=rows_of(folder / "HumanEval.jsonl.gz")),
-}
 
 
 # Refused from inside: what would change files, start a process, or reach another machine (PEP 578 audit events).
@@ -111,24 +91,33 @@ del _sys
 """
 
 
-def run_program(source: str, seconds: float = 5.0, memory: int = 1_000_000_000) -> str:
+def run_program(source: str, seconds: float = 5.0) -> str:
     """ "passed" where the program ran to its last line, else "failed", or "stopped" after `seconds`.
 
-    It runs with an empty environment in an empty folder that is removed. memory: bytes of address space. Raises
-    RecR1Error on a system without these limits (Windows).
+    It runs with an empty environment in an empty folder that is removed, in 1 GB of address space. Raises RecR1Error
+    on a system without these limits (Windows).
     """
     if os.name != "posix":
         where = "generated code is executed only under Linux or macOS, where its process can be limited"
         raise RecR1Error(f"{where}; run without execute_code there")
+
+    def limit() -> None:
+        """In the child, before Python starts there."""
+        import resource
+
+        wanted = {"CPU": int(seconds) + 1, "AS": 10**9, "FSIZE": 0, "CORE": 0, "NPROC": 0, "NOFILE": 32}
+        for name, value in wanted.items():
+            with contextlib.suppress(AttributeError, ValueError, OSError):  # a system that lacks one has the others
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
     verdict = 64 + secrets.randbelow(50)  # a program that leaves early cannot know it
     program = f"{GUARD}\n{source}\nimport os as _os\n_os._exit({verdict})\n"
     with tempfile.TemporaryDirectory(prefix="recr1-code-") as folder:
         path = Path(folder) / "program.py"
         path.write_text(program, encoding="utf-8")
-        silent: dict = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        alone: dict = dict(cwd=folder, env={}, start_new_session=True)
-        command = [sys.executable, "-I", "-S", "-B", str(path)]
-        process = subprocess.Popen(command, preexec_fn=lambda: _limit(seconds, memory), **alone, **silent)
+        alone: dict = dict(cwd=folder, env={}, start_new_session=True, preexec_fn=limit)
+        alone |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-I", "-S", "-B", str(path)], **alone)
         try:
             code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -138,21 +127,6 @@ def run_program(source: str, seconds: float = 5.0, memory: int = 1_000_000_000) 
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return "passed" if code == verdict else "failed"
-
-
-def _limit(seconds: float, memory: int) -> None:
-    """In the child, before Python starts there."""
-    import resource
-
-    wanted = {"CPU": int(seconds) + 1, "AS": memory, "FSIZE": 0, "CORE": 0, "NPROC": 0, "NOFILE": 32}
-    for name, value in wanted.items():
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # a system that lacks one has the others
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-
-
-OFFLINE = ("instructions", "arithmetic", "knowledge", "reading", "perplexity")
-BENCHMARKS = ("ifeval", "gsm8k", "mmlu", "humaneval")
-INSTALL = "run: pip install lm-eval==0.4.13 langdetect==1.0.9 immutabledict nltk"
 
 
 def kit_folder() -> Path:
@@ -165,32 +139,19 @@ def kit_folder() -> Path:
 
 
 def punkt() -> None:
-    """Let NLTK find punkt_tab in the kit's cache, unpacked there at first use. Raises RecR1Error as `assets.fetch`."""
-    try:
-        import langdetect
-        import nltk
-    except ModuleNotFoundError as error:
-        raise RecR1Error(f"the capability checks need {error.name}; {INSTALL}") from None
+    """Let NLTK find punkt_tab in the kit's cache, unpacked there at first use: English alone, for NLTK does not read
+    its tables inside a zip. Raises RecR1Error as `assets.fetch`, and for a cache that cannot be written."""
+    import langdetect
+    import nltk
+
     langdetect.DetectorFactory.seed = 0  # else its guess, and with it a score, can differ from run to run
     home = assets.cache_folder() / "nltk"
     if not home.is_dir():
-        _unpack(assets.fetch("punkt-tab"), home)
+        with zipfile.ZipFile(assets.fetch("punkt-tab")) as zipped:
+            wanted = [name for name in zipped.namelist() if "/english/" in name or name.endswith("README")]
+            place_folder(home, lambda work: zipped.extractall(work / "tokenizers", wanted))
     if str(home) not in nltk.data.path:
         nltk.data.path.insert(0, str(home))
-
-
-def _unpack(archive: Path, home: Path) -> None:
-    """English and the README of the zip, whole or not at all; NLTK does not read its tables inside a zip."""
-    try:
-        with tempfile.TemporaryDirectory(dir=home.parent, prefix=".nltk.") as work, zipfile.ZipFile(archive) as zipped:
-            wanted = [name for name in zipped.namelist() if "/english/" in name or name.endswith("README")]
-            zipped.extractall(Path(work) / "nltk" / "tokenizers", wanted)
-            with contextlib.suppress(FileExistsError):  # another process was faster
-                (Path(work) / "nltk").rename(home)
-    except OSError as error:
-        if not home.is_dir():
-            advice = "mend its permissions, or set RECR1_CACHE to a folder that can be written"
-            raise RecR1Error(f"the cache {home.parent} cannot be written ({error.strerror}); {advice}") from error
 
 
 def load_tasks(
@@ -208,25 +169,35 @@ def load_tasks(
     if suite in ("offline", "ifeval"):
         punkt()
     if suite == "offline":
-        folder = kit_folder()
-        return [_task(folder / f"recr1_{name}.yaml", {}, max_gen_toks) for name in OFFLINE]
+        return [_task(kit_folder() / f"recr1_{name}.yaml", {}, max_gen_toks) for name in OFFLINE]
     if data_dir is None and assets.offline():
         why = f"{suite} comes from the Hugging Face Hub and RECR1_OFFLINE or HF_HUB_OFFLINE forbids the network"
         raise RecR1Error(f"{why}; unset it, or name a folder that holds its files with data_dir (--data-dir)")
-    files = Path(data_dir) if data_dir is not None else None
+    built_in = Path(str(importlib.import_module("lm_eval.tasks").__file__)).parent / suite
     if suite == "mmlu":
-        subjects = mmlu_subjects(files) if files else None
-        there = (_builtin() / "mmlu" / "default").glob("mmlu_*.yaml")
-        yamls = {path.stem.removeprefix("mmlu_"): path for path in there}
-        wanted = [name for name in sorted(yamls) if subjects is None or name in subjects]
-        return [_task(yamls[name], mmlu(files, name) if files else {}) for name in wanted]
-    changes = {} if files is None else LOCAL[suite](files)
+        return _mmlu(built_in, data_dir)
+    changes = {} if data_dir is None else local_settings(suite, Path(data_dir))
     if suite == "humaneval":  # its own scorer downloads code_eval and executes in this process tree: replaced
         name, scorer = ("pass@1", executed) if execute_code else ("answered", generated)
         metric = {"metric": name, "aggregation": "mean", "higher_is_better": True}
         changes |= {"unsafe_code": False, "filter_list": None, "metric_list": [metric], "process_results": scorer}
     name = "humaneval_instruct" if suite == "humaneval" else suite
-    return [_task(_builtin() / suite / f"{name}.yaml", changes, max_gen_toks, resolve=suite != "humaneval")]
+    return [_task(built_in / f"{name}.yaml", changes, max_gen_toks, resolve=suite != "humaneval")]
+
+
+def _mmlu(built_in: Path, data_dir: str | Path | None) -> list:
+    """A task for each subject: for all of them, or those with a file mmlu/SUBJECT_test.csv."""
+    yamls = {path.stem.removeprefix("mmlu_"): path for path in sorted((built_in / "default").glob("mmlu_*.yaml"))}
+    if data_dir is None:
+        return [_task(path, {}) for path in yamls.values()]
+    folder, tasks = Path(data_dir) / "mmlu", []
+    for subject, path in yamls.items():
+        if (folder / f"{subject}_test.csv").is_file():
+            rows = {split: mmlu_rows(folder / f"{subject}_{split}.csv") for split in ("test", "dev")}
+            tasks.append(_task(path, settings(**rows)))
+    if not tasks:
+        raise RecR1Error(f"mmlu/ in the data folder has no SUBJECT_test.csv; {PUT}")
+    return tasks
 
 
 def run_tasks(
@@ -248,24 +219,20 @@ def run_tasks(
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
     side, pad, training = tokenizer.padding_side, tokenizer.pad_token, model.training
+    named = {"tasks": {task.task_name: task for task in tasks}, "groups": {}}
+    chat: dict = dict(apply_chat_template=True, fewshot_as_multiturn=True)
     try:
         with quiet():
-            named = {"tasks": {task.task_name: task for task in tasks}, "groups": {}}
-            chat: dict = dict(apply_chat_template=True, fewshot_as_multiturn=True)
             lm = language_model(model, tokenizer, batch_size)
-            logged = evaluate(lm, samples=samples, bootstrap_iters=0, task_dict=named, **chat)
+            return evaluate(lm, samples=samples, bootstrap_iters=0, task_dict=named, **chat)["samples"]
     finally:
         tokenizer.padding_side, tokenizer.pad_token = side, pad
         model.train(training)
-    return logged["samples"]
 
 
 def language_model(model, tokenizer, batch_size: int = 50):
     """The harness's HFLM on a model in memory, except that answers to one question share one pass of its prompt."""
-    try:
-        from lm_eval.models.huggingface import HFLM
-    except ModuleNotFoundError as error:
-        raise RecR1Error(f"the capability checks need {error.name}; {INSTALL}") from None
+    from lm_eval.models.huggingface import HFLM
 
     class SharedPromptLM(HFLM):
         @torch.no_grad()
@@ -282,8 +249,14 @@ def language_model(model, tokenizer, batch_size: int = 50):
                     scores[i] = (total, False)
             return scores
 
-    with quiet():
-        return SharedPromptLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **NO_THOUGHT)
+    return SharedPromptLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **NO_THOUGHT)
+
+
+def _padded(rows: Sequence[list[int]], side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (n, longest), padded on the "left" or the "right"."""
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
+    return pad(ids).to(device), pad([torch.ones_like(row) for row in ids]).to(device)
 
 
 def executed(doc: dict, results: list[str]) -> dict[str, float]:
@@ -300,20 +273,13 @@ def generated(doc: dict, results: list[str]) -> dict[str, float]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No bars, no notes of the harness, which would fill a notebook."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _builtin() -> Path:
-    return Path(str(importlib.import_module("lm_eval.tasks").__file__)).parent
+        logging.disable(level)
 
 
 def _task(path: Path, changes: dict, max_gen_toks: int | None = None, resolve: bool = True):
@@ -328,16 +294,7 @@ def _task(path: Path, changes: dict, max_gen_toks: int | None = None, resolve: b
             config["generation_kwargs"] = config["generation_kwargs"] | {"max_gen_toks": max_gen_toks}
         try:
             return ConfigurableTask(config=config)
-        except RecR1Error:
-            raise
-        except (OSError, ValueError, ConnectionError) as error:
+        except (OSError, ValueError) as error:
             advice = "mend the network, or name a folder that holds its files with data_dir (--data-dir)"
             why = " ".join(str(error).split())[:200]
             raise RecR1Error(f"{path.stem} could not be loaded ({why}); {advice}") from error
-
-
-def _padded(rows: Sequence[list[int]], side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask (n, longest), padded on the "left" or the "right"."""
-    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
-    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
-    return pad(ids).to(device), pad([torch.ones_like(row) for row in ids]).to(device)

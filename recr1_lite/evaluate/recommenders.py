@@ -8,14 +8,13 @@ weak rival (Ferrari Dacrema et al., arXiv 1907.06902), so `choose` takes the bes
 import copy
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer
 from threadpoolctl import threadpool_limits
 from transformers import (
     GPT2Config,
@@ -28,7 +27,7 @@ from transformers import (
 )
 
 from recr1_lite.common import RecR1Error, bar
-from recr1_lite.evaluate.evaluation import EvalResult, evaluate_recommender
+from recr1_lite.evaluate.evaluation import evaluate_recommender
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.sequential import BETWEEN
 
@@ -51,22 +50,20 @@ def train_sequences(train: pd.DataFrame) -> list[list[str]]:
     return [[*history, *relevant] for history, relevant in zip(train["history"], train["relevant"], strict=True)]
 
 
-class Recommender:
-    """Ranks the catalogue for each history. A subclass writes `_fit` and `_scores`; what it knows nothing of (score 0)
-    comes last, by popularity, and equally popular items in the catalogue's order."""
+class Popularity:
+    """The items that most training users had: the baseline that a rewriter of titles has to beat.
 
-    name = "recommender"
+    The base of the others: each ranks by its `_scores`, and what it knows nothing of (score 0) comes last, by
+    popularity. Equally popular items stand in the catalogue's order."""
+
+    name = "popularity"
 
     def __init__(self, train: pd.DataFrame, items: pd.DataFrame):
-        sequences = train_sequences(train)
         self.ids = items["item_id"].tolist()
-        self.rows = {item: row for row, item in enumerate(self.ids)}
-        counts = Counter(item for sequence in sequences for item in set(sequence))
-        self.popularity = np.array([counts[item] for item in self.ids], dtype=float)
-        self._fit(sequences)
-
-    def _fit(self, sequences: list[list[str]]) -> None:
-        pass
+        # histories -> users by items, 1 where the item is in the history; items outside the catalogue are passed over
+        self.matrix = CountVectorizer(vocabulary=self.ids, analyzer=list, binary=True, dtype=np.float32).transform
+        self.had = self.matrix(train_sequences(train))
+        self.popularity = self.had.sum(axis=0).A1
 
     def _scores(self, histories: list[list[str]]) -> np.ndarray:
         """Scores (n, items) of what comes next for n histories; higher is likelier, 0 is unknown."""
@@ -78,37 +75,22 @@ class Recommender:
         ranked = [np.lexsort((-self.popularity, -row))[:k] for row in scores]  # stable: then the catalogue's order
         return [[self.ids[row] for row in rows] for rows in ranked]
 
-    def matrix(self, histories: Sequence[Sequence[str]]) -> csr_matrix:
-        """Users by items, 1 where the item is in the history; items outside the catalogue are passed over."""
-        pairs = {(user, self.rows[item]) for user, had in enumerate(histories) for item in had if item in self.rows}
-        users, columns = zip(*sorted(pairs), strict=True) if pairs else ((), ())
-        shape = (len(histories), len(self.ids))
-        return csr_matrix((np.ones(len(users), dtype=np.float32), (users, columns)), shape=shape)
 
-
-class Popularity(Recommender):
-    """The items that most training users had: the baseline that a rewriter of titles has to beat."""
-
-    name = "popularity"
-
-
-class ItemKNN(Recommender):
+class ItemKNN(Popularity):
     """Items that the same users had: cosine of their columns, the nearest `neighbours` of each, summed over the last
     `recent` items of the history (None: all). Sarwar et al., WWW 2001; by the library implicit."""
 
     name = "item-kNN"
 
     def __init__(self, train: pd.DataFrame, items: pd.DataFrame, neighbours: int = 100, recent: int | None = None):
-        self.neighbours, self.recent = neighbours, recent
-        super().__init__(train, items)
-
-    def _fit(self, sequences: list[list[str]]) -> None:
         from implicit.nearest_neighbours import CosineRecommender
 
+        super().__init__(train, items)
+        self.recent = recent
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the form that it turns its own matrix into
-            model = CosineRecommender(K=self.neighbours + 1, num_threads=1)  # an item is its own nearest neighbour
-            model.fit(self.matrix(sequences), show_progress=False)
+            model = CosineRecommender(K=neighbours + 1, num_threads=1)  # an item is its own nearest neighbour
+            model.fit(self.had, show_progress=False)
         self.similarity = model.similarity
 
     def _scores(self, histories: list[list[str]]) -> np.ndarray:
@@ -116,23 +98,21 @@ class ItemKNN(Recommender):
         return (self.matrix(recent) @ self.similarity).toarray()
 
 
-class MatrixFactorisation(Recommender):
+class MatrixFactorisation(Popularity):
     """Implicit-feedback ALS; a history that training has not seen is folded in. Hu, Koren and Volinsky, ICDM 2008; by
     the library implicit. An item that no training user had keeps the factor 0, so it comes below the likely ones."""
 
     name = "matrix factorisation"
 
     def __init__(self, train: pd.DataFrame, items: pd.DataFrame, factors: int = 32, alpha: float = 1.0):
-        self.settings = dict(factors=factors, alpha=alpha, regularization=0.05, iterations=15, random_state=0)
-        super().__init__(train, items)
-
-    def _fit(self, sequences: list[list[str]]) -> None:
         from implicit.als import AlternatingLeastSquares
 
+        super().__init__(train, items)
+        settings: dict = dict(regularization=0.05, iterations=15, random_state=0, num_threads=1)
         with threadpool_limits(1, "blas"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of BLAS threads, which are one here
-            self.model = AlternatingLeastSquares(num_threads=1, **self.settings)
-            self.model.fit(self.matrix(sequences), show_progress=False)
+            self.model = AlternatingLeastSquares(factors=factors, alpha=alpha, **settings)
+            self.model.fit(self.had, show_progress=False)
 
     def _scores(self, histories: list[list[str]]) -> np.ndarray:
         with threadpool_limits(1, "blas"):
@@ -140,7 +120,7 @@ class MatrixFactorisation(Recommender):
         return users @ self.model.item_factors.T
 
 
-class SASRec(Recommender):
+class SASRec(Popularity):
     """A small causal transformer over item ids that ranks by the probability of the next item.
 
     Kang and McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018), from parts of transformers: GPT-2 with the
@@ -148,6 +128,7 @@ class SASRec(Recommender):
     negative, which makes it the strong form of this baseline (Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602).
     val: its examples stop the training when their loss has not fallen for PATIENCE epochs. length: items of a history
     that are read; a longer training sequence is cut into pieces. epochs: at most so many. sizes: of GPT2Config.
+    `losses`: on val, one per epoch.
     """
 
     name = "SASRec"
@@ -155,42 +136,36 @@ class SASRec(Recommender):
     def __init__(
         self, train, items, val: pd.DataFrame, epochs=100, length=50, learning_rate=2e-3, progress=True, **sizes
     ):
-        self.val, self.epochs, self.length = val, epochs, length
-        self.learning_rate, self.progress = learning_rate, progress
-        dropout: dict = dict(resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3)
-        self.sizes: dict = dict(n_embd=64, n_layer=2, n_head=2, n_positions=length + 1) | dropout | sizes
         super().__init__(train, items)
-
-    def _fit(self, sequences: list[list[str]]) -> None:
         set_seed(0)
-        vocabulary: dict = dict(vocab_size=len(self.ids) + 1, bos_token_id=PAD, eos_token_id=PAD)
-        self.model = GPT2LMHeadModel(GPT2Config(use_cache=False, **vocabulary, **self.sizes))
+        self.length, self.tokens = length, {item: token for token, item in enumerate(self.ids, start=1)}
+        shape: dict = dict(n_embd=64, n_layer=2, n_head=2, n_positions=length + 1, vocab_size=len(self.ids) + 1)
+        shape |= dict(resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3, bos_token_id=PAD, eos_token_id=PAD)
+        self.model = GPT2LMHeadModel(GPT2Config(use_cache=False, **(shape | sizes)))
         self.model.loss_type = "ForCausalLM"  # GPT-2 names none, and transformers warns before it takes this one
-        pieces = [piece for had in sequences for piece in _pieces(self._tokens(had), self.length)]
-        data: dict = {"train_dataset": [(piece, 1) for piece in pieces], "eval_dataset": self._ahead()}
-        shown = bar(total=self.epochs, desc="SASRec", unit="epoch", progress=self.progress)
-        best = _Best(self.model, shown)
+        pieces = [piece for had in train_sequences(train) for piece in _pieces(self._tokens(had), length)]
+        data: dict = {"train_dataset": [(piece, 1) for piece in pieces], "eval_dataset": self._ahead(val)}
+        options: dict = dict(num_train_epochs=epochs, learning_rate=learning_rate, weight_decay=0.01, seed=0)
+        options |= dict(per_device_train_batch_size=64, per_device_eval_batch_size=256, eval_strategy="epoch")
+        options |= dict(save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True)
+        shown = bar(total=epochs, desc="SASRec", unit="epoch", progress=progress)
         with tempfile.TemporaryDirectory() as folder, shown:  # Trainer makes its folder though nothing is saved
-            silent: dict = dict(save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True)
-            sizes: dict = dict(per_device_train_batch_size=64, per_device_eval_batch_size=256)
-            rate: dict = dict(learning_rate=self.learning_rate, weight_decay=0.01, num_train_epochs=self.epochs)
-            rate |= dict(seed=0, eval_strategy="epoch")
-            arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), **silent, **sizes, **rate)
-            trainer = Trainer(self.model, arguments, data_collator=_collate, callbacks=[best], **data)
+            arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), **options)
+            trainer = Trainer(self.model, arguments, data_collator=_collate, callbacks=[best := _Best(shown)], **data)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         self.model.load_state_dict(best.weights)
         self.model.eval()
-        self.losses = best.losses  # on val, one per epoch
+        self.losses = best.losses
 
-    def _ahead(self) -> list[tuple[list[int], int]]:
+    def _ahead(self, val: pd.DataFrame) -> list[tuple[list[int], int]]:
         """Of each val example its last tokens, and the place of the first target: their loss alone counts."""
-        rows = zip(train_sequences(self.val), self.val["relevant"], strict=True)
+        rows = zip(train_sequences(val), val["relevant"], strict=True)
         known = [(self._tokens(had)[-self.length - 1 :], len(self._tokens(list(wanted)))) for had, wanted in rows]
         return [(tokens, max(1, len(tokens) - max(1, n))) for tokens, n in known]
 
     def _tokens(self, items: list[str]) -> list[int]:
-        return [self.rows[item] + 1 for item in items if item in self.rows]
+        return [self.tokens[item] for item in items if item in self.tokens]
 
     @torch.no_grad()
     def _scores(self, histories: list[list[str]]) -> np.ndarray:
@@ -207,18 +182,15 @@ class SASRec(Recommender):
 class _Best(TrainerCallback):
     """Keeps the weights with the lowest loss on val, and stops after PATIENCE epochs without a lower one."""
 
-    def __init__(self, model, shown):
-        self.model, self.shown = model, shown
-        self.losses: list[float] = []
-        self.weights: dict = {}
+    def __init__(self, shown):
+        self.shown, self.losses, self.weights = shown, list[float](), dict[str, torch.Tensor]()
 
-    def on_evaluate(self, args, state, control, metrics, **others):
+    def on_evaluate(self, args, state, control, metrics, model, **others):
         self.losses.append(metrics["eval_loss"])
-        lowest = int(np.argmin(self.losses))
-        if lowest == len(self.losses) - 1:
-            self.weights = copy.deepcopy(self.model.state_dict())
-        if len(self.losses) - 1 - lowest >= PATIENCE:
-            control.should_training_stop = True
+        worse = len(self.losses) - 1 - int(np.argmin(self.losses))
+        if worse == 0:
+            self.weights = copy.deepcopy(model.state_dict())
+        control.should_training_stop |= worse >= PATIENCE
         self.shown.update()
 
 
@@ -241,25 +213,15 @@ def _collate(batch: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~counts, IGNORED)}
 
 
-def choose(
-    candidates: Iterable[Callable[[], Recommender]], task: Task, progress: bool = True
-) -> tuple[Recommender, EvalResult]:
-    """The candidate with the highest first metric on val, and its result; the first one of equals."""
-    if not (settings := list(candidates)):
-        raise RecR1Error("there are no candidates to choose from; give one or more")
-    made = (make() for make in bar(settings, desc="settings on val", unit="setting", progress=progress))
-    scored = ((recommender, evaluate_recommender(recommender, task)) for recommender in made)
-    return max(scored, key=lambda pair: pair[1].summary[pair[1].metric].mean)
+def choose(candidates: Sequence[Callable[[], Popularity]], task: Task) -> Popularity:
+    """The candidate with the highest first metric on val; the first one of equals."""
+    made = (make() for make in bar(candidates, desc="settings on val", unit="setting"))
+    return max(made, key=lambda one: evaluate_recommender(one, task).summary[task.metrics[0]].mean)
 
 
-def baselines(task: Task, progress: bool = True) -> list[Recommender]:
+def baselines(task: Task) -> list[Popularity]:
     """Popularity, item-kNN, matrix factorisation and SASRec on a sequential task, each in its best setting on val."""
-    data, kinds = (task.train, task.items), [(n, recent) for recent in (None, 10, 3) for n in (20, 100, 500)]
-    sizes = [(factors, alpha) for factors in (16, 32, 64) for alpha in (1.0, 10.0)]
-    families: list[list[Callable[[], Recommender]]] = [
-        [partial(Popularity, *data)],
-        [partial(ItemKNN, *data, *kind) for kind in kinds],
-        [partial(MatrixFactorisation, *data, *size) for size in sizes],
-        [partial(SASRec, *data, task.val)],
-    ]
-    return [choose(family, task, progress=progress)[0] for family in families]
+    data = task.train, task.items
+    nearest = [partial(ItemKNN, *data, n, recent) for recent in (None, 10, 3) for n in (20, 100, 500)]
+    factors = [partial(MatrixFactorisation, *data, n, alpha) for n in (16, 32, 64) for alpha in (1.0, 10.0)]
+    return [Popularity(*data), choose(nearest, task), choose(factors, task), SASRec(*data, task.val)]

@@ -6,8 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "comparison": ["compare_methods"],
-        "demo": ["headroom"],
-        "first_look": ["side_by_side"],
+        "demo": ["headroom", "side_by_side"],
         "rerank": ["PROMPT", "RerankScorer", "Reranker", "named", "oracle", "order", "rerank_task", "retriever_order"],
     },
 )

@@ -8,6 +8,7 @@ first and of everything else: the paper offers Rec-R1 for continual adaptation w
 """
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,8 +25,7 @@ from recr1_lite.policy.models import Policy, load_policy
 from recr1_lite.policy.rewriters import RawRewriter, Rewriter, RuleRewriter, as_rewriter
 from recr1_lite.policy.rollouts import MergedCopy
 from recr1_lite.profiles import Profile
-from recr1_lite.recipes.demo import say, start
-from recr1_lite.report.page import report_markdown, write_report
+from recr1_lite.recipes.demo import close, say, start
 from recr1_lite.report.rows import run_of
 from recr1_lite.search.base import Retriever, check_engine, described
 from recr1_lite.search.bm25 import BM25Retriever
@@ -50,9 +50,8 @@ Teacher = Callable[[str], tuple[str, str]]  # request -> rewrite ("": no answer)
 
 def taught(examples: pd.DataFrame, teach: Teacher) -> pd.DataFrame:
     """A teacher's targets for the examples that it has an answer for: example_id, request, rewrite, thought."""
-    pairs = [teach(request) for request in examples["request"]]
-    rewrites, thoughts = [rewrite for rewrite, _ in pairs], [thought for _, thought in pairs]
-    table = examples[["example_id", "request"]].assign(rewrite=rewrites, thought=thoughts)
+    pairs = pd.DataFrame([teach(request) for request in examples["request"]], columns=["rewrite", "thought"])
+    table = examples[["example_id", "request"]].join(pairs.set_index(examples.index))
     return table[table["rewrite"] != ""]
 
 
@@ -88,14 +87,13 @@ class Arena:
     def folder(self, method: str) -> Path:
         return self.out / slug(method)
 
-    def rewriter(self, policy: Policy, method: str, merged=None) -> Rewriter:
+    def rewriter(self, policy: Policy, method: str, merged: MergedCopy | None = None) -> Rewriter:
         prompt = asked(self.task, method)
         return as_rewriter(policy, prompt, sft.with_room(self.profile, prompt), method, merged)
 
-    def on_val(self, rewriter) -> Interval:
+    def on_val(self, rewriter: Rewriter) -> Interval:
         """The task's first metric on val, without a row in the ledger."""
-        result = evaluate(rewriter, self.task, self.retriever, "val", progress=False)
-        return result.summary[result.metric]
+        return evaluate(rewriter, self.task, self.retriever, "val", progress=False).summary[self.task.metrics[0]]
 
     def run(self, policy: Policy, method: str, **made) -> Run:
         """Where the training of a method goes; it goes on where it was stopped. made: as `Run` has it."""
@@ -114,14 +112,7 @@ class Arena:
 
 
 def compare_methods(
-    profile: Profile,
-    out: str | Path,
-    seed: int = 0,
-    ledger: Ledger | None = None,
-    task: Task | None = None,
-    teach: Teacher | None = None,
-    methods: Sequence[str] = METHODS,
-    progress: bool = True,
+    profile: Profile, out, seed=0, ledger=None, task: Task | None = None, teach=None, methods=METHODS, progress=True
 ) -> list[EvalResult]:
     """Train every method of `methods` at one budget, then score all on the sealed test; returns the results.
 
@@ -154,40 +145,32 @@ def compare_methods(
         if row["stopped"] != "finished":
             raise RecR1Error(f"{method} was stopped; run the same command again to go on")
     results = test(arena, methods)
-    print(report_markdown(book, book.marks["run_id"]))
-    print(f"look at {write_report(book, out / 'report.html', book.marks['run_id'])}")
+    close(book, out)
     return results
 
 
 def train_method(arena: Arena, method: str) -> dict:
     """Train one method inside the budget; returns its ledger row."""
-    return (_train_grpo if method in (GRPO, WARM) else _train_sft)(arena, method)
-
-
-def _train_grpo(arena: Arena, method: str) -> dict:
     profile, task = arena.profile, arena.task
-    spent, start, made = Cost(), None, {}
+    if method not in (GRPO, WARM):
+        targets, spent = make_targets(arena, method)
+        prompt, policy = asked(task, method), load_policy(profile, arena.seed)
+        left = arena.seconds and arena.seconds - spent.seconds
+        done = sft.train(policy, targets, prompt, profile, arena.run(policy, method), max_seconds=left)
+        answers = [sft.answer_text(prompt, *pair) for pair in zip(targets["rewrite"], targets["thought"], strict=True)]
+        length = sum(map(len, policy.tokenizer(answers)["input_ids"])) / len(answers) + 1
+        return record(arena, method, done, spent, 0, int(length * min(profile.sft_batch, len(targets))))
+    spent, adapter, made = Cost(), None, {}
     if method == WARM:
         warm = arena.done("SFT") or train_method(arena, "SFT")
-        spent, start = Cost(**warm["cost"]), arena.folder("SFT") / "best"
-        made = {"adapter": sha256_of(start / WEIGHTS)}
-        left = 1 - spent.seconds / (arena.seconds or spent.seconds)
-        profile = replace(profile, steps=max(1, int(profile.steps * left)))
-    policy = load_policy(profile, arena.seed, adapter=start)
+        spent, adapter = Cost(**warm["cost"]), arena.folder("SFT") / "best"
+        made = {"adapter": sha256_of(adapter / WEIGHTS)}
+        share = 1 - spent.seconds / (arena.seconds or spent.seconds)
+        profile = replace(profile, steps=max(1, int(profile.steps * share)))
+    policy = load_policy(profile, arena.seed, adapter=adapter)
     scorer = Scorer(arena.retriever, task.train, task.prompt, task.k_train)
     done = grpo.train(policy, task.train, scorer, profile, arena.run(policy, method, **made))
     return record(arena, method, done, spent, profile.prompts_per_step * profile.group_size)
-
-
-def _train_sft(arena: Arena, method: str) -> dict:
-    targets, spent = make_targets(arena, method)
-    prompt, policy = asked(arena.task, method), load_policy(arena.profile, arena.seed)
-    budget = arena.seconds
-    left = None if budget is None else budget - spent.seconds
-    done = sft.train(policy, targets, prompt, arena.profile, arena.run(policy, method), max_seconds=left)
-    answers = [sft.answer_text(prompt, *pair) for pair in zip(targets["rewrite"], targets["thought"], strict=True)]
-    length = sum(len(ids) for ids in policy.tokenizer(answers)["input_ids"]) / len(answers) + 1
-    return record(arena, method, done, spent, 0, int(length * min(arena.profile.sft_batch, len(targets))))
 
 
 def make_targets(arena: Arena, method: str) -> tuple[pd.DataFrame, Cost]:
@@ -196,37 +179,34 @@ def make_targets(arena: Arena, method: str) -> tuple[pd.DataFrame, Cost]:
     if method in sft.VARIANTS:
         return taught(examples, arena.teach), Cost()
     untrained = as_rewriter(load_policy(profile, trainable=False), task.prompt, profile, "untrained")
-    options: dict = dict(n=profile.best_of, seed=arena.seed, progress=arena.progress)
-    if method == VOTED:
-        options |= dict(choose="vote", temperature=VOTE_TEMPERATURE)
-        chosen = best_of_n(untrained, examples, arena.out / "vote.jsonl", **options)
-        return chosen[chosen["rewrite"] != ""], Cost.of(chosen)
-    scorer = Scorer(arena.retriever, examples, task.prompt, task.k_train)
-    options |= dict(choose="reward", temperature=1.0, scorer=scorer)
-    chosen = best_of_n(untrained, examples, arena.out / "rejection.jsonl", **options)
+    options: dict = dict(choose="vote", temperature=VOTE_TEMPERATURE)
+    if method == REJECTION:
+        scorer = Scorer(arena.retriever, examples, task.prompt, task.k_train)
+        options = dict(choose="reward", temperature=1.0, scorer=scorer)
+    options |= dict(n=profile.best_of, seed=arena.seed, progress=arena.progress)
+    path = arena.out / ("rejection.jsonl" if method == REJECTION else "vote.jsonl")
+    chosen = best_of_n(untrained, examples, path, **options)
     some = chosen[chosen["rewrite"] != ""]
-    better = some[some["score"] > some["raw_score"]]
+    better = some[some["score"] > some["raw_score"]] if method == REJECTION else some
     return (better if len(better) else some), Cost.of(chosen)
 
 
 def record(arena: Arena, method: str, done: Training, spent: Cost, samples: int, trained: int = 0) -> dict:
     """Write a method's "train" row. samples: rollouts per step of GRPO; trained: answer tokens per step of SFT."""
-    seconds, tokens, at = spent.seconds, 0, {0: spent.seconds}
-    for row in done.curve:
-        seconds += row["seconds"]
-        tokens += round(row["completion_length"] * samples) if samples else trained
-        at[row["step"]] = seconds
-    total = spent + Cost(len(done.curve) * samples, tokens if samples else 0, tokens, seconds - spent.seconds)
+    tokens = sum(round(row["completion_length"] * samples) if samples else trained for row in done.curve)
+    took = list(itertools.accumulate((row["seconds"] for row in done.curve), initial=spent.seconds))
+    at = dict(zip([0, *(row["step"] for row in done.curve)], took, strict=True))
+    learned = Cost(len(done.curve) * samples, tokens if samples else 0, tokens, took[-1] - spent.seconds)
+    cost = {key: round(value, 4) for key, value in asdict(spent + learned).items()}
     val = []
     for point in done.val:
         used = {"seconds": round(at[point["step"]], 1), "samples": spent.samples + point["step"] * samples}
         val.append(point | used)
-    cost = {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(total).items()}
-    row = {"kind": "train", "method": method, "task": arena.task.name, "config": asdict(arena.profile)}
-    row |= {"curve": done.curve, "val": val, "best_step": done.best_step, "seconds": round(total.seconds, 1)}
+    row: dict = {"kind": "train", "method": method, "task": arena.task.name, "config": asdict(arena.profile)}
+    row |= {"curve": done.curve, "val": val, "best_step": done.best_step, "seconds": round(took[-1], 1)}
     row |= {"stopped": done.stopped, "metric": arena.task.metrics[0], "cost": cost}
-    row |= {"budget": {"seconds": arena.seconds or total.seconds, "samples": arena.samples}}
-    return arena.ledger.append(row | {"baselines": {RawRewriter.name: arena.on_val(RawRewriter())._asdict()}})
+    row |= {"budget": {"seconds": arena.seconds or took[-1], "samples": arena.samples}}
+    return arena.ledger.append(row | {"baselines": {RawRewriter.name: arena.on_val(RawRewriter())}})
 
 
 def test(arena: Arena, methods: Sequence[str]) -> list[EvalResult]:
@@ -237,16 +217,15 @@ def test(arena: Arena, methods: Sequence[str]) -> list[EvalResult]:
     rewriters: list[Rewriter | str] = [RawRewriter(), as_rewriter(untrained, prompt, profile, "zero-shot")]
     rewriters.append(RuleRewriter(arena.teach, prompt, TEACHER))
     if VOTED in methods:
-        asked = as_rewriter(untrained, prompt, profile, LM_TEACHER)
-        rewriters.append(VoteRewriter(asked, profile.best_of, VOTE_TEMPERATURE, arena.seed, LM_TEACHER))
+        voter = as_rewriter(untrained, prompt, profile, LM_TEACHER)
+        rewriters.append(VoteRewriter(voter, profile.best_of, VOTE_TEMPERATURE, arena.seed, LM_TEACHER))
     results: dict[str, EvalResult] = {}
     with arena.task.testing("every method of the run", arena.ledger):
         for method in [*rewriters, *methods]:
             if isinstance(method, str):
                 policy = load_policy(profile, arena.seed, adapter=arena.folder(method) / "best", trainable=False)
                 method = arena.rewriter(policy, method)
-            options: dict = dict(ledger=arena.ledger, seed=arena.seed, progress=arena.progress)
-            result = evaluate(method, arena.task, arena.retriever, "test", **options)
+            result = evaluate(method, arena.task, arena.retriever, "test", arena.ledger, arena.seed, arena.progress)
             print(f"{result.name}: {result.summary[result.metric]}", flush=True)
             results[result.name] = result
     methods_table(list(results.values()), ["raw request", TEACHER, GRPO], ledger=arena.ledger)
@@ -255,9 +234,7 @@ def test(arena: Arena, methods: Sequence[str]) -> list[EvalResult]:
     return list(results.values())
 
 
-def check_capability(
-    profile: Profile, out: str | Path, methods: Sequence[str], seed: int = 0, ledger: Ledger | None = None
-) -> list[capability.CapabilityResult]:
+def check_capability(profile: Profile, out, methods: Sequence[str], seed=0, ledger: Ledger | None = None) -> None:
     """The untrained model and the best adapters of a comparison in the folder `out` on the offline suite."""
     out, results = Path(out), []
     book = (ledger or Ledger()).bind(run=out.name, run_id=record_of(out).get("id"), profile=profile.name)
@@ -267,80 +244,68 @@ def check_capability(
         policy = load_policy(profile, seed, adapter=adapter, trainable=False)
         results.append(capability.check(policy, limit=profile.n_capability, name=method, seed=seed, ledger=book))
     print(capability.capability_table(results, book).to_string(index=False))
-    return results
-
-
-class Bench:
-    """Scores a policy on the tasks' val splits and on the capability suite, each against the untrained model."""
-
-    def __init__(self, tasks: list[Task], profile: Profile, untrained: Policy, ledger: Ledger, seed: int = 0):
-        self.tasks, self.profile, self.seed, self.ledger = tasks, profile, seed, ledger
-        self.retrievers = [BM25Retriever.build(task.items) for task in tasks]
-        self.base = self._check(untrained, "untrained")
-
-    def _check(self, policy: Policy, name: str) -> tuple[list[EvalResult], capability.CapabilityResult]:
-        """Results on val, and of the capability suite. With a name the suite leaves rows of its own in the ledger."""
-        scored = []
-        for task, retriever in zip(self.tasks, self.retrievers, strict=True):
-            rewriter = as_rewriter(policy, task.prompt, self.profile, task.name)
-            scored.append(evaluate(rewriter, task, retriever, "val", progress=False))
-        options: dict = dict(limit=self.profile.n_capability, name=name, seed=self.seed)
-        return scored, capability.check(policy, **options, ledger=self.ledger if name else None)
-
-    def stage(self, trainer: str, stage: int, policy: Policy | None = None, name: str = "", seconds=0.0) -> dict:
-        """The "continual" row of a stage: means, and differences to the untrained model (which policy=None is)."""
-        scored, checked = self._check(policy, name) if policy else self.base
-        means = {result.name: result.summary[result.metric] for result in scored}
-        means |= {"capability": checked.summary[ACCURACY]}
-        means |= {"kl": checked.summary[KL]} if KL in checked.summary else {}
-        gains: dict[str, Interval] = {}
-        if policy:
-            gains = {now.name: compare(now, before) for now, before in zip(scored, self.base[0], strict=True)}
-            gains["capability"] = capability.compare(checked, self.base[1], self.ledger if name else None)[ACCURACY]
-        row = {"kind": "continual", "trainer": trainer, "stage": stage, "seconds": round(seconds, 1)}
-        row["name"] = f"after {self.tasks[stage - 1].name}" if stage else "untrained"
-        for key, part in {"measures": means, "differences": gains}.items():
-            row[key] = {measure: interval._asdict() for measure, interval in part.items()}
-        print(f"{trainer} {row['name']}: {'  '.join(f'{key} {mean}' for key, mean in means.items())}", flush=True)
-        return self.ledger.append(row)
 
 
 def continual(
-    first: Mapping[str, Path],
-    tasks: list[Task],
-    teach: Teacher,
-    profile: Profile,
-    out: str | Path,
-    seed: int = 0,
-    ledger: Ledger | None = None,
+    first: Mapping[str, Path], tasks: list[Task], teach: Teacher, profile: Profile, out, seed=0, ledger=None
 ) -> list[dict]:
     """Train the adapters `first` (a folder for each of TRAINERS, trained on tasks[0]) on tasks[1]; measure every stage.
 
     teach: the second task's teacher, for SFT, whose training takes as many seconds as GRPO's. Returns the "continual"
-    rows that go to the ledger. Raises RecR1Error for a trainer without an adapter."""
+    rows that go to the ledger: means on the tasks' val splits and the capability suite, and differences to the
+    untrained model. Raises RecR1Error for a trainer without an adapter."""
     if missing := [trainer for trainer in TRAINERS if trainer not in first]:
         raise RecR1Error(f"there is no adapter of {missing[0]} after the first task; train it with `compare` first")
-    out, rows, seconds, task = Path(out), [], 0.0, tasks[1]
+    out, task = Path(out), tasks[1]
     say("untrained")
     known = record_of(out).get("id") or begin(out, {"by": "continual", "task": task.name, "seed": seed}, True, False)
     book = (ledger or Ledger()).bind(run=out.name, run_id=known, profile=profile.name, seed=seed)
-    bench = Bench(tasks, profile, load_policy(profile, seed), book, seed)
+    engines = [BM25Retriever.build(task.items) for task in tasks]
+    rows: list[dict] = []
+
+    def measured(policy: Policy, name: str = "") -> tuple[list[EvalResult], capability.CapabilityResult]:
+        """Results on val, and of the capability suite, which with a name leaves rows of its own in the ledger."""
+        scored = []
+        for task, engine in zip(tasks, engines, strict=True):
+            rewriter = as_rewriter(policy, task.prompt, profile, task.name)
+            scored.append(evaluate(rewriter, task, engine, "val", progress=False))
+        options: dict = dict(limit=profile.n_capability, name=name, seed=seed)
+        return scored, capability.check(policy, **options, ledger=book if name else None)
+
+    base = measured(load_policy(profile, seed), "untrained")
+
+    def note(trainer: str, stage: int, policy: Policy | None = None, name: str = "", seconds: float = 0.0) -> None:
+        """The row of a stage; without a policy it is that of the untrained model."""
+        scored, checked = measured(policy, name) if policy else base
+        means = {result.name: result.summary[result.metric] for result in scored}
+        means["capability"] = checked.summary[ACCURACY]
+        means |= {"kl": checked.summary[KL]} if KL in checked.summary else {}
+        gains: dict[str, Interval] = {}
+        if policy:
+            gains = {now.name: compare(now, before) for now, before in zip(scored, base[0], strict=True)}
+            gains["capability"] = capability.compare(checked, base[1], book if name else None)[ACCURACY]
+        row = {"kind": "continual", "trainer": trainer, "stage": stage, "seconds": round(seconds, 1)}
+        row |= {"name": f"after {tasks[stage - 1].name}" if stage else "untrained"}
+        rows.append(book.append(row | {"measures": means, "differences": gains}))
+        print(f"{trainer} {row['name']}: {'  '.join(f'{key} {mean}' for key, mean in means.items())}", flush=True)
+
+    seconds = 0.0
     for trainer in TRAINERS:
-        rows.append(bench.stage(trainer, 0))
+        note(trainer, 0)
         say(f"{trainer}: after {tasks[0].name}")
         policy = load_policy(profile, seed, adapter=first[trainer])
-        rows.append(bench.stage(trainer, 1, policy, trainer))
+        note(trainer, 1, policy, trainer)
         say(f"{trainer}: {task.name}")
-        start, made = time.perf_counter(), {"adapter": sha256_of(Path(first[trainer]) / WEIGHTS)}
+        began, made = time.perf_counter(), {"adapter": sha256_of(Path(first[trainer]) / WEIGHTS)}
         run = Run(out / f"continual-{trainer.lower()}", None, seed, resume=True, task=task, made=made)
         if trainer == "GRPO":
-            scorer = Scorer(bench.retrievers[1], task.train, task.prompt, task.k_train)
+            scorer = Scorer(engines[1], task.train, task.prompt, task.k_train)
             done = grpo.train(policy, task.train, scorer, profile, run)
             seconds = sum(step["seconds"] for step in done.curve)
         else:
             done = sft.train(policy, taught(task.train, teach), task.prompt, profile, run, max_seconds=seconds)
-        took = time.perf_counter() - start
+        took = time.perf_counter() - began
         del policy
         gc.collect()
-        rows.append(bench.stage(trainer, 2, load_policy(profile, seed, adapter=done.folder / "last"), seconds=took))
+        note(trainer, 2, load_policy(profile, seed, adapter=done.folder / "last"), seconds=took)
     return rows

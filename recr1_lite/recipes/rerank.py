@@ -13,6 +13,7 @@ from dataclasses import replace
 import pandas as pd
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import excluded, one_each
 from recr1_lite.policy.rewriters import ModelRewriter
 from recr1_lite.search.base import Retriever, search_all
 from recr1_lite.search.metrics import without
@@ -50,14 +51,18 @@ def with_candidates(
     and for a hit that is not in `items`."""
     if not 2 <= count <= len(string.ascii_uppercase):
         raise RecR1Error(f"{count} candidates cannot be put in order by letters; take 2 to 26")
-    gone = [set(ids) for ids in examples.get("exclude", [()] * len(examples))]
-    depth, known = count + max(map(len, gone), default=0), set(items["item_id"])
-    hits = search_all(retriever, examples["request"].tolist(), depth, known)
+    gone, about = excluded(examples), items.set_index("item_id")
+    depth = count + max(map(len, gone), default=0)
+    hits = search_all(retriever, examples["request"].tolist(), depth, set(about.index))
     found = [without(ids, own, count) for (ids, _), own in zip(hits, gone, strict=True)]
-    rows = items[items["item_id"].isin({item for ids in found for item in ids})].itertuples()
-    shown = {row.item_id: _line(row.title, row.text, words) for row in rows}
-    lines = [[f"{letter}. {shown[item]}" for letter, item in zip(string.ascii_uppercase, ids)] for ids in found]
-    asked = ["\n".join([request, *own]) for request, own in zip(examples["request"], lines)]
+    asked = []
+    for request, ids in zip(examples["request"], found):
+        lines = [request]
+        for letter, item in zip(string.ascii_uppercase, ids):
+            title, text = about.at[item, "title"].split(), about.at[item, "text"].split()
+            rest = text[len(title) :] if text[: len(title)] == title else text  # a title is not said twice
+            lines.append(" ".join([f"{letter}.", *title, *rest[:words]]))
+        asked.append("\n".join(lines))
     return examples.assign(request=asked, candidates=found).loc[[len(ids) > 1 for ids in found]]
 
 
@@ -88,17 +93,15 @@ class RerankScorer(Scorer):
 
     An answer that names no candidate is a `no_answer`: as silence does, it earns 0, not what the retriever earned."""
 
-    def __init__(self, examples: pd.DataFrame, prompt: Prompt, k: int, gain: str = "linear"):
-        super().__init__(None, examples.drop(columns="exclude", errors="ignore"), prompt, k, gain)
+    def __init__(self, examples: pd.DataFrame, prompt: Prompt, k: int):
+        super().__init__(None, examples.drop(columns="exclude", errors="ignore"), prompt, k)
         self.candidates = dict(zip(examples["example_id"], _candidates(examples)))
 
     def score(
         self, example_ids: Sequence[str], completions: Sequence[str], truncated: Sequence[bool] | None = None
     ) -> list[Scored]:
-        rows = super().score(example_ids, completions, truncated)
-        return [
-            row._replace(outcome=_outcome(row, self.candidates[example])) for example, row in zip(example_ids, rows)
-        ]
+        pairs = zip(example_ids, super().score(example_ids, completions, truncated))
+        return [row._replace(outcome=_outcome(row, self.candidates[example])) for example, row in pairs]
 
     def rank(self, example_ids: Sequence[str], queries: Sequence[str | None]) -> list[list[str]]:
         asked = zip(example_ids, queries, strict=True)
@@ -117,9 +120,7 @@ class Reranker:
     def recommend(self, examples: pd.DataFrame, k: int) -> list[list[str]]:
         requests, size = examples["request"].tolist(), self.rewriter.batch_size
         said = [one for at in range(0, len(requests), size) for one in self.rewriter.complete(requests[at : at + size])]
-        if len(said) != len(requests):
-            raise RecR1Error(f"{self.name} gave {len(said)} answers for {len(requests)} requests; return one for each")
-        pairs = list(zip(_candidates(examples), said))
+        pairs = list(zip(_candidates(examples), one_each(said, requests, self.name)))
         self.answers = [replace(one, outcome=str(_outcome(one, ids))) for ids, one in pairs]
         return [_ranked(ids, one.query)[:k] for ids, one in pairs]
 
@@ -137,10 +138,8 @@ def oracle(task: Task, split: str = "val"):
     gains: dict = dict(zip(getattr(task, split)["example_id"], getattr(task, split)["relevant"]))
 
     def best_first(examples: pd.DataFrame, k: int) -> list[list[str]]:
-        return [
-            sorted(ids, key=lambda item: -gains[example].get(item, 0.0))[:k]
-            for example, ids in zip(examples["example_id"], _candidates(examples), strict=True)
-        ]
+        pairs = zip(examples["example_id"], _candidates(examples))
+        return [sorted(ids, key=lambda item: -gains[example].get(item, 0.0))[:k] for example, ids in pairs]
 
     best_first.name = "oracle"  # type: ignore[attr-defined]
     return best_first
@@ -159,9 +158,3 @@ def _outcome(answer: Scored | Rewrite, candidates: list[str]) -> Outcome:
 
 def _ranked(candidates: list[str], answer: str) -> list[str]:
     return [candidates[place] for place in order(answer, len(candidates))]
-
-
-def _line(title: str, text: str, words: int) -> str:
-    """The title and the first words of the text, on one line; a title that opens the text is not said twice."""
-    head, body = title.split(), text.split()
-    return " ".join([*head, *(body[len(head) :] if body[: len(head)] == head else body)[:words]])
