@@ -280,15 +280,15 @@ def estimate(arguments) -> int:
 )
 def export(arguments) -> None:
     """Leave with your model: adapter, merged 16-bit folder and GGUF, each loaded back and checked."""
-    from recr1_lite.deploy import card, export
+    from recr1_lite.deploy import export
 
     profile, task, adapter = _profile(arguments), _task(arguments), arguments.adapter
-    gathered = card.gather(adapter, arguments.ledger, arguments.run or "", arguments.method or "")
+    gathered = export.gather(adapter, arguments.ledger, arguments.run or "", arguments.method or "")
     out, types = Path(arguments.out or Path(adapter).parent / "export"), (arguments.dtype, arguments.gguf_type)
     asked = gathered["prompt"] or task.prompt, list(task.val["request"][: arguments.n])
 
     def write_card(told: dict) -> str:
-        return card.card(told, gathered, task.name, task.about)
+        return export.card(told, gathered, task.name, task.about)
 
     told = export.export(profile, adapter, out, *asked, arguments.formats.split(","), *types, write_card)
     print(*export.lines(told), f"it is in {out}", sep="\n")
