@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from recr1_lite import assets, evaluate, policy, report, train  # rooms load torch when a name of theirs is asked for
 from recr1_lite.common import RecR1Error, free_folder, run_script, runs_folder
 from recr1_lite.ledger import Ledger
 from recr1_lite.profiles import get_profile
@@ -68,9 +69,6 @@ def settings(about: str, default: Any = None) -> dict:
     return {"help": about, "default": default, "type": int if isinstance(default, int) else str}
 
 
-# Modules that load torch are imported by the command that needs them: --help should be quick.
-
-
 @command()
 def doctor(arguments) -> int:
     """Check Python, packages, device, memory, disk, cache, and say what to do."""
@@ -82,8 +80,6 @@ def doctor(arguments) -> int:
 @command()
 def prepare(arguments) -> None:
     """Fetch the model and the data into the cache; afterwards no network is needed."""
-    from recr1_lite import assets
-
     for name in (*assets.ASSETS, *assets.MODELS):
         print(f"{name}: {assets.fetch(name) if name in assets.ASSETS else assets.model_folder(name)}")
 
@@ -112,16 +108,13 @@ def demo(arguments) -> None:
 
 
 @command(*TASK, *TRAIN)
-def train(arguments) -> None:
+def train_(arguments) -> None:
     """GRPO alone: train an adapter, validate it as it goes."""
-    from recr1_lite.policy.models import load_policy
-    from recr1_lite.train.grpo import train_task
-
     profile, out = _profile(arguments), _out(arguments)
     task = _task(arguments).subsample(n_val=profile.n_val, n_test=profile.n_test)
-    policy, engine = load_policy(profile, arguments.seed), _engine(arguments, task)
-    ledger = _ledger(run=out.name)
-    done = train_task(policy, task, engine, profile, out, arguments.seed, ledger, resume=arguments.resume)
+    learner, ledger = policy.load_policy(profile, arguments.seed), _ledger(run=out.name)
+    engine, seed = _engine(arguments, task), arguments.seed
+    done = train.train_task(learner, task, engine, profile, out, seed, ledger, resume=arguments.resume)
     print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
 
 
@@ -131,20 +124,16 @@ def train(arguments) -> None:
     ("--raw", "score the request itself, no model", False),
     ("--split", "test opens the sealed split and leaves a mark in the ledger", ("val", "train", "test")),
 )
-def evaluate(arguments) -> None:
+def evaluate_(arguments) -> None:
     """Score the raw request, the prompted model or an adapter."""
-    from recr1_lite.evaluate import evaluation
-    from recr1_lite.policy.models import load_policy
-    from recr1_lite.policy.rewriters import RawRewriter, Rewriter, as_rewriter
-
     profile, task = _profile(arguments), _task(arguments)
     task = task.subsample(n_val=profile.n_val, n_test=profile.n_test)  # the examples that the demo takes
-    method: Rewriter = RawRewriter()
+    method = policy.RawRewriter()
     if not arguments.raw:
-        policy = load_policy(profile, arguments.seed, arguments.adapter, trainable=False)
-        method = as_rewriter(policy, task.prompt, profile, arguments.adapter or "zero-shot")
+        model = policy.load_policy(profile, arguments.seed, arguments.adapter, trainable=False)
+        method = policy.as_rewriter(model, task.prompt, profile, arguments.adapter or "zero-shot")
     ledger = _ledger(profile=profile.name)
-    result = evaluation.evaluate(method, task, _engine(arguments, task), arguments.split, ledger, arguments.seed)
+    result = evaluate.evaluate(method, task, _engine(arguments, task), arguments.split, ledger, arguments.seed)
     print(result.table().to_string(index=False))
 
 
@@ -155,15 +144,14 @@ def evaluate(arguments) -> None:
 )
 def inspect(arguments) -> None:
     """One request through the loop: rewrite, hits, and what an adapter changes."""
-    from recr1_lite.policy.models import load_policy
-    from recr1_lite.policy.rewriters import RawRewriter, Rewriter, as_rewriter
     from recr1_lite.search import search_all
 
     profile, task = _profile(arguments), _task(arguments)
     retriever, titles = _engine(arguments, task), task.items.set_index("item_id")["title"].to_dict()
-    methods: list[Rewriter] = [RawRewriter()]
+    methods = [policy.RawRewriter()]
     for name, adapter in [("zero-shot", None)] + [("adapter", arguments.adapter)] * bool(arguments.adapter):
-        methods.append(as_rewriter(load_policy(profile, 0, adapter, trainable=False), task.prompt, profile, name))
+        model = policy.load_policy(profile, 0, adapter, trainable=False)
+        methods.append(policy.as_rewriter(model, task.prompt, profile, name))
     for method in methods:
         (answer,) = method.complete([arguments.request])
         (hits,) = search_all(retriever, [answer.query], 5, titles)
@@ -184,20 +172,17 @@ def inspect(arguments) -> None:
 )
 def capability(arguments) -> None:
     """What an adapter did to everything else: general abilities before and after."""
-    from recr1_lite.evaluate.capability import capability_table, check
-    from recr1_lite.policy.models import load_policy
-
     profile, seed, results = _profile(arguments), arguments.seed, []
     ledger = _ledger(run=f"capability-{profile.name}-seed{seed}", profile=profile.name)
     options = {name: getattr(arguments, name) for name in ("data_dir", "execute_code")}
     options |= {"batch_size": profile.batch_size, "max_gen_toks": arguments.max_tokens}
     limit = arguments.limit or profile.n_capability
     for name, adapter in [("untrained", None)] + [(arguments.name, arguments.adapter)] * bool(arguments.adapter):
-        policy = load_policy(profile, seed, adapter, trainable=False)
-        results.append(check(policy, arguments.suite, limit, name, seed, ledger, **options))
+        model = policy.load_policy(profile, seed, adapter, trainable=False)
+        results.append(evaluate.check(model, arguments.suite, limit, name, seed, ledger, **options))
     print(results[0].table().to_string(index=False))
     if len(results) > 1:
-        print("\n" + capability_table(results, ledger).to_string(index=False))
+        print("\n" + evaluate.capability_table(results, ledger).to_string(index=False))
     print(*(f"note: {note}" for note in results[-1].notes), sep="\n")
 
 
@@ -247,13 +232,10 @@ def estimate(arguments) -> int:
     from recr1_lite.train.memory import print_estimate, with_group
 
     profile = get_profile(arguments.profile)
-    given = {
-        "model": arguments.model,
-        "max_prompt_tokens": arguments.prompt_tokens,
-        "max_completion_tokens": arguments.completion_tokens,
-    }
-    profile = replace(profile, **{name: value for name, value in given.items() if value is not None})
-    if arguments.group is not None:
+    tokens = {"max_prompt_tokens": arguments.prompt_tokens, "max_completion_tokens": arguments.completion_tokens}
+    given = {"model": arguments.model, **tokens}
+    profile = replace(profile, **{name: value for name, value in given.items() if value})
+    if arguments.group:
         profile = with_group(profile, arguments.group)
     return print_estimate(profile, arguments.backend, arguments.memory)
 
@@ -310,14 +292,12 @@ def serve(arguments) -> None:
     ("--out", "file, .html or .md; without a suffix both (default: runs/report)", "runs/report"),
     ("--ledger", "ledger file (default: the runs folder's ledger.jsonl)"),
 )
-def report(arguments) -> None:
+def report_(arguments) -> None:
     """Make the report of a run from the ledger."""
-    from recr1_lite.report.page import report_markdown, write_report
-
     ledger, out = Ledger(arguments.ledger), Path(arguments.out)
     outs = [out] if out.suffix else [out.with_suffix(".html"), out.with_suffix(".md")]
-    paths = [write_report(ledger, path, arguments.run) for path in outs]
-    print(report_markdown(ledger, arguments.run))
+    paths = [report.write_report(ledger, path, arguments.run) for path in outs]
+    print(report.report_markdown(ledger, arguments.run))
     print(f"look at {' and '.join(map(str, paths))}")
 
 
