@@ -81,11 +81,6 @@ def back(whole, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizers(llama, back):
-    return AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(back)
-
-
-@pytest.fixture(scope="module")
 def small(whole, tmp_path_factory) -> Path:
     """The file with a vocabulary of 336 tokens, which is read in no time."""
     return rewritten(whole, tmp_path_factory.mktemp("small") / "m.gguf", tokens=336)
@@ -131,24 +126,24 @@ def refused(message: str):
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
 
 
-def test_every_weight_and_special_token_comes_back(llama, back, tokenizers):
+def test_every_weight_and_special_token_comes_back(llama, back):
     before, after = load_file(llama / "model.safetensors"), load_file(back / "model.safetensors")
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
     ids = torch.tensor([[5, 60, 700]])
     ours, theirs = (AutoModelForCausalLM.from_pretrained(folder)(ids).logits for folder in (llama, back))
     assert torch.equal(ours, theirs)
-    here, there = tokenizers
+    here, there = AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(back)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "chat_template", "padding_side"):
         assert getattr(here, name) == getattr(there, name)
 
+    @settings(deadline=None, max_examples=150)
+    @given(text=st.text() | st.text("ab 19\n'sS.é\u0301▁"))
+    @example("IT'S 12,345\r\n\n  ½ Ⅷ <|im_end|> <|endoftext|>e\u0301")
+    def any_text_has_the_same_tokens(text):
+        ids = here(text).input_ids  # its vocabulary lacks some bytes, which become the unknown token
+        assert there(text).input_ids == ids and there.decode(ids) == here.decode(ids)
 
-@settings(deadline=None, max_examples=150)
-@given(text=st.text() | st.text("ab 19\n'sS.é\u0301▁"))
-@example("IT'S 12,345\r\n\n  ½ Ⅷ <|im_end|> <|endoftext|>e\u0301")
-def test_any_text_has_the_same_tokens(tokenizers, text):
-    before, after = tokenizers
-    ids = before(text).input_ids  # its vocabulary lacks some bytes, which become the unknown token
-    assert after(text).input_ids == ids and after.decode(ids) == before.decode(ids)
+    any_text_has_the_same_tokens()
 
 
 def test_the_splitting_of_qwen2_is_its_own():
@@ -451,32 +446,26 @@ def hub(monkeypatch) -> Mock:
     return api
 
 
-def test_a_push_makes_a_private_repo_and_uploads_the_folder(hub, tmp_path):
-    (tmp_path / "export.json").write_text("{}")
-    assert exports.push(tmp_path, "me/mine") == "https://huggingface.co/me/mine"
-    hub.create_repo.assert_called_once_with("me/mine", repo_type="model", private=True, exist_ok=True)
-    sent = hub.upload_folder.call_args.kwargs
-    assert (sent["repo_id"], sent["folder_path"]) == ("me/mine", str(tmp_path))
-    exports.push(tmp_path, "me/mine", private=False)
-    assert hub.create_repo.call_args.kwargs["private"] is False
-    problem = RuntimeError("403 Forbidden\nmore")
-    problem.response = types.SimpleNamespace(status_code=403)
-    hub.upload_folder.side_effect = problem
-    with refused("me/mine could not be pushed .403 Forbidden.; check .* log in with"):
-        exports.push(tmp_path, "me/mine")
-
-
-def test_a_push_that_is_refused(hub, tmp_path, monkeypatch):
+def test_a_push_makes_a_private_repo_and_uploads_the_folder(hub, tmp_path, monkeypatch):
     with refused("is no whole export"):
         exports.push(tmp_path, "me/mine")
     (tmp_path / "export.json").write_text("{}")
     for name in ("mine", "me/mine/two", "./../me", "https://huggingface.co/me/mine", ""):
         with refused("is no name of a Hub repo"):
             exports.push(tmp_path, name)
+    assert not hub.method_calls
+    assert exports.push(tmp_path, "me/mine") == "https://huggingface.co/me/mine"
+    hub.create_repo.assert_called_once_with("me/mine", repo_type="model", private=True, exist_ok=True)
+    sent = hub.upload_folder.call_args.kwargs
+    assert (sent["repo_id"], sent["folder_path"]) == ("me/mine", str(tmp_path))
+    exports.push(tmp_path, "me/mine", private=False)
+    assert hub.create_repo.call_args.kwargs["private"] is False
+    hub.upload_folder.side_effect = RuntimeError("403 Forbidden\nmore")
+    with refused("me/mine could not be pushed .403 Forbidden.; check .* log in with"):
+        exports.push(tmp_path, "me/mine")
     monkeypatch.setenv("RECR1_OFFLINE", "1")
     with refused("forbids the network"):
         exports.push(tmp_path, "me/mine")
-    assert not hub.method_calls
 
 
 def test_the_command(tiny_folder, tmp_path, capsys, hub, monkeypatch):
