@@ -2,13 +2,14 @@
 /v1/chat/completions lets OpenAI clients ask the model itself.
 
 For one person's trying: one generation at a time, no streaming, no key asked for, on this machine alone by default. It
-runs on Starlette and uvicorn, the optional extra `server`.
+runs on Starlette and uvicorn; where the optional extra `server` is not installed, the import raises RecR1Error.
 """
 
 import asyncio
 import gc
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -32,7 +33,17 @@ from recr1_lite.search.base import Retriever, RetrieverError, search_all
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import PROMPTS, break_special_tokens, chat_text
 
-NEEDED = 'serving needs starlette and uvicorn; run pip install -e ".[server]"'
+try:
+    import h11
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import HTMLResponse, Response
+    from starlette.routing import Route
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+except ImportError:
+    raise RecR1Error('serving needs starlette and uvicorn; run pip install -e ".[server]"') from None
+
 CHAT_PATH = "/v1/chat/completions"
 BODY = 1 << 20  # bytes of a body
 REQUESTS = 32  # requests in one call
@@ -103,11 +114,28 @@ class Service:
                 raise RecR1Error(f'"{name}" is {json.dumps(value)[:40]}; send a number up to {limit}')
         if len(turns) == 1 and turns[0]["role"] == "assistant" or not all(isinstance(t["role"], str) for t in turns):
             raise RecR1Error('a turn\'s "role" is no text, or nothing is asked; send a turn of the role "user"')
-        sizes = max(1, int(most)), float(heat) if heat > 1e-3 else 0.0, self.rewriter.max_prompt_tokens
         try:
-            return complete_chat(self.rewriter.policy, turns, *sizes)
+            return self.completion(turns, max(1, int(most)), float(heat) if heat > 1e-3 else 0.0)
         except TemplateError as problem:
             raise RecR1Error(f"the model's chat template does not take these turns ({problem})") from None
+
+    def completion(self, turns: list[dict], most: int, temperature: float) -> dict:
+        """The model's answer to these turns; after an assistant's turn it goes on with that."""
+        policy = self.rewriter.policy
+        tokenizer, model, ends = policy.tokenizer, policy.model, policy.end_ids
+        turns = [turn | {"content": break_special_tokens(tokenizer, turn["content"])} for turn in turns]
+        prefix = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+        text = chat_text(tokenizer, turns) + prefix
+        ids, mask = encode(tokenizer, [text], self.rewriter.max_prompt_tokens, model.device)
+        training = model.training
+        rows = generate_grouped(model.eval(), ids, mask, most, ends, tokenizer.pad_token_id, temperature)
+        model.train(training)
+        row, ended = until_end(rows[0].tolist(), ends)
+        message = {"role": "assistant", "content": tokenizer.decode(row, skip_special_tokens=True)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop" if ended else "length"}
+        usage = {"prompt_tokens": ids.size(1), "completion_tokens": len(row)}
+        about = {"object": "chat.completion", "created": int(time.time()), "model": policy.name}
+        return about | {"choices": [choice], "usage": usage}
 
     def both(self, request: str) -> dict:
         """The request's own results beside the rewrite's."""
@@ -140,8 +168,6 @@ class Service:
 
     async def post(self, work: Callable, request):
         """The response to a request with a JSON body."""
-        from starlette.requests import ClientDisconnect
-
         body, came, size = b"", 0, int(request.headers.get("Content-Length") or 0)
         # a body that is too long is read for a while, else the answer is lost; who goes away meanwhile is no fault
         with suppress(TimeoutError, ClientDisconnect):
@@ -164,8 +190,6 @@ class Service:
 
     async def page(self, request):
         """The page to try it by hand."""
-        from starlette.responses import HTMLResponse
-
         query, status = request.query_params.get("q", "").strip(), 200
         about: dict = {"request": query[:LETTERS], "letters": LETTERS, "found": None, "problem": ""}
         if query:
@@ -182,13 +206,8 @@ class Service:
             return _reply(200, {"status": "ok", "model": name, "rewriter": self.rewriter.name})
         return _reply(200, {"object": "list", "data": [{"id": name, "object": "model"}]})
 
-    def app(self):
-        """The Starlette application. Raises RecR1Error where the extra `server` is not installed."""
-        try:
-            from starlette.applications import Starlette
-            from starlette.routing import Route
-        except ImportError:
-            raise RecR1Error(NEEDED) from None
+    def app(self) -> Starlette:
+        """The application."""
 
         def nothing(request, error):
             return _reply(404, _error(f"there is no {request.method} {request.url.path[:80]} here; {KNOWN}"))
@@ -203,33 +222,25 @@ class Service:
         return Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing, 500: broken})
 
 
+class Protocol(H11Protocol):
+    """What is no HTTP gets its answer in JSON too."""
+
+    def send_400_response(self, msg: str) -> None:
+        said = json.dumps(_error(f"this is no HTTP request that can be read; {KNOWN}")).encode()
+        head = {"Content-Type": "application/json", "Content-Length": str(len(said)), "Connection": "close"}
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
+            first = h11.Response(status_code=400, headers=[*head.items()])
+            for event in (first, h11.Data(said), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
+
+
 @contextmanager
 def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
     """Run an application on `host` (port 0: a free one) while inside; gives the root URL, without a slash.
 
-    Raises RecR1Error where the port is taken or the extra `server` is not installed.
+    Raises RecR1Error where the port is taken.
     """
-    import socket
-
-    try:
-        import h11
-        import uvicorn
-        from uvicorn.protocols.http.h11_impl import H11Protocol
-    except ImportError:
-        raise RecR1Error(NEEDED) from None
-
-    class Protocol(H11Protocol):
-        """What is no HTTP gets its answer in JSON too."""
-
-        def send_400_response(self, msg: str) -> None:
-            said = json.dumps(_error(f"this is no HTTP request that can be read; {KNOWN}")).encode()
-            head = {"Content-Type": "application/json", "Content-Length": str(len(said)), "Connection": "close"}
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
-                first = h11.Response(status_code=400, headers=[*head.items()])
-                for event in (first, h11.Data(said), h11.EndOfMessage()):
-                    self.transport.write(self.conn.send(event))
-            self.transport.close()
-
     try:
         listening = socket.create_server((host, port))
     except (OSError, OverflowError, UnicodeError) as problem:
@@ -294,26 +305,6 @@ def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) ->
         os._exit(0)
 
 
-def complete_chat(policy: Policy, chat: list[dict], most: int, temperature: float, limit: int) -> dict:
-    """The answer to one chat of the chat-completions interface. limit: tokens of the prompt."""
-    tokenizer, model = policy.tokenizer, policy.model
-    chat = [turn | {"content": break_special_tokens(tokenizer, turn["content"])} for turn in chat]
-    prefix = chat.pop()["content"] if chat[-1]["role"] == "assistant" else ""
-    text = chat_text(tokenizer, chat) + prefix
-    ids, mask = encode(tokenizer, [text], limit, model.device)
-    training, ends = model.training, (policy.end_ids, tokenizer.pad_token_id)
-    row, ended = until_end(
-        generate_grouped(model.eval(), ids, mask, most, *ends, temperature)[0].tolist(), policy.end_ids
-    )
-    model.train(training)
-    message = {"role": "assistant", "content": tokenizer.decode(row, skip_special_tokens=True)}
-    reason = "stop" if ended else "length"
-    choices = [{"index": 0, "message": message, "finish_reason": reason}]
-    usage = {"prompt_tokens": ids.size(1), "completion_tokens": len(row)}
-    about = {"object": "chat.completion", "created": int(time.time()), "model": policy.name}
-    return about | {"choices": choices, "usage": usage}
-
-
 def _error(message: str) -> dict:
     return {"error": {"message": message}}
 
@@ -328,8 +319,6 @@ def _noted(error: Exception, message: str = "the server failed on this request")
 
 
 def _reply(status: int, content: object):
-    from starlette.responses import Response
-
     headers = SAFE | ({"Retry-After": "5"} if status == 503 else {})
     return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
 
