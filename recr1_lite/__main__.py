@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from recr1_lite import assets, evaluate, policy, report, train  # rooms load torch when a name of theirs is asked for
 from recr1_lite.common import RecR1Error, free_folder, run_script, runs_folder
 from recr1_lite.ledger import Ledger
 from recr1_lite.profiles import get_profile
@@ -19,17 +20,9 @@ EPILOG = """first steps:
 RECR1_PROFILE picks another profile, RECR1_CACHE another cache folder, RECR1_OFFLINE=1 forbids the network."""
 
 
-class Command(NamedTuple):
-    """What a command does, and its options: (flag, help) or (flag, help, default).
-
-    For the default stand also: a type, a tuple of choices (the first is the default), or argparse's own settings.
-    """
-
-    run: Callable[[argparse.Namespace], int | None]
-    options: tuple[tuple, ...]
-
-
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], tuple[tuple, ...]]] = {}  # function, options
+# An option is (flag, help) or (flag, help, default). For the default stand also: a type, a tuple of choices (the first
+# is the default), or argparse's own settings.
 PROFILE = ("--profile", "smoke, cpu, t4, gpu24 or paper (default: the one that fits)")
 MODEL = (PROFILE, ("--seed", "of the adapter, the rollouts and the order", 0))
 TASKS = "clothing, movielens, esci, amazon_c4, amazon_reviews, or custom with --items and --requests"
@@ -42,15 +35,14 @@ TASK = (
     ("--option", "another option of the task (category=Video_Games), as often as needed", MORE),
     ("--retriever", "bm25, dense, hybrid, or the http address of a search server (default: bm25)", "bm25"),
 )
-TRACKER = {"default": "none", "metavar": "TRACKER"}
 TRAIN = (
     ("--steps", "GRPO steps (default: the profile's)", int),
     ("--out", "folder of the run (default: the next free one under runs/)"),
     ("--resume", "go on from the last checkpoint in --out", False),
-    ("--report-to", "log to a tracker too: tensorboard, wandb, trackio (default: none)", TRACKER),
+    ("--report-to", "log to a tracker too: tensorboard, wandb, trackio (default: none)", "none"),
 )
-TRAINERS = {"choices": ("unsloth", "transformers", "stock")}
 RANGES: dict = {"seed": (0, 2**32 - 1), "port": (0, 65535), "memory": (0, 10**6)}  # any other number counts something
+BACKENDS = ("unsloth", "transformers", "stock")
 SUITES = ("offline", "ifeval", "gsm8k", "mmlu", "humaneval")
 
 
@@ -58,7 +50,7 @@ def command(*options: tuple) -> Callable:
     """Make a function a command of its name, with its docstring for help; what it returns is the exit status."""
 
     def register(run: Callable) -> Callable:
-        COMMANDS[run.__name__.rstrip("_")] = Command(run, options)
+        COMMANDS[run.__name__.rstrip("_")] = run, options
         return run
 
     return register
@@ -77,9 +69,6 @@ def settings(about: str, default: Any = None) -> dict:
     return {"help": about, "default": default, "type": int if isinstance(default, int) else str}
 
 
-# Modules that load torch are imported by the command that needs them: --help should be quick.
-
-
 @command()
 def doctor(arguments) -> int:
     """Check Python, packages, device, memory, disk, cache, and say what to do."""
@@ -91,8 +80,6 @@ def doctor(arguments) -> int:
 @command()
 def prepare(arguments) -> None:
     """Fetch the model and the data into the cache; afterwards no network is needed."""
-    from recr1_lite import assets
-
     for name in (*assets.ASSETS, *assets.MODELS):
         print(f"{name}: {assets.fetch(name) if name in assets.ASSETS else assets.model_folder(name)}")
 
@@ -116,21 +103,18 @@ def demo(arguments) -> None:
     """Run the loop: baselines, headroom, GRPO, sealed test, report."""
     from recr1_lite.recipes.demo import demo as run
 
-    profile, out, task, ledger = _profile(arguments), _out(arguments), _task(arguments), Ledger().bind(command=_words())
-    run(profile, out, arguments.seed, arguments.resume, ledger, task, arguments.retriever)
+    profile, out = _profile(arguments), _out(arguments)
+    run(profile, out, arguments.seed, arguments.resume, _ledger(), _task(arguments), arguments.retriever)
 
 
 @command(*TASK, *TRAIN)
-def train(arguments) -> None:
+def train_(arguments) -> None:
     """GRPO alone: train an adapter, validate it as it goes."""
-    from recr1_lite.policy.models import load_policy
-    from recr1_lite.train.grpo import train_task
-
     profile, out = _profile(arguments), _out(arguments)
     task = _task(arguments).subsample(n_val=profile.n_val, n_test=profile.n_test)
-    policy, engine = load_policy(profile, arguments.seed), _engine(arguments, task)
-    ledger = Ledger().bind(run=out.name, command=_words())
-    done = train_task(policy, task, engine, profile, out, arguments.seed, ledger, resume=arguments.resume)
+    learner, ledger = policy.load_policy(profile, arguments.seed), _ledger(run=out.name)
+    engine, seed = _engine(arguments, task), arguments.seed
+    done = train.train_task(learner, task, engine, profile, out, seed, ledger, resume=arguments.resume)
     print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
 
 
@@ -140,20 +124,16 @@ def train(arguments) -> None:
     ("--raw", "score the request itself, no model", False),
     ("--split", "test opens the sealed split and leaves a mark in the ledger", ("val", "train", "test")),
 )
-def evaluate(arguments) -> None:
+def evaluate_(arguments) -> None:
     """Score the raw request, the prompted model or an adapter."""
-    from recr1_lite.evaluate import evaluation
-    from recr1_lite.policy.models import load_policy
-    from recr1_lite.policy.rewriters import RawRewriter, Rewriter, as_rewriter
-
     profile, task = _profile(arguments), _task(arguments)
     task = task.subsample(n_val=profile.n_val, n_test=profile.n_test)  # the examples that the demo takes
-    method: Rewriter = RawRewriter()
+    method = policy.RawRewriter()
     if not arguments.raw:
-        policy = load_policy(profile, arguments.seed, arguments.adapter, trainable=False)
-        method = as_rewriter(policy, task.prompt, profile, arguments.adapter or "zero-shot")
-    ledger = Ledger().bind(profile=profile.name, command=_words())
-    result = evaluation.evaluate(method, task, _engine(arguments, task), arguments.split, ledger, arguments.seed)
+        model = policy.load_policy(profile, arguments.seed, arguments.adapter, trainable=False)
+        method = policy.as_rewriter(model, task.prompt, profile, arguments.adapter or "zero-shot")
+    ledger = _ledger(profile=profile.name)
+    result = evaluate.evaluate(method, task, _engine(arguments, task), arguments.split, ledger, arguments.seed)
     print(result.table().to_string(index=False))
 
 
@@ -164,15 +144,14 @@ def evaluate(arguments) -> None:
 )
 def inspect(arguments) -> None:
     """One request through the loop: rewrite, hits, and what an adapter changes."""
-    from recr1_lite.policy.models import load_policy
-    from recr1_lite.policy.rewriters import RawRewriter, Rewriter, as_rewriter
     from recr1_lite.search import search_all
 
     profile, task = _profile(arguments), _task(arguments)
     retriever, titles = _engine(arguments, task), task.items.set_index("item_id")["title"].to_dict()
-    methods: list[Rewriter] = [RawRewriter()]
+    methods = [policy.RawRewriter()]
     for name, adapter in [("zero-shot", None)] + [("adapter", arguments.adapter)] * bool(arguments.adapter):
-        methods.append(as_rewriter(load_policy(profile, 0, adapter, trainable=False), task.prompt, profile, name))
+        model = policy.load_policy(profile, 0, adapter, trainable=False)
+        methods.append(policy.as_rewriter(model, task.prompt, profile, name))
     for method in methods:
         (answer,) = method.complete([arguments.request])
         (hits,) = search_all(retriever, [answer.query], 5, titles)
@@ -193,20 +172,17 @@ def inspect(arguments) -> None:
 )
 def capability(arguments) -> None:
     """What an adapter did to everything else: general abilities before and after."""
-    from recr1_lite.evaluate.capability import capability_table, check
-    from recr1_lite.policy.models import load_policy
-
     profile, seed, results = _profile(arguments), arguments.seed, []
-    run = f"capability-{profile.name}-seed{seed}"
-    ledger, limit = Ledger().bind(run=run, profile=profile.name, command=_words()), arguments.limit
+    ledger = _ledger(run=f"capability-{profile.name}-seed{seed}", profile=profile.name)
     options = {name: getattr(arguments, name) for name in ("data_dir", "execute_code")}
     options |= {"batch_size": profile.batch_size, "max_gen_toks": arguments.max_tokens}
+    limit = arguments.limit or profile.n_capability
     for name, adapter in [("untrained", None)] + [(arguments.name, arguments.adapter)] * bool(arguments.adapter):
-        policy = load_policy(profile, seed, adapter, trainable=False)
-        results.append(check(policy, arguments.suite, limit or profile.n_capability, name, seed, ledger, **options))
+        model = policy.load_policy(profile, seed, adapter, trainable=False)
+        results.append(evaluate.check(model, arguments.suite, limit, name, seed, ledger, **options))
     print(results[0].table().to_string(index=False))
     if len(results) > 1:
-        print("\n" + capability_table(results, ledger).to_string(index=False))
+        print("\n" + evaluate.capability_table(results, ledger).to_string(index=False))
     print(*(f"note: {note}" for note in results[-1].notes), sep="\n")
 
 
@@ -224,7 +200,7 @@ def compare(arguments) -> None:
     from recr1_lite.tasks.sequential import name_genres
 
     profile, parts, seed = _profile(arguments), arguments.parts.split(","), arguments.seed
-    ledger = Ledger().bind(command=_words())
+    ledger = _ledger()
     profile = replace(profile, validate_every=min(10, profile.validate_every))  # the curves are compared
     if unknown := set(parts) - {"methods", "capability", "continual"}:
         raise RecR1Error(f"there is no part {sorted(unknown)[0]!r}; take methods, capability, continual")
@@ -245,7 +221,7 @@ def compare(arguments) -> None:
 @command(
     PROFILE,
     ("--model", "another model than the profile's: a published Qwen2.5 size, or a local folder"),
-    ("--backend", "trainer: unsloth's, this kit's, TRL's (default: what a run would take)", TRAINERS),
+    ("--backend", "trainer: unsloth's, this kit's, TRL's (default: what a run would take)", {"choices": BACKENDS}),
     ("--group", "rollouts per prompt (default: the profile's)", int),
     ("--prompt-tokens", "default: the profile's limit", int),
     ("--completion-tokens", "default: the profile's limit", int),
@@ -256,10 +232,10 @@ def estimate(arguments) -> int:
     from recr1_lite.train.memory import print_estimate, with_group
 
     profile = get_profile(arguments.profile)
-    names = {"model": "model", "max_prompt_tokens": "prompt_tokens", "max_completion_tokens": "completion_tokens"}
-    given = {name: value for name, option in names.items() if (value := getattr(arguments, option)) is not None}
-    profile = replace(profile, **given)
-    if arguments.group is not None:
+    tokens = {"max_prompt_tokens": arguments.prompt_tokens, "max_completion_tokens": arguments.completion_tokens}
+    given = {"model": arguments.model, **tokens}
+    profile = replace(profile, **{name: value for name, value in given.items() if value})
+    if arguments.group:
         profile = with_group(profile, arguments.group)
     return print_estimate(profile, arguments.backend, arguments.memory)
 
@@ -272,25 +248,24 @@ def estimate(arguments) -> int:
     ("--dtype", "of the merged folder: float32, float16, bfloat16", "float16"),
     ("--gguf-type", "of the GGUF's matrices: f32, f16, bf16, q8_0", "f16"),
     ("--n", "validation requests of the check (default: 100)", 100),
-    ("--run", "run in the ledger that the model card tells of (default: from the adapter's path)"),
-    ("--method", "its method (default: from the adapter's path)"),
+    ("--run", "run in the ledger that the model card tells of (default: from the adapter's path)", ""),
+    ("--method", "its method (default: from the adapter's path)", ""),
     ("--ledger", "ledger file (default: the nearest above the adapter, else the runs folder's)"),
     ("--push", "upload it to the Hugging Face Hub, as a private model", {"metavar": "OWNER/NAME"}),
     ("--public", "with --push: for everybody", False),
 )
 def export(arguments) -> None:
     """Leave with your model: adapter, merged 16-bit folder and GGUF, each loaded back and checked."""
-    from recr1_lite.deploy import card, export
+    from recr1_lite.deploy import export
 
     profile, task, adapter = _profile(arguments), _task(arguments), arguments.adapter
-    gathered = card.gather(adapter, arguments.ledger, arguments.run or "", arguments.method or "")
+    gathered = export.gather(adapter, arguments.ledger, arguments.run, arguments.method)
     out, types = Path(arguments.out or Path(adapter).parent / "export"), (arguments.dtype, arguments.gguf_type)
     asked = gathered["prompt"] or task.prompt, list(task.val["request"][: arguments.n])
-
-    def write_card(told: dict) -> str:
-        return card.card(told, gathered, task.name, task.about)
-
-    told = export.export(profile, adapter, out, *asked, arguments.formats.split(","), *types, write_card)
+    told = export.export(
+        *(profile, adapter, out, *asked, arguments.formats.split(","), *types),
+        card=lambda told: export.card(told, gathered, task.name, task.about),
+    )
     print(*export.lines(told), f"it is in {out}", sep="\n")
     if arguments.push:
         print(f"it is at {export.push(out, arguments.push, private=not arguments.public)}")
@@ -317,14 +292,12 @@ def serve(arguments) -> None:
     ("--out", "file, .html or .md; without a suffix both (default: runs/report)", "runs/report"),
     ("--ledger", "ledger file (default: the runs folder's ledger.jsonl)"),
 )
-def report(arguments) -> None:
+def report_(arguments) -> None:
     """Make the report of a run from the ledger."""
-    from recr1_lite.report.page import report_markdown, write_report
-
     ledger, out = Ledger(arguments.ledger), Path(arguments.out)
     outs = [out] if out.suffix else [out.with_suffix(".html"), out.with_suffix(".md")]
-    paths = [write_report(ledger, path, arguments.run) for path in outs]
-    print(report_markdown(ledger, arguments.run))
+    paths = [report.write_report(ledger, path, arguments.run) for path in outs]
+    print(report.report_markdown(ledger, arguments.run))
     print(f"look at {' and '.join(map(str, paths))}")
 
 
@@ -349,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
             least, most = RANGES.get(name, (1, 10**9))
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not least <= value <= most:
                 raise RecR1Error(f"--{name.replace('_', '-')} {value} is out of range; give {least} to {most:g}")
-        return COMMANDS[arguments.command].run(arguments)
+        return COMMANDS[arguments.command][0](arguments)
 
     return run_script(work)
 
@@ -390,9 +363,9 @@ def _out(arguments) -> Path:
     return free_folder(first, last=arguments.resume)
 
 
-def _words() -> str:
-    """The command as it was given, for the ledger."""
-    return shlex.join(["python", "-m", "recr1_lite", *sys.argv[1:]])
+def _ledger(**marks) -> Ledger:
+    """The runs folder's ledger; each row gets the marks and the command as it was given."""
+    return Ledger().bind(command=shlex.join(["python", "-m", "recr1_lite", *sys.argv[1:]]), **marks)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from recr1_lite import assets
 from recr1_lite.common import RecR1Error
+from recr1_lite.policy import backend
 from recr1_lite.profiles import get_profile
 
 GB = 1e9
-MIN_PYTHON, TESTED_PYTHON = (3, 11), "3.11"
-NEED_MEMORY, USUAL_MEMORY = 2 * GB, 4 * GB  # free; for the smoke and for the cpu profile
-ROOT = Path(__file__).resolve().parents[1]
+MIN_PYTHON = (3, 11)
 INSTALL = "run `pip install -r requirements.txt`"
 
 
@@ -61,7 +61,7 @@ def python() -> Check:
     version = platform.python_version()
     if sys.version_info < MIN_PYTHON:
         return Check("python", "fail", version, "make the environment with Python 3.11 or later")
-    return Check("python", "ok", f"{version} (tested on {TESTED_PYTHON})")
+    return Check("python", "ok", f"{version} (tested on 3.11)")
 
 
 def packages() -> Check:
@@ -83,24 +83,18 @@ def packages() -> Check:
     return Check("packages", "ok", f"all {len(wanted)} as tested")
 
 
-def requirements(folder: Path = ROOT) -> list:
+def requirements(folder: Path = Path(__file__).parents[1]) -> list:
     """The packaging Requirements that hold on this machine: of a checkout, else of the installed package."""
-    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.requirements import Requirement
 
     try:
         lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
     except OSError:
         names = {name.name for name in importlib.metadata.distributions()}
         lines = (importlib.metadata.requires("recr1_lite") or []) if "recr1_lite" in names else []
-    wanted = []
-    for line in lines:
-        try:
-            requirement = Requirement(line.split(" #")[0])
-        except InvalidRequirement:  # an option of pip, a comment, a blank line
-            continue
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            wanted.append(requirement)
-    return wanted
+    lines = [line.partition(" #")[0] for line in lines if line.strip() and line[0] not in "#-"]  # no option of pip
+    wanted = [Requirement(line) for line in lines]
+    return [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
 
 
 def device() -> Check:
@@ -136,20 +130,18 @@ def memory() -> Check:
 
     free = min(psutil.virtual_memory().available, _container_room())
     said = f"{free / GB:.1f} GB free"
-    for limit, ok, instead in ((NEED_MEMORY, "fail", ""), (USUAL_MEMORY, "warn", ", or set RECR1_PROFILE=smoke")):
-        if free < limit:
-            return Check("memory", ok, said, f"close programs until {limit / GB:.0f} GB are free{instead}")
+    for limit, ok, instead in ((2, "fail", ""), (4, "warn", ", or set RECR1_PROFILE=smoke")):  # GB: smoke, cpu
+        if free < limit * GB:
+            return Check("memory", ok, said, f"close programs until {limit} GB are free{instead}")
     return Check("memory", "ok", said)
 
 
 def disk() -> Check:
     """Free disk at the cache, and whether it can be written."""
-    from recr1_lite import assets
-
     folder = assets.cache_folder()
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
-    need = 0 if not _cold() else sum(a.space for a in assets.ASSETS.values()) + sum(assets.MODELS.values())
+    need = sum([*(asset.space for asset in assets.ASSETS.values()), *assets.MODELS.values()]) if _cold() else 0
     said, move = f"{free / GB:.1f} GB free at the cache {folder}", "or set RECR1_CACHE to a folder on a larger disk"
     if free < need:
         return Check("disk", "fail", said, f"free {need / GB:.1f} GB, {move}")
@@ -163,8 +155,6 @@ def disk() -> Check:
 
 def cache() -> Check:
     """Whether model and data are there already."""
-    from recr1_lite import assets
-
     missing = _cold()
     if not missing:
         return Check("cache", "ok", "warm: model and data are here, no network needed")
@@ -197,8 +187,6 @@ def unsloth() -> Check:
     """unsloth belongs on CUDA machines only."""
     import torch
 
-    from recr1_lite.policy import backend
-
     here, cuda = importlib.util.find_spec("unsloth") is not None, torch.cuda.is_available()
     if here and not cuda:
         advice = "run `pip uninstall unsloth torchvision`: here it stops, and can break transformers"
@@ -211,8 +199,6 @@ def unsloth() -> Check:
 
 def _cold() -> list[str]:
     """Names of the assets that are not whole in the cache."""
-    from recr1_lite import assets
-
     folder = assets.cache_folder()
 
     def whole(name: str) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from servers import search_server
 
-from recr1_lite.__main__ import COMMANDS, Command, main, parser
+from recr1_lite.__main__ import COMMANDS, main, parser
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import CallableRetriever
 
@@ -38,10 +38,6 @@ def custom(files) -> list[str]:
     return ["evaluate", "--profile", "smoke", "--task", "custom", *places]
 
 
-def raw(files) -> list[str]:
-    return [*custom(files), "--raw"]
-
-
 def rows(files) -> list[dict]:
     return [json.loads(line) for line in (files / "runs" / "ledger.jsonl").read_text().splitlines()]
 
@@ -62,9 +58,9 @@ def test_help_loads_no_torch():
 
 
 def test_evaluate_raw_on_a_custom_task(files, capsys):
-    assert main(raw(files)) == 0 and "ndcg@100" in capsys.readouterr().out
+    assert main([*custom(files), "--raw"]) == 0 and "ndcg@100" in capsys.readouterr().out
     assert [row["kind"] for row in rows(files)] == ["eval"] and rows(files)[0]["metrics"]["ndcg@100"]["mean"] == 1.0
-    assert main([*raw(files), "--split", "test"]) == 0
+    assert main([*custom(files), "--raw", "--split", "test"]) == 0
     assert [row["kind"] for row in rows(files)] == ["eval", "unseal", "eval"]
     assert all(row["command"].startswith("python -m recr1_lite") and row["device"] for row in rows(files))
 
@@ -73,11 +69,12 @@ def test_an_engine_by_address_and_options_of_a_task(files, capsys):
     asked: list[str] = []
     engine = CallableRetriever(lambda queries, k: asked.extend(queries) or [["b", "a"]] * len(queries))
     with search_server(engine) as url:
-        options = ["--retriever", url, "--option", "k_eval=1", "--option", "name=mine"]
-        code, said = run(capsys, *raw(files), *options)
+        options = ["k_eval=1_0", "val=.2", "seed=007", "name=2024"]  # as their loader wants them
+        words = [part for option in options for part in ("--option", option)]
+        code, said = run(capsys, *custom(files), "--raw", "--retriever", url, *words)
     assert code == 0 and asked, said
     (row,) = rows(files)
-    assert (row["task"], row["retriever"]) == ("mine", "JSONRetriever")
+    assert (row["task"], row["retriever"]) == ("2024", "JSONRetriever")
     assert row["metrics"]["mrr"]["mean"] == 0.5  # the server's order
 
 
@@ -95,7 +92,7 @@ def test_an_engine_by_address_and_options_of_a_task(files, capsys):
 def test_bad_files_are_one_sentence_and_leave_nothing(files, capsys, name, content, word):
     (files / name).unlink() if content is None else (files / name).write_bytes(content)
     before = sorted(path.name for path in files.iterdir())
-    code, said = run(capsys, *raw(files))
+    code, said = run(capsys, *custom(files), "--raw")
     assert code == 2 and said.startswith("recr1_lite: ") and len(said.splitlines()) == 1, said
     assert word in said and "Traceback" not in said
     assert sorted(path.name for path in files.iterdir()) == before
@@ -153,7 +150,7 @@ def test_whatever_ends_a_command_is_at_most_one_sentence(monkeypatch, capfd, err
     def fail(_):
         raise error
 
-    monkeypatch.setitem(COMMANDS, "doctor", Command(fail, ()))
+    monkeypatch.setitem(COMMANDS, "doctor", (fail, ()))
     monkeypatch.setattr("os.dup2", lambda *_: None)
     assert main(["doctor"]) == status
     told = capfd.readouterr().err.strip()
@@ -168,16 +165,10 @@ def test_a_closed_or_full_output_ends_without_a_traceback():
         assert done.returncode == status and not re.search("Traceback|Exception ignored", done.stderr), shell
 
 
-def test_options_are_read_as_their_loader_wants_them(files):
-    options = ["k_eval=1_0", "val=.2", "seed=007", "name=2024"]
-    assert main([*raw(files), *(part for option in options for part in ("--option", option))]) == 0
-    assert rows(files)[0]["task"] == "2024"
-
-
 ODD = ["", "0", "-1", "²", "1e400", "nan", "9" * 30, "\udcff", "a=b", "val=²", "seed=-1", "k_eval=0", "metrics="]
 ODD += ["/", ".", "custom", "movielens", "smoke", "paper", "val", "test", "http://127.0.0.1:9", "dense"]
 ODD += ["adapter,gguf", "灯", "\0", "{x}"]
-FLAGS = sorted({flag for command in COMMANDS.values() for flag, *_ in command.options if flag.startswith("-")})
+FLAGS = sorted({flag for _, options in COMMANDS.values() for flag, *_ in options if flag.startswith("-")})
 WORDS = st.sampled_from(ODD) | st.text(max_size=8)
 LINES = st.tuples(st.sampled_from([*COMMANDS, "nothing"]), st.lists(st.sampled_from(FLAGS) | WORDS, max_size=7))
 

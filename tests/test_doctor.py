@@ -39,15 +39,13 @@ def warm(folder):
 
 def test_one_line_a_check_and_advice_with_every_trouble():
     lines = []
-    status = doctor.print_doctor(lines.append)
+    doctor.print_doctor(lines.append)
     checks = doctor.check()
     names = "python packages device bf16 memory disk cache network profile unsloth"
     assert [item.name for item in checks] == names.split()
     assert len(lines) == len(checks) + 1 and not any("\n" in line for line in lines)
-    assert all(item.ok in ("ok", "warn", "fail") for item in checks)
     assert all(item.advice for item in checks if item.ok == "warn")
     assert not any(item.advice for item in checks if item.ok == "ok")
-    assert status == int(any(item.ok == "fail" for item in checks))
 
 
 @pytest.mark.parametrize(
@@ -102,8 +100,7 @@ def test_an_old_python_fails(monkeypatch):
 def test_packages_are_held_against_the_pins(monkeypatch, pins, ok, found):
     monkeypatch.setattr(doctor, "requirements", lambda: [Requirement(pin) for pin in pins])
     item = doctor.packages()
-    assert item.ok == ok and found in item.found
-    assert ("requirements.txt" in item.advice) == (ok != "ok")
+    assert item.ok == ok and found in item.found and ("requirements.txt" in item.advice) == (ok != "ok")
 
 
 def test_a_cold_cache_warns_and_offline_too_fails(monkeypatch, tmp_path):
@@ -129,7 +126,6 @@ def test_disk_is_asked_for_more_when_the_cache_is_cold(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("free, ok", [(1e9, "fail"), (3e9, "warn"), (9e9, "ok")])
 def test_memory_has_two_limits(monkeypatch, free, ok):
-
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64e9))
     monkeypatch.setattr(doctor, "_container_room", lambda: free)
     assert doctor.memory().ok == ok

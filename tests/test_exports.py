@@ -26,7 +26,6 @@ from recr1_lite.assets import gguf
 from recr1_lite.assets.fetch import offline, sha256_of
 from recr1_lite.assets.gguf import folder_of
 from recr1_lite.common import RecR1Error
-from recr1_lite.deploy import card as model_card
 from recr1_lite.deploy import export as exports
 from recr1_lite.deploy.export import compare, export, to_gguf
 from recr1_lite.ledger import Ledger
@@ -82,11 +81,6 @@ def back(whole, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizers(llama, back):
-    return AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(back)
-
-
-@pytest.fixture(scope="module")
 def small(whole, tmp_path_factory) -> Path:
     """The file with a vocabulary of 336 tokens, which is read in no time."""
     return rewritten(whole, tmp_path_factory.mktemp("small") / "m.gguf", tokens=336)
@@ -132,24 +126,24 @@ def refused(message: str):
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
 
 
-def test_every_weight_and_special_token_comes_back(llama, back, tokenizers):
+def test_every_weight_and_special_token_comes_back(llama, back):
     before, after = load_file(llama / "model.safetensors"), load_file(back / "model.safetensors")
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
     ids = torch.tensor([[5, 60, 700]])
     ours, theirs = (AutoModelForCausalLM.from_pretrained(folder)(ids).logits for folder in (llama, back))
     assert torch.equal(ours, theirs)
-    here, there = tokenizers
+    here, there = AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(back)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "chat_template", "padding_side"):
         assert getattr(here, name) == getattr(there, name)
 
+    @settings(deadline=None, max_examples=150)
+    @given(text=st.text() | st.text("ab 19\n'sS.é\u0301▁"))
+    @example("IT'S 12,345\r\n\n  ½ Ⅷ <|im_end|> <|endoftext|>e\u0301")
+    def any_text_has_the_same_tokens(text):
+        ids = here(text).input_ids  # its vocabulary lacks some bytes, which become the unknown token
+        assert there(text).input_ids == ids and there.decode(ids) == here.decode(ids)
 
-@settings(deadline=None, max_examples=150)
-@given(text=st.text() | st.text("ab 19\n'sS.é\u0301▁"))
-@example("IT'S 12,345\r\n\n  ½ Ⅷ <|im_end|> <|endoftext|>e\u0301")
-def test_any_text_has_the_same_tokens(tokenizers, text):
-    before, after = tokenizers
-    ids = before(text).input_ids  # its vocabulary lacks some bytes, which become the unknown token
-    assert after(text).input_ids == ids and after.decode(ids) == before.decode(ids)
+    any_text_has_the_same_tokens()
 
 
 def test_the_splitting_of_qwen2_is_its_own():
@@ -333,9 +327,9 @@ def test_what_is_beyond_the_tolerance():
 def test_what_an_export_does_not_know_and_a_folder_of_somebody_else(tiny_folder, tmp_path):
     profile, out = tiny_profile(tiny_folder), tmp_path / "out"
     for options, message in (
-        (dict(formats=("onnx",)), "no format 'onnx'"),
-        (dict(dtype="int8"), "no dtype 'int8'"),
-        (dict(gguf_type="q4_0"), "no GGUF type 'q4_0'"),
+        (dict(formats=("onnx",)), "there is no 'onnx' to export to"),
+        (dict(dtype="int8"), "there is no 'int8'"),
+        (dict(gguf_type="q4_0"), "there is no 'q4_0'"),
         (dict(formats=()), "needs one format at least"),
         (dict(requests=[]), "and one request"),
     ):
@@ -381,9 +375,9 @@ def told(**changes) -> dict:
 
 
 def test_the_card_says_what_the_ledger_says(tmp_path):
-    gathered = model_card.gather(ledger(tmp_path) / "grpo" / "best")
+    gathered = exports.gather(ledger(tmp_path) / "grpo" / "best")
     assert (gathered["run"], gathered["method"]) == ("run", "GRPO")
-    card = model_card.card(told(), gathered, "shop", {"source": "a shop", "licence": "CC0"})
+    card = exports.card(told(), gathered, "shop", {"source": "a shop", "licence": "CC0"})
     _, front, text = card.split("---\n", 2)
     front = yaml.safe_load(front)
     assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct" and front["license"] == "apache-2.0"
@@ -409,36 +403,36 @@ def test_the_card_says_what_the_ledger_says(tmp_path):
 
 
 def test_the_card_says_what_is_missing(tmp_path):
-    gathered = model_card.gather(ledger(tmp_path, tested=False) / "sft")
-    card = model_card.card(told(base_model="me/mine", files={"adapter/x": {}}, notes=["one"]), gathered, "shop", {})
+    gathered = exports.gather(ledger(tmp_path, tested=False) / "sft")
+    card = exports.card(told(base_model="me/mine", files={"adapter/x": {}}, notes=["one"]), gathered, "shop", {})
     assert gathered["method"] == "SFT" and "There is no sealed-test result in the ledger" in card
     assert "license:" not in card and "see its own page" in card and "licence: not stated" in card
     assert 'library_name: "peft"' in card and "PeftModel.from_pretrained(model, 'adapter')" in card
     compile(card.split("```python\n")[1].split("```")[0], "card", "exec")
-    nothing = model_card.gather(tmp_path / "elsewhere" / "best", tmp_path / "none.jsonl")
-    assert "The ledger holds no training of this adapter." in model_card.card(told(), nothing, "shop", {})
+    nothing = exports.gather(tmp_path / "elsewhere" / "best", tmp_path / "none.jsonl")
+    assert "The ledger holds no training of this adapter." in exports.card(told(), nothing, "shop", {})
 
 
 @pytest.mark.parametrize("method, steps", [("GRPO", 50), ("SFT + JSON", 69), ("SFT then GRPO", 35), ("SFT", 50)])
 def test_the_card_tells_the_training_that_was(method, steps):
     """The published run: SFT has no rollouts, and what it made are its own steps, not the profile's 50."""
     ledger = Path(__file__).parents[1] / "data" / "runs" / "compare.jsonl"
-    known = model_card.gather("adapter", ledger, "compare-cpu-seed0", method)
-    text = model_card.card(told(), known, "clothing", {})
+    known = exports.gather("adapter", ledger, "compare-cpu-seed0", method)
+    text = exports.card(told(), known, "clothing", {})
     assert f"| steps | {steps} |" in text and f"| {method} | 400 |" in text
     assert ("rollouts per step" in text) == method.endswith("GRPO") != ("targets per step, at most | 8 |" in text)
 
 
 def test_which_training_it_was(tmp_path):
     best = ledger(tmp_path) / "best"
-    assert model_card.gather(best, method="SFT")["train"]["method"] == "SFT"
+    assert exports.gather(best, method="SFT")["train"]["method"] == "SFT"
     for options, message in (
         ({}, "the run run trained GRPO, SFT; say with --method which one best is"),
         ({"run": "other"}, "no training of the run 'other'; it has run"),
         ({"method": "PPO"}, "the run run trained no 'PPO'"),
     ):
         with refused(message):
-            model_card.gather(best, **options)
+            exports.gather(best, **options)
 
 
 @pytest.fixture
@@ -452,32 +446,26 @@ def hub(monkeypatch) -> Mock:
     return api
 
 
-def test_a_push_makes_a_private_repo_and_uploads_the_folder(hub, tmp_path):
-    (tmp_path / "export.json").write_text("{}")
-    assert exports.push(tmp_path, "me/mine") == "https://huggingface.co/me/mine"
-    hub.create_repo.assert_called_once_with("me/mine", repo_type="model", private=True, exist_ok=True)
-    sent = hub.upload_folder.call_args.kwargs
-    assert (sent["repo_id"], sent["folder_path"]) == ("me/mine", str(tmp_path))
-    exports.push(tmp_path, "me/mine", private=False)
-    assert hub.create_repo.call_args.kwargs["private"] is False
-    problem = RuntimeError("403 Forbidden\nmore")
-    problem.response = types.SimpleNamespace(status_code=403)
-    hub.upload_folder.side_effect = problem
-    with refused("me/mine could not be pushed .403 Forbidden.; log in with"):
-        exports.push(tmp_path, "me/mine")
-
-
-def test_a_push_that_is_refused(hub, tmp_path, monkeypatch):
+def test_a_push_makes_a_private_repo_and_uploads_the_folder(hub, tmp_path, monkeypatch):
     with refused("is no whole export"):
         exports.push(tmp_path, "me/mine")
     (tmp_path / "export.json").write_text("{}")
     for name in ("mine", "me/mine/two", "./../me", "https://huggingface.co/me/mine", ""):
         with refused("is no name of a Hub repo"):
             exports.push(tmp_path, name)
+    assert not hub.method_calls
+    assert exports.push(tmp_path, "me/mine") == "https://huggingface.co/me/mine"
+    hub.create_repo.assert_called_once_with("me/mine", repo_type="model", private=True, exist_ok=True)
+    sent = hub.upload_folder.call_args.kwargs
+    assert (sent["repo_id"], sent["folder_path"]) == ("me/mine", str(tmp_path))
+    exports.push(tmp_path, "me/mine", private=False)
+    assert hub.create_repo.call_args.kwargs["private"] is False
+    hub.upload_folder.side_effect = RuntimeError("403 Forbidden\nmore")
+    with refused("me/mine could not be pushed .403 Forbidden.; check .* log in with"):
+        exports.push(tmp_path, "me/mine")
     monkeypatch.setenv("RECR1_OFFLINE", "1")
     with refused("forbids the network"):
         exports.push(tmp_path, "me/mine")
-    assert not hub.method_calls
 
 
 def test_the_command(tiny_folder, tmp_path, capsys, hub, monkeypatch):

@@ -1,4 +1,4 @@
-"""hub.fetch: real exceptions of huggingface_hub, each one sentence, and a real cache read offline."""
+"""Files of the Hub: real exceptions of huggingface_hub, each one sentence, and a real cache read offline."""
 
 import errno
 import time
@@ -39,11 +39,9 @@ FAILURES = [
     (http(errors.HfHubHTTPError, 429), "too many requests"),
     (http(errors.HfHubHTTPError, 503), "the Hub answered 503; try again later"),
     (httpx.ConnectError("[Errno 111] refused\nmore"), "ConnectError: .Errno 111. refused"),
-    (httpx.ReadTimeout(""), "ReadTimeout"),
     (RuntimeError("Data processing error: CAS"), "RuntimeError: Data processing error: CAS"),
-    (OSError(errno.ENOSPC, "No space left on device"), "does not fit: the disk of .* is full"),
-    (PermissionError(errno.EACCES, "denied"), "cannot be written; mend its permissions"),
-    (errors.HFValidationError("Repo id must be"), "HFValidationError: Repo id must be"),
+    (OSError(errno.ENOSPC, "No space left on device"), "cannot be written .No space left.*free some space"),
+    (PermissionError(errno.EACCES, "denied"), "cannot be written .denied.; .*mend its permissions"),
 ]
 
 

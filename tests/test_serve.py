@@ -1,11 +1,13 @@
 """The little server: rewrites and results as JSON, a page to try it, OpenAI clients, and what it refuses."""
 
+import importlib
 import json
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -202,30 +204,32 @@ def test_chats_that_are_refused(url, change, message):
 
 
 def test_one_generation_at_a_time_and_a_busy_server_says_so(service, monkeypatch):
-    running, most = [], []
+    running, most, over = [], [], threading.Event()
 
     class Slow(ModelRewriter):
         def complete(self, asked):
             running.append(asked)
             most.append(len(running))
-            time.sleep(0.15)
+            over.wait(30 if asked == ["long"] else 0.15)
             running.remove(asked)
             return super().complete(asked)
 
     slow = Slow(service.rewriter.policy, PROMPT, "slow", 5, max_prompt_tokens=64)
-    patient = Service(slow, service.retriever, TITLES)
-    with serving(patient.app()) as url, ThreadPoolExecutor(4) as pool:
+    with serving(Service(slow, service.retriever, TITLES).app()) as url, ThreadPoolExecutor(4) as pool:
         replies = list(pool.map(lambda text: post(url, {"request": text}), requests(4)))
         assert [reply.status_code for reply in replies] == [200] * 4 and set(most) == {1}
         monkeypatch.setattr(serve, "WAIT", 0.01)
-        with patient.busy:  # somebody's long chat
-            reply, page = post(url, {"request": "w1"}), get(url + "/?q=w1")
-            assert reply.status_code == page.status_code == 503 and get(url + "/health").status_code == 200
-            assert "busy with other requests" in reply.json()["error"]["message"] and "busy" in page.text
-            with monkeypatch.context() as patch:  # and so does one with too many in the queue
-                patch.setattr(serve, "QUEUE", 0)
-                assert int(post(url, {"request": "w1"}).headers["Retry-After"]) > 0
-        assert post(url, {"request": "w1"}).status_code == 200
+        long = pool.submit(post, url, {"request": "long"})
+        while not running:
+            time.sleep(0.01)
+        reply, page = post(url, {"request": "w1"}), get(url + "/?q=w1")
+        assert reply.status_code == page.status_code == 503 and get(url + "/health").status_code == 200
+        assert "busy with other requests" in reply.json()["error"]["message"] and "busy" in page.text
+        monkeypatch.setattr(serve, "QUEUE", 1)  # and so does one with too many in the queue
+        monkeypatch.setattr(serve, "WAIT", 60)
+        assert int(post(url, {"request": "w1"}).headers["Retry-After"]) > 0
+        over.set()
+        assert long.result().status_code == post(url, {"request": "w1"}).status_code == 200
 
 
 TASK = types.SimpleNamespace(prompt=PROMPT, items=ITEMS)
@@ -297,6 +301,6 @@ def test_it_serves_until_ctrl_c_which_waits_for_no_answer_and_no_open_line(tmp_p
 @pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])
 def test_without_the_extra_its_name_is_told(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, serve.__name__)
     with pytest.raises(RecR1Error, match=r"needs starlette and uvicorn; run pip install -e \"\.\[server\]\""):
-        with serving(Service(None, None, {}).app()):
-            pass
+        importlib.import_module(serve.__name__)

