@@ -13,7 +13,7 @@ from gpu_models import REAL, TINY, profile_of
 
 METHODS = ["GRPO", "SFT", "rejection SFT"]
 LARGE = 20e9  # bytes of a card that takes the whole step in one backward pass
-REAL_SIZES = dict(steps=300, prompts_per_step=32, group_size=12, max_completion_tokens=5, n_val=200, n_test=400)
+REAL_SIZES = dict(steps=300, prompts_per_step=32, group_size=12, max_completion_tokens=3, n_val=200, n_test=400)
 REAL_SIZES |= dict(batch_size=200)
 DRY_SIZES = dict(steps=2, prompts_per_step=2, group_size=4, max_completion_tokens=4, n_val=4, n_test=4, batch_size=8)
 DRY_SIZES |= dict(sft_batch=4, best_of=2, validate_every=1, n_capability=1)

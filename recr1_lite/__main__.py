@@ -24,7 +24,11 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], tuple[tupl
 # An option is (flag, help) or (flag, help, default). For the default stand also: a type, a tuple of choices (the first
 # is the default), or argparse's own settings.
 PROFILE = ("--profile", "smoke, cpu, t4, gpu24 or paper (default: the one that fits)")
-MODEL = (PROFILE, ("--seed", "of the adapter, the rollouts and the order", 0))
+MODEL = (
+    PROFILE,
+    ("--seed", "of the adapter, the rollouts and the order", 0),
+    ("--tokens", "longest rewrite (default: the profile's)", int),
+)
 TASKS = "clothing, movielens, esci, amazon_c4, amazon_reviews, or custom with --items and --requests"
 MORE = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
 TASK = (
@@ -331,7 +335,8 @@ def _profile(arguments):
     profile = get_profile(arguments.profile)
     arguments.profile = profile.name
     steps, tracker = getattr(arguments, "steps", None), getattr(arguments, "report_to", "none")
-    return replace(profile, steps=steps or profile.steps, report_to=tracker)
+    profile = replace(profile, steps=steps or profile.steps, report_to=tracker)
+    return replace(profile, max_completion_tokens=getattr(arguments, "tokens", None) or profile.max_completion_tokens)
 
 
 def _task(arguments):

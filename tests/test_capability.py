@@ -247,7 +247,7 @@ def test_punkt_is_unpacked_from_the_asset(monkeypatch, tmp_path):
 
 def test_the_command_line(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RECR1_RUNS", str(tmp_path))
-    monkeypatch.setattr("recr1_lite.policy.models.load_policy", lambda *_, **__: tiny_policy(tiny_folder))
+    monkeypatch.setattr("recr1_lite.policy.load_policy", lambda *_, **__: tiny_policy(tiny_folder))
     assert main(["capability", "--profile", "smoke", "--limit", "1", "--adapter", "somewhere", "--name", "GRPO"]) == 0
     said = capsys.readouterr().out
     assert "GRPO - untrained" in said and "perplexity" in said

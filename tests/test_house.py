@@ -52,10 +52,10 @@ def test_imports_run_down(path):
 
 
 def test_size():
-    """Who adds lines takes others away. The marks were raised once, from 50 and 12,950, for the ceiling and credit."""
+    """Who adds lines takes others away: the marks only fall."""
     lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     modules = [path for path in MODULES if path.name != "__init__.py"]
-    assert len(modules) <= 53 and sum(lines.values()) <= 13_600
+    assert len(modules) <= 45 and sum(lines.values()) <= 12_100
     assert max(lines.values()) <= 400, max(lines, key=lines.get)
 
 

@@ -303,9 +303,12 @@ SABOTAGE = [
     # messages stay in the index
     ("01", "tasks.clothing._items", messages_stay, "not any(found)"),
     # nDCG one rank too late
-    ("02", "search.metrics.ndcg", lambda f: lambda ids, wanted, k: f(["", *ids], wanted, k + 1), "== dcg / ideal"),
+    ("02a", "search.metrics.ndcg", lambda f: lambda ids, wanted, k: f(["", *ids], wanted, k + 1), "== dcg / ideal"),
     # BM25 swallows a query's first word
-    ("02", "search.bm25.BM25Retriever.search", first_word_lost, "abs(score - by_hand[item])"),
+    ("02a", "search.bm25.BM25Retriever.search", first_word_lost, "abs(score - by_hand[item])"),
+    ("02c", "search.bm25.BM25Retriever.search", first_word_lost, 'checks["passed"].all()'),
+    # every rollout is paid twice
+    ("02b", "train.rewards.reward", lambda f: lambda *given: 2 * f(*given), "reward == by_hand"),
     # evaluate loses the first hit
     ("03", "evaluate.evaluation.compute", lambda f: lambda name, ids, wanted: f(name, ids[1:], wanted), "== raw.rows"),
     # a request may end its own turn

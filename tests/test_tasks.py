@@ -358,7 +358,7 @@ def test_bad_requests(files, rows, words):
     [
         ("items.csv", None, r"items: there is no file .*items\.csv; check the path"),
         ("items.xlsx", b"x", "items.xlsx has not one of the endings .csv, .csv.gz, .jsonl, .jsonl.gz, .json, .parquet"),
-        ("items.csv", b" \n", "items.csv has no row; give it at least one"),
+        ("items.csv", b" \n", "items.csv is empty or has no row below its header; give it at least one"),
         ("items.csv", b"item_id,title,text,text\n1,a,b,c\n", "has two columns 'text'"),
         ("items.csv", "item_id,title,text\n1,café,b\n".encode("latin-1"), "items.csv, line 2 is not UTF-8 .byte 0xe9."),
         ("items.csv", b"item_id,title,text\n1,a,b,c\n", "line 2 has 4 cells and the header 3; check the quotes"),

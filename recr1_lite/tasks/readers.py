@@ -106,7 +106,7 @@ def _some(rows: Rows, name: str) -> Rows:
     for row in rows:
         yield row
     if row is None:
-        raise RecR1Error(f"{name} has no row; give it at least one")
+        raise RecR1Error(f"{name} is empty or has no row below its header; give it at least one")
 
 
 def _check_header(columns: Iterable, where: str) -> None:
