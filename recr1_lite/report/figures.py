@@ -238,7 +238,7 @@ def bars(values: Mapping, finding: str, axis: str, stacked=False, baseline: tupl
         label = fill(baseline[0], 40, form.format(baseline[1]))
         plot.axvline(baseline[1], color=BLACK, ls="--", lw=1, label=label)
     name_rows(plot, [fill(name, 26) for name in rows], 0.4, 0.6)
-    plot.margins(x=0 if stacked else 0.14)
+    plot.margins(x=0 if stacked else 0.2 if plot.get_xlim()[0] < 0 else 0.14)  # room for the numbers
     plot.set_xlabel(axis)
     return finish(figure, finding)
 
