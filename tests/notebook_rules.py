@@ -1,4 +1,7 @@
-"""What every committed notebook keeps to, checked without running it: python tests/notebook_rules.py [NAME ...]"""
+"""What every committed notebook keeps to, checked without running it: python tests/notebook_rules.py [NAME ...]
+
+Before the verdict: its words of prose, its lines of code, and the minutes that a learner needs for them.
+"""
 
 import re
 import sys
@@ -14,6 +17,7 @@ sys.path.insert(0, str(FOLDER))
 
 from run_notebooks import WIDGET, find, name_of  # noqa: E402
 
+WORDS_A_MINUTE, LINES_A_MINUTE = 180, 10  # that a learner reads, runs not counted
 LINES, LONGEST, COLUMNS = 10, 20, 76  # of a code cell: median, most, width
 OUTPUT_LINES, SIZE = 60, 1_000_000  # text of one cell, bytes of the file
 COLAB = "https://colab.research.google.com/github/"
@@ -117,6 +121,15 @@ def _leftovers(book, path: Path) -> Iterator[str]:
             yield f"a path of somebody's machine: {text[max(found.start() - 20, 0) : found.end() + 20]!r}"
 
 
+def lesson(path: Path) -> tuple[int, int, int]:
+    """Words of prose, lines of code without blank ones, and the minutes for both."""
+    text = {"markdown": "", "code": "", "raw": ""}
+    for cell in nbformat.read(path, 4).cells:
+        text[cell.cell_type] += cell.source + "\n"
+    words, lines = len(text["markdown"].split()), sum(bool(line.strip()) for line in text["code"].splitlines())
+    return words, lines, round(words / WORDS_A_MINUTE + lines / LINES_A_MINUTE)
+
+
 def _texts(node) -> Iterator[str]:
     """Every text in the cells but pictures, whose base64 may spell anything."""
     if isinstance(node, str):
@@ -132,6 +145,8 @@ def _texts(node) -> Iterator[str]:
 
 if __name__ == "__main__":
     paths = find(sys.argv[1:])
+    for path in paths:
+        print("{:<40} {:>5} words {:>4} lines {:>3} minutes".format(name_of(path), *lesson(path)))
     broken = [f"{name_of(path)}: {problem}" for path in paths for problem in problems(path)]
     print(*broken, f"{len(broken)} problems in {len(paths)} notebooks", sep="\n")
     sys.exit(bool(broken))
