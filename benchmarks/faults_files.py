@@ -244,12 +244,17 @@ def write_folder(folder: Path, work: Path, version: int) -> None:
     place_folder(folder / "two", two_files)
 
 
+def write_index(folder: Path, work: Path, version: int) -> None:
+    BM25Retriever.build(world(work)[1].items[version:]).save(folder / "bm25")
+
+
 WRITES: dict[str, Callable[[Path, Path, int], object]] = {  # (folder, work, version 0 or 1)
     "ledger": write_ledger,
     "target file": write_targets,
     "one file": lambda folder, work, version: atomic_write(folder / "file.txt", str(version) * 50_000),
     "one folder": write_folder,
     "adapter": lambda folder, work, version: save_adapter(policy_of(world(work)[0], version), folder / "adapter"),
+    "BM25 index": write_index,
     "checkpoint": lambda folder, work, version: run_grpo(folder, work, steps=4 + 4 * version),
     "export": run_export,
     "cache": write_wheel,

@@ -58,8 +58,8 @@ _PAPER |= dict(rollout_batch=96, steps=1000, max_completion_tokens=512, learning
 _SMOKE: dict[str, Any] = dict(steps=2, prompts_per_step=2, group_size=4, validate_every=1, n_val=8, n_test=8)
 _SMOKE |= dict(n_headroom=4, n_capability=4, batch_size=8, sft_batch=4, best_of=2)
 
-# Three tokens name a kind of garment ("pair of jeans"); what a longer rewrite adds is chatter that costs nDCG, and a short
-# rollout is so cheap beside its prompt that the groups can be large
+# Three tokens name a kind of garment ("pair of jeans"); what a longer rewrite adds is chatter that costs nDCG, and a
+# short rollout is so cheap beside its prompt that the groups can be large
 _CPU: dict[str, Any] = dict(preset="words", group_size=20, max_completion_tokens=3, learning_rate=2e-4)
 
 PROFILES = {

@@ -218,3 +218,25 @@ def test_scripts_without_spaces_are_found():
     found = retriever.search(["新款连衣裙", "สีขาว", "साड़ी", "साड़"], 5)
     assert [hits.ids for hits in found] == [["a"], ["b"], ["c"], []]
     assert all(check.passed for check in environment_check(retriever, items, n=20))
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_save_and_load_search_alike(tmp_path, mmap):
+    items = pd.DataFrame({"item_id": ["7", "8", "9"], "text": ["café 裙子", "lamp lamp", "café lamp"]})
+    built, queries = BM25Retriever.build(items), ["café", "lamp", "", "sofa"]
+    folder = built.save(tmp_path / "index")
+    assert BM25Retriever.load(folder, mmap).search(queries, 9) == built.search(queries, 9)
+    BM25Retriever.build(items[:2]).save(folder)  # takes the place of the first
+    assert len(BM25Retriever.load(folder, mmap).ids) == 2 and [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_an_index_that_is_not_whole(tmp_path):
+    folder = BM25Retriever.build(pd.DataFrame({"item_id": ["7"], "text": ["lamp"]})).save(tmp_path / "index")
+    for path in (folder / "retriever.json", folder / "index" / "params.index.json"):
+        before = path.read_bytes()
+        path.write_bytes(before[:9])
+        with pytest.raises(RecR1Error, match="no whole BM25 index at"):
+            BM25Retriever.load(folder)
+        path.write_bytes(before)
+    with pytest.raises(RecR1Error, match="no whole BM25 index at"):
+        BM25Retriever.load(tmp_path / "nowhere")

@@ -154,6 +154,9 @@ class Inspection:
     head: dict
     examples: list[dict]
 
+    def __repr__(self) -> str:
+        return f"Inspection of {len(self.examples)} of {self.head['n']} requests: {' → '.join(self.head['names'])}"
+
     def to_rows(self) -> list[dict]:
         """Plain JSON rows for the ledger: the heading first, then one row per example."""
         return [self.head, *self.examples]

@@ -239,15 +239,18 @@ class Rule(NamedTuple):
     detail: str
 
 
-def environment_check(retriever: Retriever, items: pd.DataFrame, n: int = 200, seed: int = 0) -> list[Rule]:
+def environment_check(
+    retriever: Retriever, items: pd.DataFrame, n: int = 200, seed: int = 0, stopwords: str | Sequence[str] | None = "en"
+) -> list[Rule]:
     """Try a bag-of-words retriever on its own catalogue, with `n` words and `n` five-word queries drawn by `seed`.
 
     `pd.DataFrame` makes a readable table of it. A dense retriever rightly fails the checks of order, case, punctuation
-    and unknown words; the others hold for anything one trains on. Raises RetrieverError where a search does.
+    and unknown words; the others hold for anything one trains on. stopwords: what the engine leaves out. Raises
+    RetrieverError where a search does.
     """
     some, depth = items if len(items) <= SAMPLE else items.sample(SAMPLE, random_state=seed), min(DEPTH, len(items))
     holders: dict[str, set[str]] = defaultdict(set)
-    for item_id, found in zip(some["item_id"], bag_of_words(some["text"], stemmer=None)):
+    for item_id, found in zip(some["item_id"], bag_of_words(some["text"], stopwords, None)):
         for word in found:
             holders[word].add(str(item_id))
     rng, words = random.Random(seed), sorted(holders)

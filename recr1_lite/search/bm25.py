@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import bm25s
 import numpy as np
 import pandas as pd
 
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, place_folder
 from recr1_lite.search.base import Hits, bag_of_words, best, checked_catalogue, checked_queries, fingerprint
 from recr1_lite.search.metrics import checked_cutoff
 
@@ -90,3 +92,30 @@ class BM25Retriever:
             rows = best(scores, k, np.flatnonzero(scores > 0))
             results.append(Hits([self.ids[row] for row in rows], scores[rows].tolist()))
         return results
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the index into `folder`, whole or not at all. Raises RecR1Error where that cannot be written."""
+        about = json.dumps(dict(stopwords=self.stopwords, stemmer=self.stemmer, ids=self.ids))
+
+        def write(work: Path) -> None:
+            self.index.save(work / "index", show_progress=False)
+            (work / "retriever.json").write_text(about, encoding="utf-8")
+
+        return place_folder(folder, write)
+
+    @classmethod
+    def load(cls, folder: str | Path, mmap: bool = True) -> BM25Retriever:
+        """Read what `save` wrote; with `mmap` the arrays stay on disk and processes share them.
+
+        Raises RecR1Error where there is no whole index."""
+        try:
+            head = json.loads((Path(folder) / "retriever.json").read_text(encoding="utf-8"))
+            index = bm25s.BM25.load(Path(folder) / "index", mmap=mmap, show_progress=False)
+            if index.scores["num_docs"] != len(head["ids"]):
+                raise ValueError(f"{index.scores['num_docs']} documents but {len(head['ids'])} ids")
+            for name in ("data", "indices", "indptr"):  # plain views of the pages; memmap slices are slow
+                index.scores[name] = index.scores[name].view(np.ndarray)
+            return cls(index, head["ids"], head["stopwords"], head["stemmer"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            advice = "make it again with BM25Retriever.build(items).save(folder)"
+            raise RecR1Error(f"there is no whole BM25 index at {folder} ({error}); {advice}") from None

@@ -256,7 +256,7 @@ def digest(frame: pd.DataFrame) -> str:
 
 
 def _spread(texts: pd.Series) -> str:
-    counts = texts.str.split().str.len()
+    counts = pd.Series([len(text.split()) for text in texts])
     return f"{counts.median():.0f} (median; {counts.min()} to {counts.max()})"
 
 
