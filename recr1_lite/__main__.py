@@ -84,8 +84,11 @@ def doctor(arguments) -> int:
 @command()
 def prepare(arguments) -> None:
     """Fetch the model and the data into the cache; afterwards no network is needed."""
+    from recr1_lite.deploy.export import converter
+
     for name in (*assets.ASSETS, *assets.MODELS):
         print(f"{name}: {assets.fetch(name) if name in assets.ASSETS else assets.model_folder(name)}")
+    print(f"converter to GGUF: {converter()}")
 
 
 @command(

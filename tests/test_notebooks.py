@@ -20,6 +20,7 @@ from notebook_rules import COLAB, problems
 from run_notebooks import FOLDER, execute, find, main, name_of
 
 from recr1_lite import assets
+from recr1_lite.deploy.export import converter
 from recr1_lite.tasks import clothing
 
 BADGE = f"[![Open in Colab](https://x.org/b.svg)]({COLAB}OWNER/kit/blob/main/notebooks/01_toy.ipynb)"
@@ -253,6 +254,7 @@ def cache() -> None:
         assets.fetch(name)
     for name in assets.MODELS:
         assets.model_folder(name)
+    converter()
 
 
 @pytest.mark.slow
