@@ -107,7 +107,7 @@ def test_retrieval_small(monkeypatch, tmp_path, capsys):
         if row["engine"] not in ("tantivy", "rank_bm25"):
             assert row["recall_10"] == row["recall_k"] == 1.0, row
     printed = capsys.readouterr().out
-    assert "| 500 | this kit's BM25Retriever |" in printed and "Its 132 searches (12 x 10 rollouts" in printed
+    assert "| 500 | this kit's BM25Retriever |" in printed and "Its 252 searches (12 x 20 rollouts" in printed
 
     before = out.read_bytes()
     run_retrieval(monkeypatch, out, *sizes)
@@ -146,7 +146,7 @@ def test_retrieval_tables(tmp_path):
     lines = retrieval.table([base, kit, late], 1000).splitlines()
     assert "| 250 (50) | 2.5 | 1.0000 | 1.0000 |" in lines[3]
     assert "| over the limit of 9 s | - | - | - |" in lines[4]
-    assert "| 1.3 s, 11.7% |" in retrieval.shares([base | {"long_queries_s": 10.0}], 10.0)
+    assert "| 2.5 s, 20.1% |" in retrieval.shares([base | {"long_queries_s": 10.0}], 10.0)
     for profile, seconds in [("cpu", [9.0, 11.0]), ("smoke", [1.0, 1.0, 1.0]), ("cpu", [12.0])]:
         row = {"kind": "train", "profile": profile, "curve": [{"seconds": s} for s in seconds]}
         with (tmp_path / "ledger.jsonl").open("a") as file:

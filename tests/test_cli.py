@@ -190,5 +190,5 @@ def test_whatever_is_typed_ends_with_a_status_and_at_most_a_sentence(files, monk
     except SystemExit as stop:  # argparse's own
         status = stop.code
     said = capsys.readouterr().err
-    assert status in (0, 2) or (name, status) == ("doctor", 1), said
+    assert status in (0, 2) or (name in ("doctor", "estimate") and status == 1), said  # not ready; does not fit
     assert "Traceback" not in said and "a fault of the kit" not in said
