@@ -6,7 +6,7 @@ task's rule, learned words, a classifier. Validation requests only; the test sta
     python benchmarks/ceiling.py msrd --data FOLDER       # msrd or office, of FOLDER (see tasks.py)
     python benchmarks/ceiling.py clothing --ledger FILE   # keep the rows too
 
-Where no method here gains anything over the raw request, rewriting is not shown to help, and there is nothing to train.
+Where no method here gains anything over the raw request, rewriting is not shown to help.
 """
 
 import argparse
@@ -33,22 +33,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of msrd/ and amazon_office/")
     parser.add_argument("--ledger", type=Path, help="file for the rows (default: none)")
     given = parser.parse_args()
-    outside = given.data and given.task in CEILING
-    task = (
-        CEILING[given.task](given.data) if outside else load_task(given.task, **read_options(given.task, given.option))
-    )
+    if given.data and given.task in CEILING:
+        task = CEILING[given.task](given.data)
+    else:
+        task = load_task(given.task, **read_options(given.task, given.option))
     book = Ledger(given.ledger).bind(run=f"ceiling-{task.name}", command=command()) if given.ledger else None
-    raw, *others = results = ceiling(task, build_retriever("bm25", task.items), ledger=book)
-    rivals = [
-        evaluate_recommender(one, task, "val", book) for one in (baselines(task) if "history" in task.train else [])
-    ]
-    found = methods_table([*results, *rivals], [raw.name], ledger=book).drop(columns=["tokens", "seconds"])
+    raw, *others = ceiling(task, build_retriever("bm25", task.items), ledger=book)
+    recommenders = baselines(task) if "history" in task.train else []
+    rivals = [evaluate_recommender(one, task, "val", book) for one in recommenders]
+    found = methods_table([raw, *others, *rivals], [raw.name], ledger=book).drop(columns=["tokens", "seconds"])
     print("\n".join(markdown_table(list(found.columns), found.astype(str).values.tolist())))
-    best = max(others, key=lambda result: result.summary[result.metric].mean)
-    gain = compare(best, raw)
-    print(f"\nbest without an LLM: {best.name}, {show(gain, sign=True)} to the raw request")
+    gain, best = max((compare(other, raw), other.name) for other in others)
+    print(f"\nthe most that a query gains without an LLM: {best}, {show(gain, sign=True)} to the raw request")
     if gain.low <= 0:
-        print("no gain is shown over the raw request: there is nothing here for a rewriter to learn")
+        print("so rewriting is not shown to help here")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ writes its index, None where it has no form on disk.
 """
 
 import os
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -143,8 +142,7 @@ def kit_engine(texts: list[str], folder: Path):
 
     items = pd.DataFrame({"item_id": [str(place) for place in range(len(texts))], "text": texts})
     retriever = BM25Retriever.build(items, k1=K1, b=B, stopwords=None, stemmer=None)
-    save = partial(retriever.index.save, show_progress=False)
-    return lambda queries, k: [hits.ids for hits in retriever.search(queries, k)], save
+    return lambda queries, k: [hits.ids for hits in retriever.search(queries, k)], retriever.save
 
 
 def tantivy_engine(texts: list[str], folder: Path):

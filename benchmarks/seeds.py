@@ -15,6 +15,7 @@ import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -26,13 +27,13 @@ from recr1_lite.evaluate.evaluation import EvalResult, evaluate, show
 from recr1_lite.ledger import Ledger, read_json
 from recr1_lite.policy.models import load_policy
 from recr1_lite.policy.rewriters import RawRewriter, as_rewriter
-from recr1_lite.profiles import get_profile
+from recr1_lite.profiles import Profile, get_profile
 from recr1_lite.recipes import comparison
 from recr1_lite.recipes.comparison import Arena
 from recr1_lite.report.page import markdown_table
 from recr1_lite.search import build_retriever
 from recr1_lite.search.metrics import Interval, next_run_interval
-from recr1_lite.tasks import load_task
+from recr1_lite.tasks import load_task, value_of
 from recr1_lite.train.grpo import train_task
 
 RESAMPLES = 2000
@@ -82,7 +83,7 @@ def train(out: Path, profile, method: str, seeds: list[int], options: dict) -> N
         gc.collect()  # a trainer and its policy refer to each other
 
 
-def test(out: Path, profile, method: str, name: str, seeds: list[int]) -> None:
+def test(out: Path, profile, method: str, seeds: list[int]) -> None:
     """Every seed on the sealed test, and every rival where the ledger has none, in one opening."""
     task, engine = world(profile)
     book, rivals = Ledger(out / "ledger.jsonl").bind(run="seeds", profile=profile.name, command=command()), []
@@ -91,12 +92,12 @@ def test(out: Path, profile, method: str, name: str, seeds: list[int]) -> None:
         rivals = [Method(RawRewriter(), engine), *fit(task, engine)]
         for prompt, asked in ((task.prompt, "zero-shot"), (task.few_shot, "few-shot")):
             rivals.append(Method(as_rewriter(untrained, prompt, profile, asked), engine))
-    with task.testing(f"{name}, {len(seeds)} seeds, {len(rivals)} rivals", book):
+    with task.testing(f"{method}, {len(seeds)} seeds, {len(rivals)} rivals", book):
         score(rivals, task, "test", book)
         for seed in seeds:
             policy = load_policy(profile, seed, adapter=folder(out, method, seed) / "best", trainable=False)
             evaluate(
-                as_rewriter(policy, task.prompt, profile, SEED.format(name, seed)), task, engine, "test", book, seed
+                as_rewriter(policy, task.prompt, profile, SEED.format(method, seed)), task, engine, "test", book, seed
             )
 
 
@@ -138,7 +139,9 @@ def gains(ledger: Ledger) -> str:
 
 
 def table(ledger: Ledger) -> pd.DataFrame:
-    """One row per method: n, its metrics with intervals, and GRPO (mean of the seeds) minus it, on the first metric."""
+    """One row per method: n, its metrics with intervals, and GRPO (mean of the seeds) minus it, on the first metric.
+
+    Of a method with another number of seeds than GRPO has the mean is taken off: its own seeds are not resampled."""
     methods = tested(ledger)
     runs = methods[GRPO]
     garments, lines = list(runs[0].rows["cluster"]), []
@@ -153,11 +156,11 @@ def table(ledger: Ledger) -> pd.DataFrame:
 
 
 def setting(text: str) -> tuple[str, object]:
-    """A field of a profile from NAME=VALUE."""
+    """A field of a profile from NAME=VALUE, a number or a word."""
     name, _, value = text.partition("=")
-    if (now := vars(get_profile("cpu")).get(name)) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE of a profile with a number or a word")
-    return name, type(now)(value)
+    if (kind := get_type_hints(Profile).get(name)) in (None, bool):
+        raise argparse.ArgumentTypeError(f"{name!r} is no number or word of a profile")
+    return name, value_of(name, value, kind)
 
 
 def main() -> None:
@@ -168,7 +171,6 @@ def main() -> None:
     options.add_argument("--set", type=setting, nargs="*", default=[], help="other settings of the profile: NAME=VALUE")
     options.add_argument("--decay", action="store_true", help="let GRPO's learning rate fall to 0 in a line")
     options.add_argument("--method", choices=(GRPO, comparison.REJECTION), default=GRPO)
-    options.add_argument("--name", help="of the method in the table (default: as --method)")
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     options.add_argument("--train", action="store_true")
     options.add_argument("--test", action="store_true")
@@ -178,7 +180,7 @@ def main() -> None:
         decay = dict(lr_scheduler_type="linear", warmup_steps=2) if given.decay else {}
         train(given.out, profile, given.method, given.seeds, decay)
     if given.test:
-        test(given.out, profile, given.method, given.name or given.method, given.seeds)
+        test(given.out, profile, given.method, given.seeds)
     ledger = Ledger(given.ledger or given.out / "ledger.jsonl")
     print(*trainings(ledger), sep="\n")
     if not given.train or given.test:

@@ -88,7 +88,7 @@ TASKS = {
     "msrd": lambda data: msrd(data / "msrd"),
 }
 OUTSIDE = ("all_beauty", "msrd")
-CEILING = {"msrd": lambda data: msrd(data / "msrd"), "office": lambda data: office(data / "amazon_office")}
+CEILING = {"msrd": TASKS["msrd"], "office": lambda data: office(data / "amazon_office")}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], tuple[tupl
 # An option is (flag, help) or (flag, help, default). For the default stand also: a type, a tuple of choices (the first
 # is the default), or argparse's own settings.
 PROFILE = ("--profile", "smoke, cpu, t4, gpu24 or paper (default: the one that fits)")
-MODEL = (
-    PROFILE,
-    ("--seed", "of the adapter, the rollouts and the order", 0),
-    ("--tokens", "longest rewrite (default: the profile's)", int),
-)
+MODEL = (PROFILE, ("--seed", "of the adapter, the rollouts and the order", 0))
 TASKS = "clothing, movielens, esci, amazon_c4, amazon_reviews, or custom with --items and --requests"
 MORE = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
 TASK = (
@@ -37,6 +34,7 @@ TASK = (
     ("--items", "custom catalogue: CSV, JSONL or Parquet of item_id,title,text"),
     ("--requests", "custom requests: CSV, JSONL or Parquet of request,relevant"),
     ("--option", "another option of the task (category=Video_Games), as often as needed", MORE),
+    ("--tokens", "longest rewrite (default: the profile's)", int),
     ("--retriever", "bm25, dense, hybrid, or the http address of a search server (default: bm25)", "bm25"),
 )
 TRAIN = (
@@ -269,10 +267,8 @@ def export(arguments) -> None:
     gathered = export.gather(adapter, arguments.ledger, arguments.run, arguments.method)
     out, types = Path(arguments.out or Path(adapter).parent / "export"), (arguments.dtype, arguments.gguf_type)
     asked = gathered["prompt"] or task.prompt, list(task.val["request"][: arguments.n])
-    told = export.export(
-        *(profile, adapter, out, *asked, arguments.formats.split(","), *types),
-        card=lambda told: export.card(told, gathered, task.name, task.about),
-    )
+    card = partial(export.card, gathered=gathered, task=task.name, data=task.about)
+    told = export.export(profile, adapter, out, *asked, arguments.formats.split(","), *types, card)
     print(*export.lines(told), f"it is in {out}", sep="\n")
     if arguments.push:
         print(f"it is at {export.push(out, arguments.push, private=not arguments.public)}")

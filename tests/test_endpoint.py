@@ -249,6 +249,7 @@ def test_what_is_no_answer_and_what_is_part_of_one():
     counts = {(9, 3): dict(prompt_tokens=9, completion_tokens=3), (9, None): dict(prompt_tokens="9")}
     counts[None, None] = dict(prompt_tokens=-1, completion_tokens="many")
     counts[4, 5] = dict(prompt_tokens=4, total_tokens=9)
+    counts[7, None] = dict(prompt_tokens=7.0, completion_tokens=True)  # as if the answer had cost one token
     for (prompt_tokens, tokens), usage in counts.items():
         answer, _ = said({"content": "x"}, **usage)
         assert (answer.prompt_tokens, answer.tokens) == (prompt_tokens, tokens)

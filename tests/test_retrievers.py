@@ -238,5 +238,8 @@ def test_an_index_that_is_not_whole(tmp_path):
         with pytest.raises(RecR1Error, match="no whole BM25 index at"):
             BM25Retriever.load(folder)
         path.write_bytes(before)
-    with pytest.raises(RecR1Error, match="no whole BM25 index at"):
-        BM25Retriever.load(tmp_path / "nowhere")
+    head = folder / "retriever.json"
+    head.write_text(head.read_text().replace('["7"]', '["7", "8"]'))  # of another catalogue
+    for path, why in ((folder, "1 documents but 2 ids"), (tmp_path / "nowhere", "No such file")):
+        with pytest.raises(RecR1Error, match=f"no whole BM25 index at .*{why}"):
+            BM25Retriever.load(path)

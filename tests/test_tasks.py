@@ -133,6 +133,7 @@ def test_map_splits_changes_behind_the_seal(ledger):
     assert (len(small.train), len(small.val), len(small.items), len(small.unseal_test())) == (1, 1, 2, 1)
     assert small.about["splits"]["train"]["examples"] == 1 and small.about["licence"] == "none"
     assert small.train.equals(task.subsample(n_train=1).train)
+    assert len({task.subsample(n_train=1, seed=seed).train["example_id"][0] for seed in range(9)}) > 1
     with pytest.raises(RecR1Error, match="ask for 1 or more"):
         task.subsample(n_val=0)
 

@@ -362,8 +362,9 @@ def _usage(usage: Any, said: bool) -> tuple[int | None, int | None]:
 
 
 def _count(value: Any) -> int | None:
-    """A count as JSON may spell it; None for what is none."""
+    """A count as JSON may spell it (7, 7.0, "7"); None for what is none."""
     try:
-        return int(value) if int(value) >= 0 else None
+        whole_number = not isinstance(value, bool) and float(value) == int(value) >= 0
     except (TypeError, ValueError, OverflowError):
         return None
+    return int(value) if whole_number else None

@@ -44,11 +44,12 @@ def read_options(task: str, given: Sequence[str]) -> dict:
             raise RecR1Error(f"the option {text!r} is no NAME=VALUE; write such as category=Video_Games")
         if name in options:
             raise RecR1Error(f"the option {name} is given twice; keep one")
-        options[name] = _value(name, value, kinds.get(name, str))
+        options[name] = value_of(name, value, kinds.get(name, str))
     return options
 
 
-def _value(name: str, text: str, kind) -> object:
+def value_of(name: str, text: str, kind) -> object:
+    """The value of an option from its text, as the annotation `kind` wants it. Raises RecR1Error for what is none."""
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     if type(None) in kinds and text.lower() in ("", "none"):
         return None
