@@ -2,7 +2,8 @@
 
 python benchmarks/grpo_step.py [--steps 3] [--prompts 8] [--group 8] [--tokens 16] [--rounds 2] [--json out.json]
 python benchmarks/grpo_step.py --micro 8           # rollouts in one backward pass, of both sides
-python benchmarks/grpo_step.py --growth            # this kit's step alone, one size growing at a time
+python benchmarks/grpo_step.py --prompts 12 --group 20 --tokens 3 --micro 24     # the sizes of the profile cpu
+python benchmarks/grpo_step.py --growth            # this kit's step alone, at the profile's sizes and growing ones
 
 The real SmolLM2-135M on real clothing requests. Each run is a fresh process (ours, stock, ours, stock, ...); its first
 step warms up and is not counted. Both generate rollouts of their own, which is timed; then both are given the rollouts
@@ -35,7 +36,8 @@ SIZES = {
     "micro": (0, "rollouts in one backward pass; 0: the whole step"),
 }
 # prompts, group, tokens, rollouts in one backward pass
-GROWTH = [(8, group, 16, 8 * group) for group in (4, 8, 16, 32)] + [(2, 8, tokens, 8) for tokens in (8, 32, 128, 512)]
+GROWTH = [(12, 20, 3, 240), *((8, group, 16, 8 * group) for group in (4, 8, 16, 32))]
+GROWTH += [(2, 8, tokens, 8) for tokens in (8, 32, 128, 512)]
 PARTS = ("rollout", "update", "total")
 SAME = 1e-4  # largest relative difference of the gradients that counts as none
 

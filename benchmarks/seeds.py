@@ -32,7 +32,7 @@ from recr1_lite.recipes import comparison
 from recr1_lite.recipes.comparison import Arena
 from recr1_lite.report.page import markdown_table
 from recr1_lite.search import build_retriever
-from recr1_lite.search.metrics import Interval, next_run_interval
+from recr1_lite.search.metrics import Interval, holm, next_run_interval
 from recr1_lite.tasks import load_task, value_of
 from recr1_lite.train.grpo import train_task
 
@@ -141,18 +141,22 @@ def gains(ledger: Ledger) -> str:
 def table(ledger: Ledger) -> pd.DataFrame:
     """One row per method: n, its metrics with intervals, and GRPO (mean of the seeds) minus it, on the first metric.
 
-    Of a method with another number of seeds than GRPO has the mean is taken off: its own seeds are not resampled."""
+    Of a method with another number of seeds than GRPO has the mean is taken off: its own seeds are not resampled. A "*"
+    stands where Holm's correction for all of these differences shows one."""
     methods = tested(ledger)
     runs = methods[GRPO]
-    garments, lines = list(runs[0].rows["cluster"]), []
+    garments, lines, family = list(runs[0].rows["cluster"]), [], {}
     for name, others in methods.items():
         line = {"method": name + f", mean of {len(others)} seeds" * (len(others) > 1), "n": len(garments)}
         for metric, interval in others[0].summary.items():
             line[metric] = show(over_seeds(scores(others, metric), garments) if len(others) > 1 else interval)
         theirs = scores(others, others[0].metric)
         less = scores(runs, runs[0].metric) - (theirs if len(theirs) == len(runs) else theirs.mean(0))
-        lines.append(line | {"GRPO minus it": "" if name == GRPO else show(over_seeds(less, garments), sign=True)})
-    return pd.DataFrame(lines)
+        lines.append(line)
+        if name != GRPO:
+            family[name] = over_seeds(less, garments)
+    told = [show(one, sign=True) + " *" * sure for one, sure in zip(family.values(), holm([*family.values()]))]
+    return pd.DataFrame(lines).assign(**{"GRPO minus it": [*told, ""]})
 
 
 def setting(text: str) -> tuple[str, object]:

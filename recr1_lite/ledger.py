@@ -1,6 +1,7 @@
 """The ledger: one JSON line per result, whole or absent. The report is made from it alone. And the record of a run,
 `run.json` in its folder: its id, which its ledger rows have too, and what made it."""
 
+import base64
 import contextlib
 import functools
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import uuid
 import warnings
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -25,6 +27,7 @@ from recr1_lite.common import RecR1Error, atomic_write, check_place, runs_folder
 
 RECORD = "run.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bm25s")
+MOST = 2**24  # bytes of a row's per-example values, unpacked: some 200,000 examples
 
 
 class Ledger:
@@ -72,6 +75,24 @@ class Ledger:
             elif line.strip():
                 warnings.warn(f"line {number} of {self.path} is no ledger row and was left out", stacklevel=2)
         return [row for row in rows if kind in (None, row["kind"])]
+
+
+def packed(columns: Mapping[str, list]) -> str:
+    """Values of each example, as short text for a ledger row; "" where they are beyond MOST."""
+    text = json.dumps(columns, separators=(",", ":")).encode()
+    return base64.b64encode(zlib.compress(text, 9)).decode() if len(text) <= MOST else ""
+
+
+def unpacked(text: str) -> dict[str, list]:
+    """The columns that `packed` was given. Raises ValueError where they are damaged, torn or beyond MOST."""
+    inflater = zlib.decompressobj()
+    try:
+        told = json.loads(inflater.decompress(base64.b64decode(text, validate=True), MOST))
+    except (RecursionError, TypeError, ValueError, zlib.error) as bad:
+        raise ValueError("damaged values") from bad
+    if not inflater.eof or not isinstance(told, dict) or not all(isinstance(one, list) for one in told.values()):
+        raise ValueError("torn values")
+    return told
 
 
 def begin(folder: str | os.PathLike, made: Mapping, resume: bool, used: bool) -> str:

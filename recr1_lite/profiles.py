@@ -59,8 +59,8 @@ _SMOKE: dict[str, Any] = dict(steps=2, prompts_per_step=2, group_size=4, validat
 _SMOKE |= dict(n_headroom=4, n_capability=4, batch_size=8, sft_batch=4, best_of=2)
 
 # Three tokens name a kind of garment ("pair of jeans"); what a longer rewrite adds is chatter that costs nDCG, and a
-# short rollout is so cheap beside its prompt that the groups can be large
-_CPU: dict[str, Any] = dict(preset="words", group_size=20, max_completion_tokens=3, learning_rate=2e-4)
+# short rollout is so cheap beside its prompt that the groups can be large. Three groups in a backward pass: less memory
+_CPU: dict[str, Any] = dict(preset="words", group_size=20, max_completion_tokens=3, learning_rate=2e-4, micro_batch=60)
 
 PROFILES = {
     profile.name: profile

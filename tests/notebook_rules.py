@@ -42,6 +42,7 @@ def problems(path: Path) -> list[str]:
         *_opening(book, code, name),
         *_shape(prose, code, name),
         *_links(prose, path),
+        *_figures(prose, code),
         *_outputs(code),
         *_leftovers(book, path),
     ]
@@ -80,7 +81,7 @@ def _shape(prose: list, code: list, name: str) -> Iterator[str]:
     if (asserts := len(re.findall(r"^\s*assert\b", checked, re.M))) < 3:
         yield f"{asserts} asserts check what it says; 3 are the least"
     text = "\n".join(cell.source for cell in prose)
-    if not name.startswith("solutions/") and not re.search(r"^## Exercises", text, re.M):
+    if "solutions/" not in name and not re.search(r"^## Exercises", text, re.M):
         yield "there is no heading `## Exercises`"
 
 
@@ -90,6 +91,23 @@ def _links(prose: list, path: Path) -> Iterator[str]:
             target = unquote("".join(link).partition("#")[0])
             if target and not re.match(r"[a-z]+:", target) and not (path.parent / target).exists():
                 yield f"the link to {target} leads nowhere"
+
+
+DECIMAL = re.compile(r"(?<![\w.])[+-]?\d+\.\d+(?![\w.]|\.\d)")
+SOURCE = re.compile(r"`[^`]*(?:python|make|recr1_lite|benchmarks/)[^`]*`|\]\(|^\||arXiv|section", re.M)
+
+
+def _figures(prose: list, code: list) -> Iterator[str]:
+    """Decimals in prose that no code and no output of the notebook holds, even rounded, in a paragraph without a source
+    (a command, a link, a table of its own)."""
+    held = [cell.source for cell in code] + [text for cell in code for text in _texts(cell.outputs)]
+    numbers = [float(number) for text in held for number in re.findall(r"\d+\.?\d*(?:e-?\d+)?", text)]
+    for cell in prose:
+        for paragraph in re.split(r"\n\s*\n", re.sub(r"```.*?```|\$[^$]*\$", "", cell.source, flags=re.S)):
+            for told in () if SOURCE.search(paragraph) else DECIMAL.findall(paragraph):
+                digits, value = len(told.partition(".")[2]), abs(float(told))
+                if not any(abs(scale * one - value) <= 0.51 * 10**-digits for one in numbers for scale in (1, 100)):
+                    yield f"the number {told} is in no code and no output: {' '.join(paragraph.split())[:60]!r}"
 
 
 def _outputs(code: list) -> Iterator[str]:
@@ -103,6 +121,8 @@ def _outputs(code: list) -> Iterator[str]:
                 yield f"code cell {number} ended in an error ({output.ename})"
             if any(key.startswith(WIDGET) for key in data):
                 yield f"code cell {number} shows a widget, which is blank without a kernel"
+            if "image/png" in data and not output.metadata.get("image/png", {}).get("alt"):
+                yield f"code cell {number} has a picture without an alt text"
             html, text = data.get("text/html"), output.get("text", data.get("text/plain", ""))
             lines += html.count("<tr") if html else len(text.splitlines())
         if lines > OUTPUT_LINES:

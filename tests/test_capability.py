@@ -17,7 +17,16 @@ from recr1_lite import assets
 from recr1_lite.__main__ import main
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate import harness
-from recr1_lite.evaluate.capability import capability_table, check, compare, forward_kl, neutral_prompts
+from recr1_lite.evaluate.capability import (
+    CapabilityResult,
+    capability_table,
+    check,
+    cluster_of,
+    compare,
+    continuations,
+    forward_kl,
+    neutral_prompts,
+)
 from recr1_lite.evaluate.harness import run_program
 from recr1_lite.ledger import Ledger
 from recr1_lite.policy.models import Policy
@@ -117,6 +126,13 @@ def test_before_and_after_go_to_the_ledger_with_paired_differences(policy, check
     rows = ledger.rows("capability")
     assert [row["task"] for row in rows] == [*TASKS, "recr1_perplexity", "kl"] and rows[0]["method"] == "GRPO"
     assert {row["metric"] for row in rows} == {"accuracy", "nats"} and all(row["n"] == 4 for row in rows)
+    back = CapabilityResult.from_rows(rows)
+    assert compare(back, back)["all", "accuracy"].mean == 0 and set(back.values) == set(after.values)
+    fresh = check(policy, limit=4, name="GRPO")  # what `after` was when its rows were written
+    assert back.summary["recr1_reading", "accuracy"] == fresh.summary["recr1_reading", "accuracy"]
+    for damaged in ({"values": ""}, {"values": rows[1]["values"][:-9]}, {"n": 3}):
+        with pytest.raises(RecR1Error, match="GRPO on recr1_arithmetic are missing or damaged"):
+            CapabilityResult.from_rows([rows[1] | damaged])
     pairs = {row["task"]: row for row in ledger.rows("capability_compare")}
     assert set(pairs) == {*TASKS, "recr1_perplexity"} and pairs["recr1_reading"]["b"] == "tiny"
     gain = 1 - checked.summary["recr1_reading", "accuracy"].mean
@@ -129,6 +145,8 @@ def test_kl_of_the_base_to_itself_is_0_and_of_a_changed_model_above(tiny_folder,
     fresh, values = tiny_policy(tiny_folder, scale=0.0), forward_kl(policy, prompts, tokens=6)
     assert max(forward_kl(fresh, prompts, tokens=6)) < 1e-6 < min(values)
     assert sum(forward_kl(perturb(fresh, 0.01), prompts, tokens=6)) < sum(values)
+    drawn = continuations(policy, prompts, tokens=6)  # what the base says does not hang on the adapter
+    assert forward_kl(policy, [], drawn=drawn) == pytest.approx(values) and sum(map(len, (d[0] for d in drawn))) == 5
     # by hand, of one prompt and its first token: the sum of p log(p / q) over the vocabulary
     ids = policy.tokenizer(prompts[0], return_tensors="pt", add_special_tokens=False).input_ids
     with torch.no_grad():
@@ -137,6 +155,20 @@ def test_kl_of_the_base_to_itself_is_0_and_of_a_changed_model_above(tiny_folder,
             p = policy.model(ids).logits[0, -1].softmax(-1).tolist()
     by_hand = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     assert forward_kl(policy, prompts[:1], tokens=1) == pytest.approx([by_hand], rel=1e-3)
+
+
+def test_items_of_one_template_or_passage_are_one_cluster():
+    names = [f"recr1_{task}/{row['id']}" for task, rows in SETS.items() for row in rows]
+    groups = pd.Series(names).map(cluster_of).groupby(lambda at: names[at].split("/")[0]).nunique()
+    assert groups.to_dict() == dict(zip(sorted(TASKS), [80, 16, 100, 30], strict=True))
+    assert cluster_of("ifeval/1000") == "ifeval/1000" and cluster_of("mmlu_anatomy/7-2") == "mmlu_anatomy/7-2"
+    values = [1.0, 1.0, 0.0, 0.0] * 8
+    scores = pd.DataFrame({"task": "recr1_reading", "metric": "accuracy", "value": values})
+    scores["item"] = [f"recr1_reading/reading-{n // 2:02}-{n % 2}" for n in range(32)]
+    together = CapabilityResult("x", "offline", scores, {}, {}, 0, []).summary["recr1_reading", "accuracy"]
+    alone = CapabilityResult("x", "offline", scores.assign(item=[*map(str, range(32))]), {}, {}, 0, [])
+    width = alone.summary["recr1_reading", "accuracy"].high - 0.5
+    assert together.mean == 0.5 and 1.2 * width < together.high - 0.5 < 1.7 * width  # sqrt(2), the pairs being equal
 
 
 def test_the_files_of_a_benchmark_are_read_as_they_are(shared_data):

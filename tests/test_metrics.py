@@ -13,12 +13,14 @@ import pytest
 import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.metrics import (
     Interval,
     compute,
     dcg,
+    holm,
     mean_interval,
     ndcg,
     next_run_interval,
@@ -221,6 +223,25 @@ def test_bad_intervals():
         paired_interval([0.1, 0.2], [0.1])
     with pytest.raises(RecR1Error, match="level"):
         mean_interval([0.1, 0.2], level=95)
+
+
+def test_holm_by_hand_and_between_bonferroni_and_none():
+    def by_p(*values):  # an interval whose two-sided p is this
+        return [Interval(z, z - 1.959964, z + 1.959964, 9) for z in map(norm.isf, np.array(values) / 2)]
+
+    # Holm's own rule: 0.01 <= 0.05/4, 0.016 <= 0.05/3, 0.03 > 0.05/2, and nothing after that
+    assert holm(by_p(0.03, 0.01, 0.016, 0.04)) == [False, True, True, False]
+    assert holm(by_p(0.04)) == [True] and holm(by_p(0.06)) == [False] and holm([]) == []
+    assert holm([Interval(0, 0, 0, 9), Interval(0.1, 0.1, 0.1, 9)]) == [False, True]
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        p = random.beta(0.3, 3, size=7)
+        shown = np.array(holm(by_p(*p)))
+        assert (
+            (shown >= (p <= 0.05 / 7)).all()
+            and (shown <= (p <= 0.05)).all()
+            and max(p[shown], default=0) <= min(p[~shown], default=1)
+        )
 
 
 def test_next_run_interval_by_hand_and_by_simulation():

@@ -30,9 +30,9 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.deploy.serve import local_server
 from recr1_lite.policy import models
 from recr1_lite.policy.backend import Backend
-from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged, token_logps
+from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged, scale_adapter, token_logps
 from recr1_lite.policy.rewriters import EndpointRewriter, ModelRewriter
-from recr1_lite.policy.rollouts import generate_grouped
+from recr1_lite.policy.rollouts import MergedCopy, generate_grouped
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.grpo import train
 from recr1_lite.train.loop import Run
@@ -151,6 +151,23 @@ def test_save_and_load_an_adapter(tiny_folder, tmp_path, monkeypatch):
         save_adapter(policy, folder)
     assert same(policy, load_policy(profile, adapter=folder)), "a failed save leaves what was there"
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"], "nothing temporary stays"
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0])
+def test_a_scaled_adapter_lies_between_the_untrained_model_and_its_own(tiny_folder, tmp_path, factor):
+    ids = torch.tensor([[5, 6, 7]])
+    whole, scaled = tiny_policy(tiny_folder), tiny_policy(tiny_folder)
+    scale_adapter(scaled, factor)
+    again = load_policy(tiny_profile(tiny_folder), adapter=save_adapter(scaled, tmp_path / "adapter"), trainable=False)
+    with torch.no_grad():
+        name, module = next((n, m) for n, m in whole.model.named_modules() if hasattr(m, "lora_B"))
+        delta = module.get_delta_weight("default")
+        assert torch.allclose(dict(scaled.model.named_modules())[name].get_delta_weight("default"), factor * delta)
+        assert torch.allclose(scaled.model(ids).logits, again.model(ids).logits, atol=1e-6)
+        merged = MergedCopy.of(scaled.model).refresh()
+        assert torch.allclose(merged(ids).logits, scaled.model(ids).logits, atol=1e-5)
+        with whole.model.disable_adapter():
+            assert torch.allclose(whole.model(ids).logits, scaled.model(ids).logits, atol=1e-6) == (factor == 0)
 
 
 # 16-bit weights round more

@@ -175,6 +175,12 @@ def planted(number: int, **data):
     return lambda book: code_cell(book, number).outputs.append(new_output("display_data", data))
 
 
+def drawn(number: int, png: str):
+    """A change that lets code cell `number` show a picture with an alt text."""
+    shown = new_output("display_data", {"image/png": png}, metadata={"image/png": {"alt": "It rises."}})
+    return lambda book: code_cell(book, number).outputs.append(shown)
+
+
 def source(number: int, text: str):
     return lambda book: code_cell(book, number).update(source=text)
 
@@ -208,7 +214,9 @@ PLANTED = {  # what is wrong -> (the change, words of the only sentence about it
     "a widget": (planted(3, **{"application/vnd.jupyter.widget-view+json": {}}), "widget"),
     "widget state": (lambda book: book.metadata.update(widgets={}), "widgets"),
     "times of execution": (lambda book: code_cell(book, 3).metadata.update(execution={"a": "b"}), "times of execution"),
-    "a large file": (planted(3, **{"image/png": "A" * 1_000_000}), "1.0 MB"),
+    "a large file": (planted(3, **{"text/html": "A" * 1_000_000}), "1.0 MB"),
+    "a picture that says nothing": (planted(3, **{"image/png": "A"}), "without an alt text"),
+    "a number from nowhere": (prose("GRPO gained +0.137, not 0.5."), "number +0.137 is in no code"),
     "a path in an output": (stream("saved in /home/ann/runs"), "/home/ann"),
     "a path in a table": (planted(3, **{"text/html": f"<td>{SCRATCH}x</td>"}), f"{SCRATCH}x"),
     "a path in the code": (source(3, "assert SEED == 0  # C:\\Users\\ann"), "Users"),
@@ -234,7 +242,11 @@ def test_each_planted_problem_is_told_and_only_it(mine, what):
 
 
 ALLOWED = [stream("line\n" * 59), stream(f"see .{SCRATCH}x, a.b/home/x and ~/runs"), prose(LINKS)]
-ALLOWED += [planted(3, **{"image/png": SCRATCH * 9}), planted(3, **{"text/html": "<tr>" * 60})]
+ALLOWED += [
+    drawn(3, SCRATCH * 9),
+    prose("2.0 is twice 1.00.\n\n`python -m x`: 3.9\n\n[Here](#a): 9.87."),
+    planted(3, **{"text/html": "<tr>" * 60}),
+]
 
 
 @pytest.mark.parametrize("change", ALLOWED)

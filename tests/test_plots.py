@@ -83,7 +83,13 @@ def test_every_figure_renders_the_same_bytes_twice_whatever_the_reader_has_set(d
     plain = figures.as_bytes(draw())
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
         assert figures.as_bytes(draw()) == plain
-    assert draw()._repr_png_().startswith(b"\x89PNG")
+    data, told = draw()._repr_png_()
+    assert data.startswith(b"\x89PNG") and told["alt"] == figures.alt_text(draw())
+
+
+def test_the_alt_text_says_what_the_figure_says():
+    drawn = figures.lines([1, 2], {"mean": [0.1, 0.2], "best": [0.3, 0.4]}, "It   rises", "step", "nDCG")
+    assert figures.alt_text(drawn) == "It rises. step. nDCG. mean, best"
 
 
 def test_figures_need_no_display_and_leave_settings_alone():
@@ -175,4 +181,4 @@ def test_the_live_view_draws_the_first_the_validations_and_the_last(monkeypatch)
     for drawn, (steps, val) in enumerate([(2, start), (3, later), (4, later)], start=1):  # time, a validation, the end
         live(rows[:steps], val)
         assert update.call_count == drawn
-    assert shown.call_count == 1 and update.call_args[0][0]._repr_png_().startswith(b"\x89PNG")
+    assert shown.call_count == 1 and update.call_args[0][0]._repr_png_()[0].startswith(b"\x89PNG")

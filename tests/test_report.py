@@ -144,6 +144,9 @@ def told(ledger):
     """The difference that a report tells, and what it doubts."""
     rows, text = select(ledger)[1], report_markdown(ledger)
     (difference,) = main_table(rows).differences.values()
+    assert difference.pop("shown") == (not difference["low"] <= 0 <= difference["high"]), (
+        "one alone needs no correction"
+    )
     assert show(difference, sign=True) in text
     return difference, " ".join(row["doubt"] for row in rows if row.get("doubt") and row["doubt"] in text)
 

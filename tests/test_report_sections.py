@@ -204,10 +204,12 @@ def test_claims_follow_from_the_rows(rows, write):
         "That SFT differs from teacher on test",
     ):
         assert expected in said, expected
-    assert "of 6 intervals" not in said
-    many = [compare_row(a, f"{b} {n}", mean, half) for a, b, mean, half in PAIRED for n in range(3)]
-    said = " ".join(claims(ledger, rows + many))
-    assert "of 24 intervals at 95%, about 1 would leave 0 out by chance alone" in said
+    tight = [compare_row("SFT", f"base {n}", 0.02, 0.018) for n in range(40)]  # each would be shown alone
+    said = " ".join(claims(ledger, rows + tight))
+    assert f"With Holm's correction for the {len(PAIRED) + 40} differences of the table none of these is shown" in said
+    alone = tight[0]["difference"]
+    assert book.verdict(alone) == book.verdict(book.corrected([alone])[0]) == "above"
+    assert book.verdict(book.corrected([alone] * 4)[0]) == "not shown to differ"
 
 
 MISSING = {"eval": "Can SFT pass", "train": "Training", "compare": None, "capability": None, "GRPO only": "The same"}
@@ -270,7 +272,11 @@ def test_figures_of_a_comparison_render(rows):
     made = [quality, plots.bound(spots, differences, [{"method": "teacher", **spot(0.3)}]), plots.published(spots)]
     made += [plots.race(rows, "samples", {"raw request": 0.2})]
     made += [draw(some) for draw in (plots.forgetting, plots.kl_retention, plots.continual) for some in (rows, [])]
-    assert all(figure._repr_png_().startswith(b"\x89PNG") for figure in made)
+    parts = [(spot(gain), spot(-gain)) for gain in (0.2, 0.1)]
+    gains = [{"method": "GRPO", "gain": gain, "loss": loss} for gain, loss in parts]
+    made += [plots.pareto(gains)]
+    assert list(made[-1].axes[0].lines[0].get_xdata()) == [0, 0.1, 0.2], "in order of gain, from the untrained model on"
+    assert all(figure._repr_png_()[0].startswith(b"\x89PNG") for figure in made)
     assert finding(quality) == (
         "GRPO is highest, nDCG@100 0.330 in 600 s; the quickest, SFT, 0.290 in 60 s (intervals overlap)"
     )

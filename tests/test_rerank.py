@@ -100,6 +100,22 @@ def test_candidates_are_lettered_under_the_request():
     assert titles["request"].tolist() == ["coat\nA. Coat\nB. Wool coat"]
 
 
+def test_shuffled_candidates_are_the_same_ones_in_an_order_that_the_seed_alone_makes():
+    rows = examples(*[("warm wool coat", "c2")] * 40)
+    plain, mixed, again, other = (with_candidates(rows, ENGINE, ITEMS, 3, shuffle=seed) for seed in (None, 0, 0, 1))
+    assert plain["candidates"].equals(plain["retrieved"]) and mixed["retrieved"].equals(plain["retrieved"])
+    assert mixed["candidates"].equals(again["candidates"]) and not mixed["candidates"].equals(other["candidates"])
+    assert mixed["candidates"].map(sorted).tolist() == plain["candidates"].map(sorted).tolist()
+    assert len(set(map(tuple, mixed["candidates"]))) == 6, "all orders of three"
+    for row in mixed.itertuples():  # each letter stands before the title of its own candidate
+        titles = [ITEMS.set_index("item_id").at[item, "title"].split() for item in row.candidates]
+        assert [line.split()[1 : 1 + len(title)] for line, title in zip(row.request.split("\n")[1:], titles)] == titles
+    assert retriever_order(mixed, 3) == plain["candidates"].tolist()
+    scorer = RerankScorer(mixed, PROMPT, 3)
+    letters = ["ABC"[ids.index("c2")] for ids in mixed["candidates"]]
+    assert {row.ndcg for row in scorer.score(mixed["example_id"].tolist(), letters)} == {1.0}
+
+
 def test_excluded_items_are_no_candidates_and_others_move_up():
     rows = examples(("warm one", "c2"), ("wool thing", "c2")).assign(exclude=[["c1", "d1"], []])
     frame = with_candidates(rows, ENGINE, ITEMS, count=2)
@@ -149,7 +165,7 @@ LOST = base(examples(("coat", "d1")), examples(("wool", "s1"), split="v"), examp
         (lambda rows: toy(prompt=replace(PROMPT, mode="expand")), "expand mode is no order"),
         (lambda rows: rerank_task(LOST, ENGINE), "'toy-rerank', train split is empty"),
         (lambda rows: RerankScorer(rows, PROMPT, 3), "no column 'candidates'"),
-        (lambda rows: retriever_order(rows, 3), "no column 'candidates'"),
+        (lambda rows: retriever_order(rows, 3), "no column 'retrieved'"),
         (lambda rows: Reranker(Fake(["A"])).recommend(rows, 3), "no column 'candidates'"),
     ],
 )

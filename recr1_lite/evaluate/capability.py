@@ -6,8 +6,9 @@ after, and forward KL, the measure that arXiv 2509.04259 ("RL's Razor") found fo
 
 import contextlib
 import itertools
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -16,6 +17,7 @@ import torch
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate import harness
 from recr1_lite.evaluate.evaluation import show
+from recr1_lite.ledger import packed, unpacked
 from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rewriters import encode
 from recr1_lite.policy.rollouts import MergedCopy, generate_grouped
@@ -49,8 +51,27 @@ class CapabilityResult:
 
     @property
     def summary(self) -> dict[tuple[str, str], Interval]:
-        """(task, metric) -> mean over the items with its 95% interval."""
-        return {pair: mean_interval(values, seed=self.seed) for pair, values in self.values.items()}
+        """(task, metric) -> mean over the items with its 95% interval; items of one template or passage are resampled
+        together."""
+        each = self.values.items()
+        return {pair: mean_interval(one, seed=self.seed, clusters=[*map(cluster_of, one.index)]) for pair, one in each}
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping]) -> "CapabilityResult":
+        """The result that the "capability" rows of one check tell of, without its samples. Raises RecR1Error where the
+        values are missing or damaged."""
+        parts, seconds, row = [], {}, {"method": "", "suite": "", "seed": 0}
+        for row in rows:
+            seconds[row["task"]] = row["seconds"]
+            try:
+                told = unpacked(row["values"])
+                if not len(told["item"]) == len(told["value"]) == row["n"]:
+                    raise ValueError("not its values")
+            except (KeyError, ValueError) as bad:
+                which = f"the ledger's values of {row['method']} on {row['task']}"
+                raise RecR1Error(f"{which} are missing or damaged; check it again") from bad
+            parts.append(pd.DataFrame({"task": row["task"], "metric": row["metric"], **told}))
+        return cls(row["method"], row["suite"], pd.concat(parts), {}, seconds, row["seed"], [])
 
     def table(self) -> pd.DataFrame:
         """One row per measure: task, metric, n, mean with its 95% interval, chance where there is one, seconds."""
@@ -77,7 +98,8 @@ def check(
 
     policy: a Policy with or without an adapter. limit: items per task (mmlu: per subject), drawn with `seed`, the same
     ones for every model. of_suite: data_dir, max_gen_toks, execute_code of `harness.load_tasks`. Appends a "capability"
-    row per measure to the ledger, but for "all". Raises RecR1Error: see `harness.load_tasks`.
+    row per measure to the ledger, with the value of each item, but for "all". Raises RecR1Error: see
+    `harness.load_tasks`.
     """
     if limit is not None and limit < 1:
         raise RecR1Error(f"a limit of {limit} items is no check; give 1 or more, or None for all")
@@ -102,12 +124,15 @@ def check(
     for (asked, metric), mean in result.summary.items() if ledger is not None else ():
         if asked != "all":  # the mean of the items that the others have
             row = {"kind": "capability", "method": name, "suite": suite, "task": asked, "metric": metric}
-            ledger.append(row | {**mean._asdict(), "seconds": seconds[asked], "seed": seed, "limit": limit})
+            row |= {**mean._asdict(), "seconds": seconds[asked], "seed": seed, "limit": limit}
+            each = result.values[asked, metric].round(6)
+            ledger.append(row | {"values": packed({"item": list(each.index), "value": each.tolist()})})
     return result
 
 
 def compare(after: CapabilityResult, before: CapabilityResult, ledger=None) -> dict[tuple[str, str], Interval]:
-    """(task, metric) -> mean of after minus before on the same items, with its paired 95% interval.
+    """(task, metric) -> mean of after minus before on the same items, with its paired 95% interval, clustered as in
+    `CapabilityResult.summary`.
 
     KL has no before and is left out. Appends a "capability_compare" row each to the ledger. Raises RecR1Error where the
     two were not asked the same items.
@@ -120,7 +145,8 @@ def compare(after: CapabilityResult, before: CapabilityResult, ledger=None) -> d
         if set(values.index) != set(others.index):
             who = f"{after.name} and {before.name} were not asked the same items of {task}"
             raise RecR1Error(f"{who} ({len(values)} and {len(others)}); check both with one limit and one seed")
-        differences[task, metric] = paired_interval(values, others[values.index], seed=after.seed)
+        groups = [*map(cluster_of, values.index)]
+        differences[task, metric] = paired_interval(values, others[values.index], seed=after.seed, clusters=groups)
         if ledger is not None and task != "all":
             row: dict = {"kind": "capability_compare", "a": after.name, "b": before.name, "suite": after.suite}
             row |= {"task": task, "metric": metric, "n": len(values), "seed": after.seed}
@@ -145,41 +171,64 @@ def capability_table(results: Sequence[CapabilityResult], ledger=None) -> pd.Dat
     return pd.DataFrame(rows)
 
 
+def cluster_of(item: str) -> str:
+    """What an item shares with others: of this kit's `instruction-01-2` and `reading-01-2` the template or passage 01;
+    any other item stands for itself."""
+    return re.sub(r"((?:instruction|reading)-\d+)-\d+$", r"\1", item)
+
+
 def neutral_prompts(tokenizer) -> list[str]:
     """Forty everyday prompts of this kit, through the model's chat template."""
     lines = (harness.kit_folder() / "prompts.txt").read_text(encoding="utf-8").splitlines()
     return [chat_text(tokenizer, [{"role": "user", "content": line}]) for line in lines]
 
 
+Drawn = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]  # of `continuations`
+
+
+def base_of(policy: Policy, base=None):
+    """(model, context) in which the model is the base: `base`, or the policy's own model with its adapter switched off.
+    Raises RecR1Error where there is neither."""
+    if base is None and not hasattr(policy.model, "disable_adapter"):
+        raise RecR1Error("KL to the base needs the base model; pass base=, or a policy with an adapter on it")
+    return (policy.model, policy.model.disable_adapter()) if base is None else (base, contextlib.nullcontext())
+
+
+@torch.no_grad()
+def continuations(policy: Policy, prompts, base=None, seed: int = 0, tokens: int = 32, batch_size: int = 10) -> Drawn:
+    """What the base says after each rendered prompt, for `forward_kl`: per batch the prompts' ids and mask (B, L), the
+    ids sampled at temperature 1 (B, T), and which of them stand before its end (B, T)."""
+    drawn, pad = [], policy.tokenizer.pad_token_id
+    model, as_base = base_of(policy, base)
+    with torch.random.fork_rng(), as_base:
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), batch_size):
+            ids, mask = encode(policy.tokenizer, prompts[start : start + batch_size], 4096, policy.model.device)
+            ends = generate_grouped(model, ids, mask, tokens, policy.end_ids, pad)
+            ended = torch.isin(ends, torch.tensor(policy.end_ids, device=ends.device)).long()
+            drawn.append((ids, mask, ends, ended.cumsum(1) - ended == 0))
+    return drawn
+
+
 @torch.no_grad()
 def forward_kl(
-    policy: Policy, prompts: Sequence[str], base=None, seed: int = 0, tokens: int = 32, batch_size: int = 10
+    policy: Policy, prompts: Sequence[str], base=None, seed: int = 0, tokens: int = 32, drawn: Drawn | None = None
 ) -> list[float]:
     """KL(base || policy) in nats per token, one value per rendered prompt; 0 for the base itself.
 
     The base continues each prompt (sampled at temperature 1, `tokens` long), and at each token of that the two
     whole next-token distributions are compared: the forward KL of arXiv 2509.04259, which takes it on the new
-    task's prompts; give those, or neutral ones. base: default the policy without its adapter.
-    """
-    model, tokenizer, training = policy.model, policy.tokenizer, policy.model.training
-    own = base is None and hasattr(model, "disable_adapter")
-    if base is None and not own:
-        raise RecR1Error("KL to the base needs the base model; pass base=, or a policy with an adapter on it")
+    task's prompts; give those, or neutral ones. base: default the policy without its adapter. drawn: of
+    `continuations`, where several policies are compared with one base."""
+    model, training, values = policy.model, policy.model.training, []
     model.eval()
-    values = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in range(0, len(prompts), batch_size):
-            ids, mask = encode(tokenizer, prompts[start : start + batch_size], 4096, model.device)
-            with model.disable_adapter() if own else contextlib.nullcontext():
-                reference = model if own else base
-                ends = generate_grouped(reference, ids, mask, tokens, policy.end_ids, tokenizer.pad_token_id)
-                ended = torch.isin(ends, torch.tensor(policy.end_ids, device=ends.device)).long()
-                kept = ended.cumsum(1) - ended == 0
-                before = _next_tokens(reference, ids, mask, ends, kept)
-            after = _next_tokens(model, ids, mask, ends, kept)
-            each = (before.exp() * (before - after)).sum(-1) * kept
-            values += (each.sum(1) / kept.sum(1)).clamp(min=0).tolist()
+    for ids, mask, ends, kept in continuations(policy, prompts, base, seed, tokens) if drawn is None else drawn:
+        reference, as_base = base_of(policy, base)
+        with as_base:
+            before = _next_tokens(reference, ids, mask, ends, kept)
+        after = _next_tokens(model, ids, mask, ends, kept)
+        each = (before.exp() * (before - after)).sum(-1) * kept
+        values += (each.sum(1) / kept.sum(1)).clamp(min=0).tolist()
     model.train(training)
     return values
 

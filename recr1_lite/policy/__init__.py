@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "models": ["Policy", "load_policy", "save_adapter", "save_merged", "token_logps"],
+        "models": ["Policy", "load_policy", "save_adapter", "save_merged", "scale_adapter", "token_logps"],
         "rewriters": ["ModelRewriter", "RawRewriter", "RuleRewriter", "as_rewriter"]
         + ["EndpointRewriter", "from_environment"],
     },

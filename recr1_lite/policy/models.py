@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from transformers.utils.logging import disable_progress_bar
@@ -116,6 +117,15 @@ def save_adapter(policy: Policy, folder: str | Path) -> Path:
         (work / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
 
     return place_folder(folder, write)
+
+
+def scale_adapter(policy: Policy, factor: float) -> None:
+    """Multiply what the adapter adds to the weights: 0 is the untrained model, 1 changes nothing. `save_adapter` writes
+    it so. Between the two lies the straight line of WiSE-FT (arXiv 2109.01903)."""
+    policy.model.peft_config["default"].lora_alpha *= factor
+    for module in policy.model.modules():
+        if isinstance(module, LoraLayer) and "default" in module.scaling:
+            module.scaling["default"] *= factor
 
 
 def save_merged(policy: Policy, folder: str | Path) -> Path:

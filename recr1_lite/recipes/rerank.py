@@ -2,7 +2,9 @@
 
 The third task of Rec-R1's TMLR version (arXiv 2503.24289): nothing is searched again, so the model can win only what
 lies in the order of the candidates it is shown. `named` alone decides what an answer says; candidates that it does not
-name keep the retriever's order, after those it does. An answer that names none changes nothing and is paid nothing.
+name keep the order in which they were shown, after those it does. An answer that names none changes nothing and is paid
+nothing. Shown in the retriever's own order, a policy can learn to say "A" to everybody, a known way out (GR2, arXiv
+2606.31984): `shuffle` shows the candidates in a random order, where a letter alone is worth nothing.
 """
 
 import re
@@ -10,6 +12,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from recr1_lite.common import RecR1Error
@@ -43,10 +46,11 @@ def order(answer: str, count: int) -> list[int]:
 
 
 def with_candidates(
-    examples: pd.DataFrame, retriever: Retriever, items: pd.DataFrame, count: int = 5, words: int = 12
+    examples: pd.DataFrame, retriever: Retriever, items: pd.DataFrame, count=5, words=12, shuffle: int | None = None
 ) -> pd.DataFrame:
-    """`examples` with a column `candidates`, the first `count` ids that the retriever finds for the request, and with
-    the candidates' titles and first `words` words, lettered, under the request.
+    """`examples` with a column `retrieved`, the first `count` ids that the retriever finds for the request, a column
+    `candidates`, the same in the order in which they are shown, and their titles and first `words` words, lettered,
+    under the request. shuffle: the seed of a random order for each request; None: the retriever's.
     A row for which the retriever finds fewer than two is left out. Raises RecR1Error for a count outside 2 to 26
     and for a hit that is not in `items`."""
     if not 2 <= count <= len(string.ascii_uppercase):
@@ -55,19 +59,20 @@ def with_candidates(
     depth = count + max(map(len, gone), default=0)
     hits = search_all(retriever, examples["request"].tolist(), depth, set(about.index))
     found = [without(ids, own, count) for (ids, _), own in zip(hits, gone, strict=True)]
-    asked = []
-    for request, ids in zip(examples["request"], found):
+    random, asked = np.random.default_rng(shuffle), []
+    shown = found if shuffle is None else [random.permutation(np.array(ids, dtype=object)).tolist() for ids in found]
+    for request, ids in zip(examples["request"], shown):
         lines = [request]
         for letter, item in zip(string.ascii_uppercase, ids):
             title, text = about.at[item, "title"].split(), about.at[item, "text"].split()
             rest = text[len(title) :] if text[: len(title)] == title else text  # a title is not said twice
             lines.append(" ".join([f"{letter}.", *title, *rest[:words]]))
         asked.append("\n".join(lines))
-    return examples.assign(request=asked, candidates=found).loc[[len(ids) > 1 for ids in found]]
+    return examples.assign(request=asked, candidates=shown, retrieved=found).loc[[len(ids) > 1 for ids in found]]
 
 
 def rerank_task(
-    task: Task, retriever: Retriever, count: int = 5, words: int = 12, prompt: Prompt = PROMPT, whole: bool = True
+    task: Task, retriever: Retriever, count=5, words=12, prompt: Prompt = PROMPT, whole=True, shuffle: int | None = None
 ) -> Task:
     """The task of ordering the first `count` hits of each request of `task`.
 
@@ -79,7 +84,7 @@ def rerank_task(
         raise RecR1Error(f"an answer in {prompt.mode} mode is no order of candidates; give a prompt in mode 'rewrite'")
 
     def change(split: str, frame: pd.DataFrame) -> pd.DataFrame:
-        asked = with_candidates(frame, retriever, task.items, count, words)
+        asked = with_candidates(frame, retriever, task.items, count, words, shuffle)
         pairs = zip(asked["candidates"], asked["relevant"])
         reachable = [not relevant.keys().isdisjoint(ids) for ids, relevant in pairs]
         return asked if whole and split != "train" else asked.loc[reachable]
@@ -89,7 +94,7 @@ def rerank_task(
 
 
 class RerankScorer(Scorer):
-    """Pays the order that a completion gives to its example's own candidates; `raw_ndcg` is the retriever's order.
+    """Pays the order that a completion gives to its example's own candidates; `raw_ndcg` is the order shown.
 
     An answer that names no candidate is a `no_answer`: as silence does, it earns 0, not what the retriever earned."""
 
@@ -127,14 +132,14 @@ class Reranker:
 
 def retriever_order(examples: pd.DataFrame, k: int) -> list[list[str]]:
     """The baseline: the candidates as the retriever ranks them."""
-    return [ids[:k] for ids in _candidates(examples)]
+    return [ids[:k] for ids in _candidates(examples, "retrieved")]
 
 
 retriever_order.name = "retriever's order"  # type: ignore[attr-defined]  # as tables show it
 
 
 def oracle(task: Task, split: str = "val"):
-    """The ceiling: relevant candidates first, the others in the retriever's order. For `evaluate_recommender`, val."""
+    """The ceiling: relevant candidates first, the others in the order shown. For `evaluate_recommender`, val."""
     gains: dict = dict(zip(getattr(task, split)["example_id"], getattr(task, split)["relevant"]))
 
     def best_first(examples: pd.DataFrame, k: int) -> list[list[str]]:
@@ -145,10 +150,10 @@ def oracle(task: Task, split: str = "val"):
     return best_first
 
 
-def _candidates(examples: pd.DataFrame) -> list[list[str]]:
-    if "candidates" not in examples:
-        raise RecR1Error("the examples have no column 'candidates'; take those of a rerank_task")
-    return examples["candidates"].tolist()
+def _candidates(examples: pd.DataFrame, column: str = "candidates") -> list[list[str]]:
+    if column not in examples:
+        raise RecR1Error(f"the examples have no column {column!r}; take those of a rerank_task")
+    return examples[column].tolist()
 
 
 def _outcome(answer: Scored | Rewrite, candidates: list[str]) -> Outcome:

@@ -246,6 +246,27 @@ def kl_retention(rows: Rows) -> Figure:
 
 
 @styled
+def pareto(rows: Rows) -> Figure:
+    """What a method gained on the task against what it cost elsewhere: a line per method, in order of gain.
+
+    rows: {"method", "gain", "loss"}, both an Interval of the difference to the untrained model. Higher and further to
+    the right is better; a line that runs above another keeps more at the same gain."""
+    figure, axis = canvas(4.4, 7.0)
+    for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        points = sorted(
+            (row for row in rows if row["method"] == method), key=lambda row: style.interval(row["gain"])["mean"]
+        )
+        gains, losses = ([style.interval(row[key]) for row in points] for key in ("gain", "loss"))
+        look = dict(color=style.COLORS[place % 6], marker=style.MARKERS[place % 6], ms=4)
+        xs, ys = [0.0, *(one["mean"] for one in gains)], [0.0, *(one["mean"] for one in losses)]
+        axis.plot(xs, ys, label=fill(method, 26), **look)
+        axis.errorbar(xs[-1], ys[-1], yerr=reach(losses[-1]), xerr=reach(gains[-1]), capsize=3, alpha=0.6, **look)
+    axis.axhline(0, color=BLACK, lw=0.8)
+    axis.set(xlabel="gain on the task, nDCG@100", ylabel="questions answered rightly, difference")
+    return finish(figure, "What each method gained, and what it cost elsewhere (95% at the last point)")
+
+
+@styled
 def continual(rows: Rows) -> Figure:
     """Stages of adaptation to one task after another: one panel per measure, one line per trainer, 95% intervals.
 

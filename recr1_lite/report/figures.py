@@ -43,10 +43,10 @@ WHOLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key 
 
 
 class Picture(Figure):
-    """A Figure that shows itself in a notebook even where nobody imported pyplot."""
+    """A Figure that shows itself in a notebook even where nobody imported pyplot, with a text for who cannot see it."""
 
-    def _repr_png_(self) -> bytes:
-        return as_bytes(self, "png", dpi=round(self.dpi))
+    def _repr_png_(self) -> tuple[bytes, dict]:
+        return as_bytes(self, "png", dpi=round(self.dpi)), {"alt": alt_text(self)}
 
 
 @contextmanager
@@ -84,6 +84,15 @@ def as_bytes(figure: Figure, form: str = "svg", dpi: int = 150) -> bytes:
     with _style():
         figure.savefig(buffer, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()
+
+
+def alt_text(figure: Figure) -> str:
+    """What a screen reader says of a figure: its finding, the titles and labels of its axes, the legends."""
+    said = [figure.get_suptitle()]
+    for axis in figure.axes:
+        labels = [axis.get_title(loc="left") or axis.get_title(), axis.get_xlabel(), axis.get_ylabel()]
+        said += [*labels, ", ".join(axis.get_legend_handles_labels()[1])]
+    return " ".join(". ".join(dict.fromkeys(filter(None, said))).split())
 
 
 def fill(name: object, width: int, after: str = "", most: int = 60) -> str:

@@ -125,7 +125,7 @@ def claims(ledger, rows: list[dict]) -> list[str]:
     about: dict = {"table": table, "trained": trained, "alike": {}, "tested": [], "show": show}
     if table:
         differences, spots, label = table.differences, main_spots(rows), metric_label(table.metric)
-        about["alike"] = {pair: row for pair, row in differences.items() if row["low"] <= 0 <= row["high"]}
+        about["alike"] = {pair: row for pair, row in differences.items() if book.verdict(row).startswith("not")}
         about["tested"] = [row["method"] for row in table.evals if row["method"] in trained]
         free = [row["method"] for row in table.evals if row.get("tokens") == 0 and row["method"] != "raw request"]
         best = max((spots[name] for name in free if name in spots), key=lambda spot: spot["mean"], default=None)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import NO_MODEL, EvalResult, compare, metric_label, show
+from recr1_lite.search.metrics import Interval, holm
 
 RESULTS = ("eval", "compare", "train", "headroom", "inspect", "capability", "capability_compare", "continual")
 IDENTITY = ("kind", "method", "task", "split", "suite", "metric", "a", "b", "trainer", "stage")  # two such rows are one
@@ -87,9 +88,17 @@ def shown(interval, sign: bool = False) -> str:
     return "" if interval is None else show(interval, sign) if whole(interval) else "not measured"
 
 
+def corrected(differences: Sequence[Mapping]) -> list[dict]:
+    """The differences of one table, each with `shown`: whether it differs from 0 where all are claimed together."""
+    family = [Interval(*(row[key] for key in ("mean", "low", "high")), row.get("n", 0)) for row in differences]
+    return [{**row, "shown": shown} for row, shown in zip(differences, holm(family), strict=True)]
+
+
 def verdict(difference: Mapping) -> str:
-    """Whether a paired difference is "above", "below" or "not shown to differ" from 0, by its interval."""
-    return "above" if difference["low"] > 0 else "below" if difference["high"] < 0 else "not shown to differ"
+    """Whether a paired difference is "above", "below" or "not shown to differ" from 0: of one that is `corrected`, by
+    that; else by its interval."""
+    apart = difference.get("shown", not difference["low"] <= 0 <= difference["high"])
+    return ("above" if difference["mean"] > 0 else "below") if apart else "not shown to differ"
 
 
 def overlap(a: Mapping, b: Mapping) -> bool:
@@ -181,7 +190,8 @@ def tables(rows: Rows) -> list[Table]:
         metric = next(iter(next(iter(evals.values()))["metrics"]))
         wanted = {"task": task, "split": split, "metric": metric}.items()
         compared = [row for row in of_kind(rows, "compare") if wanted <= row.items() and whole(row.get("difference"))]
-        pairs = {(row["a"], row["b"]): row["difference"] for row in compared}
+        last = {(row["a"], row["b"]): row["difference"] for row in compared}
+        pairs = dict(zip(last, corrected([*last.values()]), strict=True))
         measured = [row for row in evals.values() if metric in row["metrics"]]
         bases = {b for _, b in pairs}
         baselines = [name for name in evals if name in bases] + sorted(bases - set(evals))
@@ -294,7 +304,8 @@ def capability_changes(rows: Rows) -> list[dict]:
     difference}. Only whole ones."""
     compared = [row for row in of_kind(rows, "capability_compare") if row["b"] == "untrained"]
     last = {(row["a"], row["task"], row["metric"]): row for row in compared if whole(row["difference"])}
-    return _by_method([{"method": row["a"], **{key: row[key] for key in CHANGE}} for row in last.values()])
+    family = zip(last.values(), corrected([row["difference"] for row in last.values()]), strict=True)
+    return _by_method([{"method": row["a"], **{key: row[key] for key in CHANGE}, "difference": d} for row, d in family])
 
 
 def main_changes(rows: Rows) -> list[dict]:
@@ -307,7 +318,7 @@ def main_changes(rows: Rows) -> list[dict]:
 
 
 def worse(change: Mapping) -> str:
-    """For a row of `capability_changes`: "lost", "gained", or "" where the interval holds 0."""
+    """For a row of `capability_changes`: "lost", "gained", or "" where none is shown."""
     side = verdict(change["difference"])
     if side == "not shown to differ":
         return ""

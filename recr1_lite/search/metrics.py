@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, t
+from scipy.stats import bootstrap, norm, t
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.tasks.base import most_relevant
@@ -193,3 +193,21 @@ def next_run_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     n, mean = len(sample), float(sample.mean())
     reach = float(t.ppf((1 + level) / 2, n - 1) * sample.std(ddof=1) * math.sqrt(1 + 1 / n))
     return Interval(mean, mean - reach, mean + reach, n)
+
+
+def holm(differences: Sequence[Interval], level: float = 0.95) -> list[bool]:
+    """Which of a family of differences, each with its 95% interval, are shown to differ from 0 all together.
+
+    The p of a difference is that of a normal mean whose 95% interval is as wide as its own. Source: S. Holm, "A simple
+    sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979."""
+    errors = [(one.high - one.low) / (2 * norm.ppf(0.975)) for one in differences]
+    p = [
+        2 * norm.sf(abs(one.mean) / error) if error else float(not one.mean)
+        for one, error in zip(differences, errors, strict=True)
+    ]
+    shown, order = [False] * len(p), sorted(range(len(p)), key=p.__getitem__)
+    for rank, place in enumerate(order):
+        if p[place] > (1 - level) / (len(p) - rank):
+            break
+        shown[place] = True
+    return shown

@@ -2,7 +2,8 @@
 
 Against stock TRL 1.12.0 (same loss, same gradients: tests compare them on the same rollouts):
 - rollouts come from a merged copy of the policy, and each prompt is run once for its whole group;
-- the update runs each prompt once for its group too, with gradients through the shared cache;
+- the update runs each prompt once for its group too, with gradients through the shared cache, and a micro-batch holds
+  whole groups where it can;
 - prompts are rendered by this kit (chat template + assistant prefix) and passed as text;
 - the order of the prompts is drawn here for the whole run, so that a resumed run finds its place in it;
 - an answer ends in any of the model's end tokens (stock knows the tokenizer's alone);
@@ -31,6 +32,7 @@ import torch
 from datasets import Dataset
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import evaluate
@@ -142,6 +144,26 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
         model.train(training)
         return [until_end(row, self.ends)[0] for row in tokens.tolist()], None
 
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        return output | {"place": torch.arange(len(output["completion_ids"]))}
+
+    def _prepare_inputs(self, generation_batch):
+        """Micro-batches of whole groups. TRL deals the rollouts of a step out at random, and then nearly every prompt
+        stands in every micro-batch and is run in each; the gradient of a step is their sum in any order."""
+        before, inputs = self._buffered_inputs, super()._prepare_inputs(generation_batch)
+        count, dealt = self.args.steps_per_generation, self._buffered_inputs
+        several = 1 < count == self.args.gradient_accumulation_steps  # more would be several updates, dealt on purpose
+        if dealt is before or not several or not self.model.training:
+            return inputs
+        order = torch.cat([part["place"] for part in dealt]).argsort()
+        whole = {
+            key: torch.cat([part[key] for part in dealt])[order] if value is not None and value.ndim else value
+            for key, value in dealt[0].items()
+        }
+        self._buffered_inputs = split_tensor_dict(whole, count)
+        return self._buffered_inputs[self._step % count]
+
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **_
     ):
@@ -155,7 +177,8 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
 
     def _logps(self, model, ids, mask, keep: int, entropy: bool = False):
         """Log-probabilities and entropies of rows whose last `keep` tokens are the completion."""
-        prompt, completion = (ids[:, :-keep], mask[:, :-keep]), (ids[:, -keep:], mask[:, -keep:])
+        first = int(mask.any(0).long().argmax())  # where the longest prompt of these rows begins
+        prompt, completion = (ids[:, first:-keep], mask[:, first:-keep]), (ids[:, -keep:], mask[:, -keep:])
         return completion_logps(model, *prompt, *completion, self.temperature, entropy)
 
     @torch.no_grad()
