@@ -1,4 +1,4 @@
-"""The comparison's part of the report: budgets, bound, forgetting, adaptation, published figures, claims."""
+"""The comparison's part of the report: budgets, bound, forgetting, adaptation, claims."""
 
 import html
 import json
@@ -97,7 +97,7 @@ def titles(text):
 
 
 COMPARISON = ["What training cost", "The same budget", "Cost against quality", "Can SFT pass its teacher?"]
-COMPARISON += ["What was forgotten", "One task after another", "Published figures beside ours"]
+COMPARISON += ["What was forgotten", "One task after another"]
 
 
 def test_html_and_markdown_say_the_same(rows, write, tmp_path):
@@ -120,10 +120,6 @@ def test_html_and_markdown_say_the_same(rows, write, tmp_path):
         "| GRPO | arithmetic | accuracy | 120 | -0.010 [-0.040, +0.020] | not shown |",
         "SFT moved 0.40 nats, accuracy -0.060; GRPO moved 0.10 nats, accuracy -0.010, not shown",
         "| SFT | after movielens | 0.200 [0.170, 0.230] | 0.100 [0.070, 0.130] | 0.400 [0.370, 0.430] | 300 |",
-        "PUBLISHED nDCG@100",
-        "linjc16/Rec-R1, commit 4f3ac37",
-        "| Rec-R1 (GRPO) | 0.3222 | [0.274, 0.372] | 0.3351 | GRPO 0.330 [0.300, 0.360] |",
-        "Published gain over the raw query +0.198; here GRPO +0.070",
     ):
         assert told in text, told
     train = TRAIN | {"curve": [], "val": [{"step": 0, **spot(0.2)}], "config": {}}
@@ -269,7 +265,7 @@ def test_figures_of_a_comparison_render(rows):
     spent = [row | {"seconds": SPENT[row["method"]][1], "tokens": 100} for row in spots]
     differences = {a: spot(mean, half) for a, b, mean, half in PAIRED if b == "teacher"}
     quality = plots.cost_quality(spent, {"raw": spot(0.2)})
-    made = [quality, plots.bound(spots, differences, [{"method": "teacher", **spot(0.3)}]), plots.published(spots)]
+    made = [quality, plots.bound(spots, differences, [{"method": "teacher", **spot(0.3)}])]
     made += [plots.race(rows, "samples", {"raw request": 0.2})]
     made += [draw(some) for draw in (plots.forgetting, plots.kl_retention, plots.continual) for some in (rows, [])]
     parts = [(spot(gain), spot(-gain)) for gain in (0.2, 0.1)]

@@ -14,7 +14,7 @@ from recr1_lite.evaluate.evaluation import metric_label
 from recr1_lite.report import figures as style
 from recr1_lite.report import rows as book
 from recr1_lite.report.figures import BLACK, BLUE, GREY, canvas, dot, fill, finish, name_rows, note, reach, styled
-from recr1_lite.report.rows import FIGURES, SETTING, Rows
+from recr1_lite.report.rows import Rows
 
 BY = {"seconds": "seconds of training, sampling included", "samples": "completions sampled from a model"}
 BY["tokens"] = "tokens generated and trained on"
@@ -157,30 +157,6 @@ def bound(rows: Rows, differences: Mapping[str, Mapping], teachers: Rows, metric
     if free:
         told.append(", ".join(free) + ("" if imitate else " the teacher"))
     return finish(figure, "; ".join(told))
-
-
-@styled
-def published(ours: Rows, metric: str = "ndcg@100", setting: str = "this run") -> Figure:
-    """The authors' figures beside a run's own, each on an axis of its own: they share no data and no model.
-
-    ours: dicts {method, mean, low, high, n}, two at least, raw request first.
-    """
-    figure, axes = canvas(1.6 + 0.42 * max(len(ours), len(FIGURES)), 6.8, columns=2)
-    theirs: list[dict] = [row | {key: row[key] / 100 for key in ("mean", "low", "high")} for row in FIGURES]
-    here = f"{fill(setting, 34)}:\n{metric_label(metric)}{count_of(ours)}"
-    there = "PUBLISHED, not run here:\n" + SETTING.replace("@100, ", "@100,\n")
-    hatched: dict = dict(color=GREY, hatch="//", edgecolor="white")
-    for axis, rows, name, drawn in zip(axes, (theirs, ours), (there, here), (hatched, dict(color=BLUE)), strict=True):
-        whiskers = dict(xerr=reach(*rows), error_kw={"ecolor": drawn["color"], "capsize": 3})
-        made = axis.barh(range(len(rows)), [row["mean"] for row in rows], 0.6, alpha=0.35, **drawn, **whiskers)
-        axis.bar_label(made, fmt="%.3f", padding=4, fontsize=9.5)
-        name_rows(axis, [fill(row["method"], 13) for row in rows], 0.4, 0.6)
-        axis.set_xlim(0, 1.25 * max(row["high"] for row in rows))
-        axis.set_title(name, fontsize=10, weight="bold" if rows is theirs else "normal")
-    gain, own = (rows[-1]["mean"] - rows[0]["mean"] for rows in (theirs, ours))
-    told = f"Published gain over the raw query {gain:+.3f}; here {ours[-1]['method']} {own:+.3f}"
-    style.title(figure, f"{told}: other data, model and size, so the two are no race", 62)
-    return figure
 
 
 @styled

@@ -149,7 +149,7 @@ def claims(ledger, rows: list[dict]) -> list[str]:
 
 def sections(ledger, rows: list[dict]) -> list[Section]:
     """All sections of a report on the rows of one run, in order; those without rows are left out."""
-    contest = (costs, race, cost_quality, bound, forgetting, continual, published)
+    contest = (costs, race, cost_quality, bound, forgetting, continual)
     made = [findings(tables(rows)), *map(methods, tables(rows)), *(make(rows) for make in contest)]
     made += [headroom(row, rows) for row in of_kind(rows, "headroom")]
     made += [training(row, rows) for row in of_kind(rows, "train")]
@@ -349,27 +349,3 @@ def continual(rows: list[dict]) -> Section | None:
             body.append([trainer, row["name"], *values, f"{row['seconds']:,.0f}"])
     grid = DataFrame(body, columns=["trainer", "stage", *names, "seconds"])
     return Section("One task after another", [plots.continual(rows), grid]) if names else None
-
-
-def published(rows: list[dict]) -> Section | None:
-    """The authors' figures beside a comparison's own, marked as published."""
-    table, spots = main_table(rows), main_spots(rows)
-    ours = [spots[name] for row in book.FIGURES for name in row["ours"] if name in spots]
-    if table is None or not book.costs(rows) or len(ours) < 2:
-        return None
-    body = []
-    for row in book.FIGURES:
-        here = "; ".join(f"{name} {show(spots[name])}" for name in row["ours"] if name in spots)
-        ends = f"[{row['low'] / 100:.3f}, {row['high'] / 100:.3f}]"
-        body.append([row["method"], f"{row['mean'] / 100:.4f}", ends, f"{row['once'] / 100:.4f}", here])
-    head = ["published method", "PUBLISHED nDCG@100", "its 95%, worked out here", "each target once"]
-    head.append(f"here: {table.task}, {table.split}, n = {ours[0]['n']}")
-    text = (
-        f"Published figures are those of {book.SETTING}; source: result files of the authors' repository "
-        "linjc16/Rec-R1, commit 4f3ac37 (Apache-2.0), for the paper arXiv 2503.24289: mean of the stored nDCG@100 of "
-        "each of 103 ESCI Video Games queries, times 100, divided by 100 here. The authors' files list some targets "
-        "twice, and their nDCG counts them twice; the fourth column counts each once. Neither data, model nor "
-        "retriever is ours, so no row of this table is a comparison."
-    )
-    picture = plots.published(ours, table.metric, f"this run, {table.task} {table.split}")
-    return Section("Published figures beside ours", [text, picture, DataFrame(body, columns=head)])
