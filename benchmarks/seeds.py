@@ -135,7 +135,8 @@ def gains(ledger: Ledger) -> str:
     (raw,), runs = methods[RawRewriter.name], methods[GRPO]
     means = (scores(runs, raw.metric) - scores([raw], raw.metric)).mean(1).tolist()
     told = ", ".join(f"{mean:+.3f}" for mean in means)
-    return f"gain over the raw request by seed: {told}; one more run: {show(next_run_interval(means), sign=True)}"
+    more = show(next_run_interval(means), sign=True) if len(means) > 1 else "not to be told from one seed"
+    return f"gain over the raw request by seed: {told}; one more run: {more}"
 
 
 def table(ledger: Ledger) -> pd.DataFrame:

@@ -238,6 +238,11 @@ def test_the_texts_show_what_the_ledger_of_the_seeds_gives():
     shown = [[method, score, gap] for method, score, _, gap in rows]
     assert sum(row in readme for row in markdown_table(["", "", ""], shown)[2:]) >= 6
     assert seeds.gains(ledger).partition("seed: ")[2].partition(";")[0] in results
+    longer = seeds.table(Ledger(ledger.path.with_name("seeds-120-steps.jsonl")))
+    told = longer[["method", "ndcg@100", "GRPO minus it"]].replace("GRPO", "GRPO, 120 steps, seed 0").values.tolist()
+    assert sum(row in results for row in markdown_table(["", "", ""], told)[2:]) == 7
+    opened = sum(len(Ledger(path).rows("unseal")) for path in ledger.path.parent.glob("seeds*.jsonl"))
+    assert opened == 4 and "the fourth opening of the test" in results
 
 
 def test_the_interval_over_seeds_is_wider_than_over_requests_alone():

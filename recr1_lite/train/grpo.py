@@ -19,7 +19,8 @@ Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages di
 each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p 0.95. `modern`: no KL and a higher
 upper clip (DAPO, arXiv 2503.14476), no length bias in the loss (Dr. GRPO, arXiv 2503.20783), advantages divided by the
 batch's standard deviation (arXiv 2508.08221), temperature 1. `words`: `modern` with a credit for each word of a
-rollout (`word_credit`); for the style `compact`, where a beginning of the answer is an answer.
+rollout (`word_credit`); for the style `compact`, where a beginning of the answer is an answer. A KL term is multiplied
+by the ratio of new to old probability: without it its gradient is not the KL's (arXiv 2512.02556; TRL's default).
 """
 
 from collections.abc import Callable, Mapping
@@ -246,6 +247,7 @@ def configure(profile: Profile, run: Run, backend: str = "transformers", **overr
     sizes = dict(max_steps=profile.steps, num_generations=group, per_device_train_batch_size=micro)
     sizes |= dict(gradient_accumulation_steps=rollouts // micro, max_completion_length=profile.max_completion_tokens)
     fixed: dict = dict(learning_rate=profile.learning_rate, top_k=0, remove_unused_columns=False)
+    fixed["use_bias_correction_kl"] = True
     return GRPOConfig(**(settings(profile, run) | sizes | fixed | PRESETS[profile.preset] | overrides))
 
 
