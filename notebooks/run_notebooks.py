@@ -29,8 +29,9 @@ PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrs
 
 
 def find(names: list[str] | None = None, folder: Path = FOLDER) -> list[Path]:
-    """The notebooks in order of number, then their solutions; `names` pick some. Raises RecR1Error for an unknown."""
-    paths = [*sorted(folder.glob("*.ipynb")), *sorted(folder.glob("[a-z]*/*.ipynb"))]
+    """The notebooks in order of number, then labs, solutions; `names` pick some. Raises RecR1Error for an unknown."""
+    places = ("*.ipynb", "[a-z]*/*.ipynb", "[a-z]*/[a-z]*/*.ipynb")  # labs/solutions lie a folder deeper
+    paths = [path for place in places for path in sorted(folder.glob(place))]
     known = {name_of(path, folder): path for path in paths}
     for name in names or []:
         if not any(one.startswith(name) for one in known):

@@ -23,7 +23,7 @@ class Profile:
     steps: int = 30
     prompts_per_step: int = 12
     group_size: int = 10
-    micro_batch: int | None = None  # rollouts in one backward pass; None: the whole step
+    micro_batch: int | None = None  # rollouts in one backward pass at most; None: the whole step
     rollout_batch: int | None = None  # rollouts written together; None: the whole step
     gradient_checkpointing: bool = False  # keep one activation per layer, compute the others again
     fast_inference: bool = False  # rollouts from vLLM, where it and unsloth are there

@@ -280,6 +280,9 @@ def test_the_configuration(tiny_folder, tmp_path, monkeypatch):
     config = configure(profile, Run(tmp_path, seed=7), beta=0.5)
     assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (4, 4)
     assert (config.beta, config.temperature, config.scale_rewards, config.seed) == (0.5, 0.6, "group", 7)
+    for most, size in {1: 1, 3: 2, 7: 4, 8: 8, 15: 8, 16: 16, 99: 16, None: 16}.items():  # whole groups, where one fits
+        few = configure(replace(profile, micro_batch=most), Run(tmp_path))
+        assert (few.per_device_train_batch_size, few.gradient_accumulation_steps) == (size, 16 // size)
     assert config.save_steps == 2 and config.report_to == []
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "trackio" or find(name))
@@ -288,7 +291,7 @@ def test_the_configuration(tiny_folder, tmp_path, monkeypatch):
         (dict(report_to="nosuchtracker"), "", "report_to='nosuchtracker' needs the package nosuchtracker"),
         (dict(preset="moden"), "", "no GRPO preset 'moden'; choose one of paper, modern"),
         (dict(group_size=1), "", "groups of 2 or more"),
-        (dict(micro_batch=3), "", "micro_batch that divides"),
+        (dict(micro_batch=-1), "", "micro_batch of 1 or more"),
         (dict(rollout_batch=6), "", "rollout_batch=6 is no multiple of group_size=4"),
         (dict(micro_batch=2), "unsloth", "micro_batch=2 is no multiple of group_size=4: it takes whole groups"),
     ):

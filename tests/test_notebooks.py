@@ -337,8 +337,8 @@ SABOTAGE = [
     ("06_", "evaluate.evaluation.excluded", lambda _: lambda examples: [set()] * len(examples), "> kept.summary"),
     # an answer that names no candidate is paid
     ("06b", "recipes.rerank._outcome", lambda _: lambda answer, candidates: answer.outcome, 'table["reward"].round(6)'),
-    # a verdict that does not look at the interval
-    ("08", "report.rows.verdict", lambda _: lambda row: "above" if row["mean"] > 0 else "below", 'claimed["low"] > 0'),
+    # nothing is corrected
+    ("08", "search.metrics.holm", lambda _: lambda gaps: [True] * len(gaps), "metrics.holm([lead[name]"),
     # the scales of 4-bit blocks cost nothing
     ("09", "train.memory.nf4", lambda _: lambda count: count // 2, "abs(by_hand - four)"),
 ]

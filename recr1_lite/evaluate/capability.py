@@ -60,8 +60,9 @@ class CapabilityResult:
     def from_rows(cls, rows: Iterable[Mapping]) -> "CapabilityResult":
         """The result that the "capability" rows of one check tell of, without its samples. Raises RecR1Error where the
         values are missing or damaged."""
-        parts, seconds, row = [], {}, {"method": "", "suite": "", "seed": 0}
-        for row in rows:
+        parts: list[pd.DataFrame] = []
+        seconds: dict[str, float] = {}
+        for row in (rows := list(rows)):
             seconds[row["task"]] = row["seconds"]
             try:
                 told = unpacked(row["values"])
@@ -71,7 +72,8 @@ class CapabilityResult:
                 which = f"the ledger's values of {row['method']} on {row['task']}"
                 raise RecR1Error(f"{which} are missing or damaged; check it again") from bad
             parts.append(pd.DataFrame({"task": row["task"], "metric": row["metric"], **told}))
-        return cls(row["method"], row["suite"], pd.concat(parts), {}, seconds, row["seed"], [])
+        first = rows[0]
+        return cls(first["method"], first["suite"], pd.concat(parts), {}, seconds, first["seed"], [])
 
     def table(self) -> pd.DataFrame:
         """One row per measure: task, metric, n, mean with its 95% interval, chance where there is one, seconds."""

@@ -6,6 +6,7 @@ The colours are Okabe & Ito's, which people with any colour vision can tell apar
 import functools
 import io
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,11 @@ class Picture(Figure):
 
     def _repr_png_(self) -> tuple[bytes, dict]:
         return as_bytes(self, "png", dpi=round(self.dpi)), {"alt": alt_text(self)}
+
+
+if shell := "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+    # else pyplot, or a widget that loads it, makes IPython draw every Figure its own way, without the text
+    shell.display_formatter.formatters["image/png"].for_type(Picture, Picture._repr_png_)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def shown(interval, sign: bool = False) -> str:
 
 def corrected(differences: Sequence[Mapping]) -> list[dict]:
     """The differences of one table, each with `shown`: whether it differs from 0 where all are claimed together."""
-    family = [Interval(*(row[key] for key in ("mean", "low", "high")), row.get("n", 0)) for row in differences]
+    family = [Interval(row["mean"], row["low"], row["high"], row.get("n", 0)) for row in differences]
     return [{**row, "shown": shown} for row, shown in zip(differences, holm(family), strict=True)]
 
 
