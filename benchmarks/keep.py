@@ -122,7 +122,8 @@ def measure(out: Path, profile: Profile, recipe: str, seed: int, scales) -> None
     book = Ledger(out / "keep-points.jsonl")
     known = {(row["recipe"], row["seed"], row["step"], row["scale"]) for row in book.rows("point")}
     todo = [("0", 1.0, None)] if recipe == BASE else points(out, recipe, seed, scales)
-    task = load_task("clothing")
+    task = load_task("clothing")  # all 400 validation requests; a smoke test takes few
+    task = task.subsample(n_val=profile.n_val, seed=0) if profile.n_capability else task
     engine, drawn = world(profile)[1], None
     for step, scale, adapter in todo:
         if (recipe, seed, step, scale) in known:
@@ -147,7 +148,7 @@ def point(policy: Policy, task: Task, engine, profile: Profile, drawn: dict, boo
     merged = MergedCopy.of(policy.model)
     bare = replace(policy, model=merged.refresh())
     result = evaluate(as_rewriter(bare, task.prompt, profile, "policy"), task, engine, "val", book, progress=False)
-    checked = capability.check(bare, name="policy", ledger=book)
+    checked = capability.check(bare, limit=profile.n_capability, name="policy", ledger=book)
     kl = {name: float(np.mean(capability.forward_kl(policy, [], drawn=one))) for name, one in drawn.items()}
     told = (
         f"{show(result.summary[result.metric])}, questions {show(checked.summary[QUESTIONS])}, KL {kl['neutral']:.3f}"
