@@ -275,6 +275,8 @@ serve.run(command(model=sys.argv[1], host="0.0.0.0"), tiny_profile("none"), TASK
 def test_it_serves_until_ctrl_c_which_waits_for_no_answer_and_no_open_line(tmp_path, stuck):
     model = save_tiny(tmp_path / "my-model")
     child = subprocess.Popen([sys.executable, "-c", SERVED, str(model)], stdout=-1, stderr=-1, text=True)
+    late = threading.Timer(120, child.kill)  # on a machine too busy for this it fails, instead of waiting for ever
+    late.start()
     try:
         port = int(re.match(r"my-model answers at http://0.0.0.0:(\d+): ", child.stdout.readline())[1])
         assert "nobody is asked for a key" in child.stdout.readline()
@@ -293,6 +295,7 @@ def test_it_serves_until_ctrl_c_which_waits_for_no_answer_and_no_open_line(tmp_p
         out, err = child.communicate(timeout=30)
         assert out == "\nstopped serving\n" and not err and child.returncode == 0
     finally:
+        late.cancel()
         child.kill()
     with pytest.raises(httpx.TransportError):
         get(f"{url}/health")
