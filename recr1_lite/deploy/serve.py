@@ -290,13 +290,13 @@ def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) ->
     service = Service(as_rewriter(policy, task.prompt, profile, name), retriever, titles, arguments.k)
     with serving(service.app(), arguments.port, arguments.host) as url:
         ways = f"a page to try it, POST {url}/search, {url}/v1 for OpenAI clients"
-        print(f"{name} answers at {url}: {ways}; Ctrl-C stops")
+        print(f"{name} answers at {url}: {ways}; Ctrl-C stops", flush=True)
         if not (arguments.host == "localhost" or arguments.host.startswith("127.")):
-            print("warning: nobody is asked for a key, so whoever reaches this address can use the model")
+            print("warning: nobody is asked for a key, so whoever reaches this address can use the model", flush=True)
         with suppress(KeyboardInterrupt):
             while True:  # no wait without an end: a Ctrl-C just before it would be lost
                 time.sleep(0.5)
-    print("\nstopped serving")
+    print("\nstopped serving", flush=True)
     gc.freeze()  # else Python's end looks through all that torch has loaded, for seconds
     try:
         service.worker.submit(int).result(timeout=0.3)

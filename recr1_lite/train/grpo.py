@@ -237,9 +237,7 @@ def configure(profile: Profile, run: Run, backend: str = "transformers", **overr
     group, rollouts = profile.group_size, profile.prompts_per_step * profile.group_size
     parts = [size for size in range(1, min(profile.micro_batch or rollouts, rollouts) + 1) if rollouts % size == 0]
     if group < 2 or not parts:
-        step = (
-            f"a step of {profile.prompts_per_step} prompts x {group} rollouts, {profile.micro_batch} at once,"
-        )
+        step = f"a step of {profile.prompts_per_step} prompts x {group} rollouts, {profile.micro_batch} at once,"
         raise RecR1Error(f"{step} is not possible; take groups of 2 or more, and a micro_batch of 1 or more")
     micro = max([size for size in parts if size % group == 0] or parts)  # of whole groups, where one fits
     # unsloth would change the size of the step by itself
