@@ -28,14 +28,18 @@ PROFILE = ("--profile", "smoke, cpu, t4, gpu24 or paper (default: the one that f
 MODEL = (PROFILE, ("--seed", "of the adapter, the rollouts and the order", 0))
 TASKS = "clothing, movielens, esci, amazon_c4, amazon_reviews, or custom with --items and --requests"
 MORE = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
-TASK = (
-    *MODEL,
+DATA = (
     ("--task", TASKS, "clothing"),
     ("--items", "custom catalogue: CSV, JSONL or Parquet of item_id,title,text"),
     ("--requests", "custom requests: CSV, JSONL or Parquet of request,relevant"),
     ("--option", "another option of the task (category=Video_Games), as often as needed", MORE),
-    ("--tokens", "longest rewrite (default: the profile's)", int),
-    ("--retriever", "bm25, dense, hybrid, or the http address of a search server (default: bm25)", "bm25"),
+)
+TOKENS = ("--tokens", "longest rewrite (default: the profile's)", int)
+ENGINE = ("--retriever", "bm25, dense, hybrid, or the http address of a search server (default: bm25)", "bm25")
+TASK = (*MODEL, *DATA, TOKENS, ENGINE)
+ADDRESS = (
+    ("--host", "address to listen at (default: this machine alone)", "127.0.0.1"),
+    ("--port", "0: a free one (default: 8000)", 8000),
 )
 TRAIN = (
     ("--steps", "GRPO steps (default: the profile's)", int),
@@ -52,7 +56,7 @@ def command(*options: tuple) -> Callable:
     """Make a function a command of its name, with its docstring for help; what it returns is the exit status."""
 
     def register(run: Callable) -> Callable:
-        COMMANDS[run.__name__.rstrip("_")] = run, options
+        COMMANDS[run.__name__.rstrip("_").replace("_", "-")] = run, options
         return run
 
     return register
@@ -278,8 +282,7 @@ def export(arguments) -> None:
     *TASK,
     ("--adapter", "folder of a trained adapter on the profile's model"),
     ("--model", "a merged folder or a .gguf file instead"),
-    ("--host", "address to listen at (default: this machine alone)", "127.0.0.1"),
-    ("--port", "0: a free one (default: 8000)", 8000),
+    *ADDRESS,
     ("--k", "results per request (default: 10)", 10),
 )
 def serve(arguments) -> None:
@@ -288,6 +291,23 @@ def serve(arguments) -> None:
 
     task = _task(arguments)
     run(arguments, _profile(arguments), task, _engine(arguments, task))
+
+
+@command(*DATA, ENGINE, *ADDRESS)
+def search_server(arguments) -> None:
+    """One search engine for many workers: the JSON that --retriever http://... speaks, health and metrics."""
+    from recr1_lite.deploy.scale import run_search
+
+    task = _task(arguments)
+    run_search(arguments, task, _engine(arguments, task))
+
+
+@command(PROFILE, *DATA, TOKENS, ("--out", "folder to make (default: verl)", "verl"))
+def export_verl(arguments) -> None:
+    """The task for the trainer verl, on more than one card: tables, tokenizer, reward file, launch.sh."""
+    from recr1_lite.deploy.scale import export_verl
+
+    print(f"it is in {export_verl(_task(arguments), _profile(arguments), arguments.out)}; bash launch.sh there")
 
 
 @command(

@@ -225,7 +225,7 @@ def test_one_generation_at_a_time_and_a_busy_server_says_so(service, monkeypatch
         reply, page = post(url, {"request": "w1"}), get(url + "/?q=w1")
         assert reply.status_code == page.status_code == 503 and get(url + "/health").status_code == 200
         assert "busy with other requests" in reply.json()["error"]["message"] and "busy" in page.text
-        monkeypatch.setattr(serve, "QUEUE", 1)  # and so does one with too many in the queue
+        monkeypatch.setattr(Service, "queue", 1)  # and so does one with too many in the queue
         monkeypatch.setattr(serve, "WAIT", 60)
         assert int(post(url, {"request": "w1"}).headers["Retry-After"]) > 0
         over.set()

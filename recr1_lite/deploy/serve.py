@@ -1,9 +1,11 @@
 """A small server of rewrites: POST /search gives rewrite and results as JSON, GET / a page to try it by hand, and POST
-/v1/chat/completions lets OpenAI clients ask the model itself.
+/v1/chat/completions lets OpenAI clients ask the model itself. `Server` is also what the search server stands on.
 
 For one person's trying: one generation at a time, no streaming, no key asked for, on this machine alone by default. It
 runs on Starlette and uvicorn; where the optional extra `server` is not installed, the import raises RecR1Error.
 """
+
+from __future__ import annotations
 
 import asyncio
 import gc
@@ -20,14 +22,11 @@ from dataclasses import replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Template, TemplateError
 
 from recr1_lite.common import RecR1Error, fault, whole
-from recr1_lite.policy.models import Policy, load_policy
-from recr1_lite.policy.rewriters import ModelRewriter, as_rewriter, encode
-from recr1_lite.policy.rollouts import generate_grouped, until_end
 from recr1_lite.profiles import Profile
 from recr1_lite.search.base import Retriever, RetrieverError, search_all
 from recr1_lite.tasks.base import Task
@@ -44,27 +43,104 @@ try:
 except ImportError:
     raise RecR1Error('serving needs starlette and uvicorn; run pip install -e ".[server]"') from None
 
+if TYPE_CHECKING:
+    from recr1_lite.policy import ModelRewriter, Policy
+
 CHAT_PATH = "/v1/chat/completions"
 BODY = 1 << 20  # bytes of a body
 REQUESTS = 32  # requests in one call
 LETTERS, CHAT_LETTERS = 4000, 32_000  # letters of a request, and of a chat
-RESULTS = 100  # results that may be asked for
+RESULTS = 100  # results of a rewrite that may be asked for
 NEW_TOKENS = 1024  # tokens of a chat's answer
-WAIT, QUEUE = 60.0, 64  # seconds, and requests in the server, after which it says that it is busy
+WAIT = 60.0  # seconds in the queue after which it says that it is busy
 SAFE = {"X-Content-Type-Options": "nosniff"}
 PAGE = SAFE | {  # no script, nothing from elsewhere, whatever a title or a request holds
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 }
-KNOWN = f"POST to /search or {CHAT_PATH}, or GET / or /health"
 
 
-class Service:
+class Server:
+    """What both servers share: one piece of work at a time, JSON in and out, one sentence for what went wrong."""
+
+    known = example = ""  # what may be asked here, and a body
+    queue = 64  # requests in the server after which it says that it is busy
+
+    def __init__(self) -> None:
+        self.worker, self.waiting = ThreadPoolExecutor(1), 0
+
+    def routes(self) -> list[Route]:
+        """What is answered here."""
+        raise NotImplementedError
+
+    async def alone(self, work: Callable, asked: object) -> tuple[int, Any]:
+        """Status and answer of one piece of work, one at a time; what cannot be answered is one sentence."""
+        if self.waiting >= self.queue:
+            return BUSY
+        self.waiting += 1
+        try:
+            try:
+                async with asyncio.timeout(WAIT):
+                    await self.turn.acquire()
+            except TimeoutError:
+                return BUSY
+            try:
+                return 200, await asyncio.get_running_loop().run_in_executor(self.worker, work, asked)
+            finally:
+                self.turn.release()
+        except RetrieverError as error:  # it may hold an address or a path of this machine
+            return 502, _noted(error, "the search engine failed on this request")
+        except RecR1Error as error:
+            return 400, _error(str(error))
+        except Exception as error:
+            return 500, _noted(error)
+        finally:
+            self.waiting -= 1
+
+    async def post(self, work: Callable, request):
+        """The response to a request with a JSON body."""
+        body, came, size = b"", 0, int(request.headers.get("Content-Length") or 0)
+        # a body that is too long is read for a while, else the answer is lost; who goes away meanwhile is no fault
+        with suppress(TimeoutError, ClientDisconnect):
+            async with asyncio.timeout(2 if size > BODY else None) as limit:
+                async for part in request.stream():
+                    came += len(part)
+                    body += part if came <= BODY else b""
+                    if came > BODY and limit.when() is None:
+                        limit.reschedule(asyncio.get_running_loop().time() + 2)
+        size = max(size, came)
+        if size > BODY:
+            return reply(413, _error(f"the body has {size} bytes and {BODY} are allowed; send less at a time"))
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError):
+            asked = None
+        if not isinstance(asked, dict):
+            return reply(400, _error(f"the body is no JSON object; send such as {self.example}"))
+        return reply(*await self.alone(work, asked))
+
+    def app(self) -> Starlette:
+        """The application."""
+
+        def nothing(request, error):
+            return reply(404, _error(f"there is no {request.method} {request.url.path[:80]} here; {self.known}"))
+
+        def broken(request, error):
+            return reply(500, _noted(error))
+
+        self.turn = asyncio.Lock()  # of this application's event loop
+        return Starlette(routes=self.routes(), exception_handlers={404: nothing, 405: nothing, 500: broken})
+
+
+class Service(Server):
     """What the server knows: a rewriter on a policy, the search engine (None: chats only), titles of the items."""
 
+    known = f"POST to /search or {CHAT_PATH}, or GET / or /health"
+    example = '{"request": "warm coat", "k": 5}'
+
     def __init__(self, rewriter: ModelRewriter, retriever: Retriever | None, titles: Mapping[str, str], k: int = 10):
+        super().__init__()
         self.rewriter, self.retriever, self.titles, self.k = rewriter, retriever, titles, k
-        self.worker, self.waiting = ThreadPoolExecutor(1), 0  # one piece of work at a time
 
     def search(self, asked: Mapping) -> dict | list[dict]:
         """{"request": text or list of texts, "k": n} -> rewrite, query and results of each. Raises RecR1Error."""
@@ -76,8 +152,7 @@ class Service:
             raise RecR1Error('"request" is no text, or an empty one; send a text or a list of texts')
         if (longest := max(map(len, requests))) > LETTERS:
             raise RecR1Error(f"a request has {longest} letters and {LETTERS} are allowed; shorten it")
-        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= RESULTS:
-            raise RecR1Error(f'"k" is {json.dumps(k)[:40]}; send a whole number from 1 to {RESULTS}')
+        check_count("k", k, RESULTS)
         texts, size = [whole(str(request)) for request in requests], self.rewriter.batch_size
         batches = [texts[at : at + size] for at in range(0, len(texts), size)]
         answers = [answer for batch in batches for answer in self.rewriter.complete(batch)]
@@ -121,6 +196,9 @@ class Service:
 
     def completion(self, turns: list[dict], most: int, temperature: float) -> dict:
         """The model's answer to these turns; after an assistant's turn it goes on with that."""
+        from recr1_lite.policy.rewriters import encode
+        from recr1_lite.policy.rollouts import generate_grouped, until_end
+
         policy = self.rewriter.policy
         tokenizer, model, ends = policy.tokenizer, policy.model, policy.end_ids
         turns = [turn | {"content": break_special_tokens(tokenizer, turn["content"])} for turn in turns]
@@ -142,52 +220,6 @@ class Service:
         found: Any = self.search({"request": request})
         return {"found": found, "raw": self.hits([found["request"]], self.k)[0]}
 
-    async def alone(self, work: Callable, asked: object) -> tuple[int, Any]:
-        """Status and answer of one piece of work, one at a time; what cannot be answered is one sentence."""
-        if self.waiting >= QUEUE:
-            return BUSY
-        self.waiting += 1
-        try:
-            try:
-                async with asyncio.timeout(WAIT):
-                    await self.turn.acquire()
-            except TimeoutError:
-                return BUSY
-            try:
-                return 200, await asyncio.get_running_loop().run_in_executor(self.worker, work, asked)
-            finally:
-                self.turn.release()
-        except RetrieverError as error:  # it may hold an address or a path of this machine
-            return 502, _noted(error, "the search engine failed on this request")
-        except RecR1Error as error:
-            return 400, _error(str(error))
-        except Exception as error:
-            return 500, _noted(error)
-        finally:
-            self.waiting -= 1
-
-    async def post(self, work: Callable, request):
-        """The response to a request with a JSON body."""
-        body, came, size = b"", 0, int(request.headers.get("Content-Length") or 0)
-        # a body that is too long is read for a while, else the answer is lost; who goes away meanwhile is no fault
-        with suppress(TimeoutError, ClientDisconnect):
-            async with asyncio.timeout(2 if size > BODY else None) as limit:
-                async for part in request.stream():
-                    came += len(part)
-                    body += part if came <= BODY else b""
-                    if came > BODY and limit.when() is None:
-                        limit.reschedule(asyncio.get_running_loop().time() + 2)
-        size = max(size, came)
-        if size > BODY:
-            return _reply(413, _error(f"the body has {size} bytes and {BODY} are allowed; send less at a time"))
-        try:
-            asked = json.loads(body)
-        except (ValueError, RecursionError):
-            asked = None
-        if not isinstance(asked, dict):
-            return _reply(400, _error('the body is no JSON object; send such as {"request": "warm coat", "k": 5}'))
-        return _reply(*await self.alone(work, asked))
-
     async def page(self, request):
         """The page to try it by hand."""
         query, status = request.query_params.get("q", "").strip(), 200
@@ -203,30 +235,20 @@ class Service:
         """Who answers here."""
         name = self.rewriter.policy.name
         if request.url.path == "/health":
-            return _reply(200, {"status": "ok", "model": name, "rewriter": self.rewriter.name})
-        return _reply(200, {"object": "list", "data": [{"id": name, "object": "model"}]})
+            return reply(200, {"status": "ok", "model": name, "rewriter": self.rewriter.name})
+        return reply(200, {"object": "list", "data": [{"id": name, "object": "model"}]})
 
-    def app(self) -> Starlette:
-        """The application."""
-
-        def nothing(request, error):
-            return _reply(404, _error(f"there is no {request.method} {request.url.path[:80]} here; {KNOWN}"))
-
-        def broken(request, error):
-            return _reply(500, _noted(error))
-
-        self.turn = asyncio.Lock()  # of this application's event loop
+    def routes(self) -> list[Route]:
         posts = (("/search", self.search), (CHAT_PATH, self.chat))
         routes = [Route(path, partial(self.post, work), methods=["POST"]) for path, work in posts]
-        routes += [Route("/", self.page), Route("/health", self.told), Route("/v1/models", self.told)]
-        return Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing, 500: broken})
+        return [*routes, Route("/", self.page), Route("/health", self.told), Route("/v1/models", self.told)]
 
 
 class Protocol(H11Protocol):
     """What is no HTTP gets its answer in JSON too."""
 
     def send_400_response(self, msg: str) -> None:
-        said = json.dumps(_error(f"this is no HTTP request that can be read; {KNOWN}")).encode()
+        said = json.dumps(_error("this is no HTTP request that can be read; send HTTP/1.1")).encode()
         head = {"Content-Type": "application/json", "Content-Length": str(len(said)), "Connection": "close"}
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
             first = h11.Response(status_code=400, headers=[*head.items()])
@@ -247,6 +269,8 @@ def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
         reason = getattr(problem, "strerror", None) or problem
         advice = "give another --port, or 0 for a free one"
         raise RecR1Error(f"{host}:{port} cannot be served on ({reason}); {advice}") from problem
+    # asyncio sets it for sockets that name TCP alone; an answer in two parts waited 40 ms for its second without it
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         app, http=Protocol, ws="none", log_level="critical", lifespan="off", timeout_graceful_shutdown=1
     )
@@ -268,6 +292,8 @@ def local_server(policy: Policy, port: int = 0, max_prompt_tokens: int = 1024) -
     To show and to test `EndpointRewriter` where no other server runs. The last message may be an assistant's; the model
     then goes on with it.
     """
+    from recr1_lite.policy import ModelRewriter
+
     rewriter = ModelRewriter(policy, PROMPTS["compact"], policy.name, 64, max_prompt_tokens=max_prompt_tokens)
     with serving(Service(rewriter, None, {}).app(), port) as url:
         yield url + "/v1"
@@ -275,6 +301,8 @@ def local_server(policy: Policy, port: int = 0, max_prompt_tokens: int = 1024) -
 
 def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) -> None:
     """The command `serve`. arguments: adapter, model, host, port, k. Ends with Ctrl-C."""
+    from recr1_lite.policy import as_rewriter, load_policy
+
     if arguments.adapter and arguments.model:
         raise RecR1Error("give --adapter or --model, not both: an adapter is put on the profile's model")
     if arguments.model:
@@ -288,15 +316,8 @@ def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) ->
     name = policy.name = Path(profile.model).name + adapter  # no path of this machine goes out
     titles = task.items.set_index("item_id")["title"].to_dict()
     service = Service(as_rewriter(policy, task.prompt, profile, name), retriever, titles, arguments.k)
-    with serving(service.app(), arguments.port, arguments.host) as url:
-        ways = f"a page to try it, POST {url}/search, {url}/v1 for OpenAI clients"
-        print(f"{name} answers at {url}: {ways}; Ctrl-C stops", flush=True)
-        if not (arguments.host == "localhost" or arguments.host.startswith("127.")):
-            print("warning: nobody is asked for a key, so whoever reaches this address can use the model", flush=True)
-        with suppress(KeyboardInterrupt):
-            while True:  # no wait without an end: a Ctrl-C just before it would be lost
-                time.sleep(0.5)
-    print("\nstopped serving", flush=True)
+    ways = "a page to try it, POST {0}/search, {0}/v1 for OpenAI clients"
+    until_stopped(service, arguments, lambda url: f"{name} answers at {url}: {ways.format(url)}")
     gc.freeze()  # else Python's end looks through all that torch has loaded, for seconds
     try:
         service.worker.submit(int).result(timeout=0.3)
@@ -305,11 +326,23 @@ def run(arguments, profile: Profile, task: Task, retriever: Retriever | None) ->
         os._exit(0)
 
 
+def until_stopped(service: Server, arguments, words: Callable[[str], str]) -> None:
+    """Serve until Ctrl-C. words: what is printed first, from the address."""
+    with serving(service.app(), arguments.port, arguments.host) as url:
+        print(f"{words(url)}; Ctrl-C stops", flush=True)
+        if not (arguments.host == "localhost" or arguments.host.startswith("127.")):
+            print("warning: nobody is asked for a key, so whoever reaches this address can use it", flush=True)
+        with suppress(KeyboardInterrupt):
+            while True:  # no wait without an end: a Ctrl-C just before it would be lost
+                time.sleep(0.5)
+    print("\nstopped serving", flush=True)
+
+
 def _error(message: str) -> dict:
     return {"error": {"message": message}}
 
 
-BUSY = 503, _error("the model is busy with other requests; try again later")
+BUSY = 503, _error("the server is busy with other requests; try again later")
 
 
 def _noted(error: Exception, message: str = "the server failed on this request") -> dict:
@@ -318,9 +351,14 @@ def _noted(error: Exception, message: str = "the server failed on this request")
     return _error(f"{message}; its log says why")
 
 
-def _reply(status: int, content: object):
+def reply(status: int, content: object):
     headers = SAFE | ({"Retry-After": "5"} if status == 503 else {})
     return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
+
+
+def check_count(name: str, value: object, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise RecR1Error(f'"{name}" is {json.dumps(value)[:40]}; send a whole number from 1 to {most}')
 
 
 def _text(content: object) -> str:
