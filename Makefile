@@ -7,7 +7,7 @@ EDITABLE := $(PIP) --no-build-isolation --editable
 CPU_TORCH := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 1 --timeout 15 --extra-index-url https://download.pytorch.org/whl/cpu)
 ARGS ?=
 
-.PHONY: setup demo lab notebooks check-notebooks badges test test-all lint clean
+.PHONY: setup demo lab notebooks check-notebooks badges test test-all browser lint clean
 
 demo: setup
 	$(PY) -m recr1_lite demo $(ARGS)
@@ -33,6 +33,11 @@ test: $(VENV)/.dev
 # what `make test` leaves out: every notebook under the profile smoke, and the slow tests
 test-all: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist worksteal $(ARGS)
+
+# JupyterLab, the report, the inspector and the served page in Chromium, which has to be there
+browser: $(VENV)/.servers
+	$(EDITABLE) ".[browser]"
+	$(PY) tests/browser/look.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check

@@ -32,26 +32,12 @@ from recr1_lite.recipes import comparison
 from recr1_lite.recipes.comparison import Arena
 from recr1_lite.report.page import markdown_table
 from recr1_lite.search import build_retriever
-from recr1_lite.search.metrics import Interval, holm, next_run_interval
+from recr1_lite.search.metrics import holm, next_run_interval, runs_interval
 from recr1_lite.tasks import load_task, value_of
 from recr1_lite.train.grpo import train_task
 
-RESAMPLES = 2000
 GRPO = comparison.GRPO
 SEED = "{}, seed {}"
-
-
-def over_seeds(values: np.ndarray, clusters: list[str]) -> Interval:
-    """Mean of values (seeds, requests) with its 95% interval: seeds and clusters are resampled, each whole."""
-    names = sorted(set(clusters))
-    member = np.array([[label == name for label in clusters] for name in names], dtype=float)
-    sums, counts, random = values @ member.T, member.sum(1), np.random.default_rng(0)
-    means = []
-    for _ in range(RESAMPLES):
-        seeds, drawn = random.integers(len(values), size=len(values)), random.integers(len(names), size=len(names))
-        means.append(sums[np.ix_(seeds, drawn)].sum() / counts[drawn].sum() / len(values))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high), values.shape[1])
 
 
 def world(profile):
@@ -142,20 +128,18 @@ def gains(ledger: Ledger) -> str:
 def table(ledger: Ledger) -> pd.DataFrame:
     """One row per method: n, its metrics with intervals, and GRPO (mean of the seeds) minus it, on the first metric.
 
-    Of a method with another number of seeds than GRPO has the mean is taken off: its own seeds are not resampled. A "*"
-    stands where Holm's correction for all of these differences shows one."""
+    A "*" stands where Holm's correction for all of these differences shows one."""
     methods = tested(ledger)
     runs = methods[GRPO]
     garments, lines, family = list(runs[0].rows["cluster"]), [], {}
     for name, others in methods.items():
         line = {"method": name + f", mean of {len(others)} seeds" * (len(others) > 1), "n": len(garments)}
         for metric, interval in others[0].summary.items():
-            line[metric] = show(over_seeds(scores(others, metric), garments) if len(others) > 1 else interval)
-        theirs = scores(others, others[0].metric)
-        less = scores(runs, runs[0].metric) - (theirs if len(theirs) == len(runs) else theirs.mean(0))
+            line[metric] = show(runs_interval(scores(others, metric), garments) if len(others) > 1 else interval)
         lines.append(line)
         if name != GRPO:
-            family[name] = over_seeds(less, garments)
+            theirs = scores(others, others[0].metric)
+            family[name] = runs_interval(scores(runs, runs[0].metric), garments, theirs)
     told = [show(one, sign=True) + " *" * sure for one, sure in zip(family.values(), holm([*family.values()]))]
     return pd.DataFrame(lines).assign(**{"GRPO minus it": [*told, ""]})
 

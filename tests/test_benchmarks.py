@@ -243,9 +243,3 @@ def test_the_texts_show_what_the_ledger_of_the_seeds_gives():
     assert sum(row in results for row in markdown_table(["", "", ""], told)[2:]) == 7
     opened = sum(len(Ledger(path).rows("unseal")) for path in ledger.path.parent.glob("seeds*.jsonl"))
     assert opened == 4 and "the fourth opening of the test" in results
-
-
-def test_the_interval_over_seeds_is_wider_than_over_requests_alone():
-    values = np.repeat([[0.1], [0.5]], 40, axis=1) + np.linspace(0, 0.1, 40)
-    both, one = (seeds.over_seeds(some, [f"g{at % 8}" for at in range(40)]) for some in (values, values[:1]))
-    assert both.mean == pytest.approx(0.35) and both.high - both.low > 0.3 > one.high - one.low > 0

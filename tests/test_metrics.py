@@ -28,6 +28,7 @@ from recr1_lite.search.metrics import (
     parse_name,
     recall,
     reciprocal_rank,
+    runs_interval,
 )
 
 
@@ -254,3 +255,15 @@ def test_next_run_interval_by_hand_and_by_simulation():
     for wrong in ([], [0.3], [0.1, math.nan]):
         with pytest.raises(RecR1Error, match="two or more"):
             next_run_interval(wrong)
+
+
+def test_an_interval_over_runs_asks_for_other_runs_too():
+    values = np.repeat([[0.1], [0.5]], 40, axis=1) + np.linspace(0, 0.1, 40)
+    garments = [f"g{at % 8}" for at in range(40)]
+    both, one = (runs_interval(some, garments) for some in (values, values[:1]))
+    assert both.mean == pytest.approx(0.35) and both.high - both.low > 0.3 > one.high - one.low > 0
+    paired = runs_interval(values, garments, values - 0.2)
+    assert paired.low == pytest.approx(paired.high) == pytest.approx(0.2), "as many runs are compared in pairs"
+    fixed = runs_interval(values[:1], garments, values.mean(0, keepdims=True))
+    apart = runs_interval(values[:1], garments, values)
+    assert apart.mean == pytest.approx(fixed.mean) and apart.high - apart.low > fixed.high - fixed.low + 0.3

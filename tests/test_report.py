@@ -112,6 +112,15 @@ def test_what_a_resumed_run_told_twice_counts_once_the_last_time(ledger, write):
     assert write(name="report.md").count("## Headroom before training") == 2, "of another task it is another thing"
 
 
+def test_trainings_of_one_method_with_other_seeds_stand_apart(ledger, write):
+    for seed in (0, 1, 1):  # the last one was resumed
+        ledger.append(TRAIN | {"run": "r6", "seed": seed})
+        ledger.append(eval_row(f"GRPO, seed {seed}", 0.2 + seed / 10, run="r6", seed=seed))
+    trained = [row["method"] for row in select(ledger)[1] if row["kind"] == "train"]
+    assert trained == ["GRPO, seed 0", "GRPO, seed 1"]
+    assert "## Training: GRPO, seed 1" in write(name="report.md")
+
+
 def test_two_runs_of_one_name_stay_apart(ledger, write):
     for run_id, mean in (("a1", 0.13), ("b2", 0.21)):
         book = ledger.bind(run="mine", run_id=run_id)

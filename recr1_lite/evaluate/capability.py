@@ -59,7 +59,7 @@ class CapabilityResult:
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping]) -> "CapabilityResult":
         """The result that the "capability" rows of one check tell of, without its samples. Raises RecR1Error where the
-        values are missing or damaged."""
+        values are missing or damaged, or where there are no rows."""
         parts: list[pd.DataFrame] = []
         seconds: dict[str, float] = {}
         for row in (rows := list(rows)):
@@ -72,6 +72,8 @@ class CapabilityResult:
                 which = f"the ledger's values of {row['method']} on {row['task']}"
                 raise RecR1Error(f"{which} are missing or damaged; check it again") from bad
             parts.append(pd.DataFrame({"task": row["task"], "metric": row["metric"], **told}))
+        if not rows:
+            raise RecR1Error("there are no capability rows to read; run `python -m recr1_lite capability` first")
         first = rows[0]
         return cls(first["method"], first["suite"], pd.concat(parts), {}, seconds, first["seed"], [])
 

@@ -4,6 +4,7 @@ Nothing else in the package reads ledger rows to show them; figures and pages ge
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -15,7 +16,8 @@ from recr1_lite.evaluate.evaluation import NO_MODEL, EvalResult, compare, metric
 from recr1_lite.search.metrics import Interval, holm
 
 RESULTS = ("eval", "compare", "train", "headroom", "inspect", "capability", "capability_compare", "continual")
-IDENTITY = ("kind", "method", "task", "split", "suite", "metric", "a", "b", "trainer", "stage")  # two such rows are one
+# two rows with the same of these are one
+IDENTITY = ("kind", "method", "task", "split", "suite", "metric", "a", "b", "trainer", "stage", "seed")
 SPLITS = {"test": "Sealed test", "val": "Validation", "train": "Training examples"}
 UNTRAINED = ["untrained", "raw request", "zero-shot", "few-shot", "teacher", "LM teacher"]
 ORDER = [*UNTRAINED, "SFT", "SFT + JSON", "SFT + reasoning", "SFT + reasoning + JSON", "SFT (LM teacher)"]
@@ -146,7 +148,17 @@ def select(ledger, run: str | None = None) -> tuple[str, list[dict]]:
     rows = [row for row in rows if run_of(row) == run_of(chosen)]
     keys = [tuple(str(row.get(key)) for key in IDENTITY) for row in rows]
     last = {key: place for place, key in enumerate(keys)}
-    return chosen.get("run") or "", paired_again([rows[place] for place in sorted(last.values())])
+    return chosen.get("run") or "", paired_again(_by_seed([rows[place] for place in sorted(last.values())]))
+
+
+def _by_seed(rows: list[dict]) -> list[dict]:
+    """The rows; the trainings of a method with several seeds named "METHOD, seed N", as their evaluations are."""
+    times = Counter(row["method"] for row in of_kind(rows, "train"))
+    return [
+        row | {"method": f"{row['method']}, seed {row['seed']}"} if row["kind"] == "train" and times[row["method"]] > 1
+        else row
+        for row in rows
+    ]  # fmt: skip
 
 
 def paired_again(rows: Sequence[dict]) -> list[dict]:

@@ -195,6 +195,26 @@ def next_run_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - reach, mean + reach, n)
 
 
+def runs_interval(
+    values: np.ndarray, clusters: Sequence[str], rival: np.ndarray | None = None, seed: int = 0
+) -> Interval:
+    """Mean of values (runs, examples) with its 95% interval: runs and clusters of examples are resampled, each whole,
+    2000 times. rival: (runs, examples) of another method, whose mean is taken off; its runs are resampled by
+    themselves where it has another number of them, and otherwise paired. Sources: those of `mean_interval`."""
+    values = np.asarray(values, dtype=float)
+    both = [values] if rival is None else [values - rival] if len(rival) == len(values) else [values, -rival]
+    codes, random, means = np.unique(clusters, return_inverse=True)[1], np.random.default_rng(seed), []
+    sums = [np.stack([np.bincount(codes, run) for run in one]) for one in both]
+    counts = np.bincount(codes)
+    for _ in range(RESAMPLES):
+        runs = [random.integers(len(one), size=len(one)) for one in sums]
+        drawn = random.integers(len(counts), size=len(counts))
+        parts = [one[picked][:, drawn].sum() / len(one) for one, picked in zip(sums, runs, strict=True)]
+        means.append(sum(parts) / counts[drawn].sum())
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(sum(one.mean() for one in both)), float(low), float(high), values.shape[1])
+
+
 def holm(differences: Sequence[Interval], level: float = 0.95) -> list[bool]:
     """Which of a family of differences, each with its 95% interval, are shown to differ from 0 all together.
 
