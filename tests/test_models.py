@@ -79,7 +79,8 @@ def test_a_fresh_policy(tiny_folder):
 def test_onednn_multiplies_only_where_it_is_as_exact(monkeypatch, error, stays):
     before, told = torch.get_float32_matmul_precision(), []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.matmul(a, b) * (1 + error * (a.dtype == torch.float32)))
+    worse = lambda a, b: torch.matmul(a, b) * (1 + error * (a.dtype == torch.float32))  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "__matmul__", worse)
     assert models.multiply_with_onednn.__wrapped__() is stays
     assert told == ["medium", "medium" if stays else before]
 

@@ -6,8 +6,8 @@
 
 `lab` opens a copy of a notebook in JupyterLab under the profile smoke, runs all of it, and wants: no cell in error,
 every figure drawn, every slider there, no error of a notebook in the console. `pages` wants at 360 and 1280 pixels,
-light and dark: nothing wider than the window, every link and field reached by the Tab key in its order, a ring on what has the
-focus, and no finding of axe-core (WCAG 2 A and AA).
+light and dark: nothing wider than the window, every link and field reached by the Tab key in its order, a ring on what
+has the focus, and no finding of axe-core (WCAG 2 A and AA).
 """
 
 import argparse
