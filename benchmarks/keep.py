@@ -132,7 +132,7 @@ def measure(out: Path, profile: Profile, recipe: str, seed: int, scales) -> None
         scale_adapter(policy, scale)
         if drawn is None:
             prompts = capability.neutral_prompts(policy.tokenizer)
-            asked = [task.prompt.render(policy.tokenizer, request) for request in task.val["request"][:40]]
+            asked = [task.prompt.render(policy.tokenizer, request) for request in task.val["request"][:20]]
             drawn = {
                 "neutral": capability.continuations(policy, prompts),
                 "task": capability.continuations(policy, asked),
