@@ -8,7 +8,7 @@ from bench import Child, Skipped, Tally
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import environment_check
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.prompts import PROMPTS, STYLES, Outcome, format_answer, parse
 

@@ -65,7 +65,7 @@ def world(settings: dict, tokenizer) -> tuple:
     """(examples, prompt, retriever, k): the clothing task for the real model, made words for the tiny one."""
     if settings["model"] != REAL:
         return gpu_models.examples(tokenizer, settings["n"], 24), gpu_models.PROMPT, gpu_models.retriever(), 10
-    from recr1_lite.search.bm25 import BM25Retriever
+    from recr1_lite.search.engines import BM25Retriever
     from recr1_lite.tasks import load_task
 
     task = load_task("clothing")

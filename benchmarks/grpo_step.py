@@ -95,7 +95,7 @@ def measure(side: str, sizes: dict, work: Path) -> dict:
     from recr1_lite import ledger
     from recr1_lite.policy.models import load_policy
     from recr1_lite.profiles import PROFILES
-    from recr1_lite.search.bm25 import BM25Retriever
+    from recr1_lite.search.engines import BM25Retriever
     from recr1_lite.tasks import load_task
 
     rollouts = work / "rollouts.json"

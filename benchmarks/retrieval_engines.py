@@ -135,10 +135,10 @@ def bm25s_engine(texts: list[str], folder: Path):
 
 
 def kit_engine(texts: list[str], folder: Path):
-    """`recr1_lite.search.bm25.BM25Retriever`, what the reward calls: ids as text, ties in one order."""
+    """`recr1_lite.search.engines.BM25Retriever`, what the reward calls: ids as text, ties in one order."""
     import pandas as pd
 
-    from recr1_lite.search.bm25 import BM25Retriever
+    from recr1_lite.search.engines import BM25Retriever
 
     items = pd.DataFrame({"item_id": [str(place) for place in range(len(texts))], "text": texts})
     retriever = BM25Retriever.build(items, k1=K1, b=B, stopwords=None, stemmer=None)

@@ -19,8 +19,7 @@ from recr1_lite.recipes import comparison
 from recr1_lite.recipes.demo import demo
 from recr1_lite.recipes.rerank import with_candidates
 from recr1_lite.search.base import CallableRetriever, Hits, RetrieverError, check_engine, environment_check, search_all
-from recr1_lite.search.bm25 import BM25Retriever
-from recr1_lite.search.dense import DenseRetriever, HybridRetriever
+from recr1_lite.search.engines import BM25Retriever, DenseRetriever, HybridRetriever
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.grpo import train_task

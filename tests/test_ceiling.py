@@ -12,7 +12,7 @@ from recr1_lite.evaluate.ceiling import Lessons, fit
 from recr1_lite.evaluate.evaluation import NO_MODEL, compare
 from recr1_lite.ledger import Ledger
 from recr1_lite.policy.rewriters import RuleRewriter
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.tasks.base import ITEM_COLUMNS, Task
 
 HINTS = {"dress": "ballroom", "coat": "rainy", "boots": "muddy", "hat": "sunny"}  # said instead of the garment

@@ -9,7 +9,7 @@ from tiny import tiny_profile, toy_retriever, toy_task
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.models import load_policy
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train import grpo
 from recr1_lite.train.loop import Run

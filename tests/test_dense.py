@@ -13,10 +13,9 @@ from servers import ITEMS, refuses_bad_searches
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error
-from recr1_lite.search import build_retriever, dense
+from recr1_lite.search import build_retriever, engines
 from recr1_lite.search.base import CallableRetriever, Hits, described, environment_check
-from recr1_lite.search.bm25 import BM25Retriever
-from recr1_lite.search.dense import DenseRetriever, HybridRetriever, load_encoder
+from recr1_lite.search.engines import BM25Retriever, DenseRetriever, HybridRetriever, load_encoder
 from recr1_lite.search.remote import JSONRetriever, OpenSearchRetriever
 
 
@@ -62,7 +61,7 @@ def test_exact_search_is_the_sorted_cosine(documents, queries, k):
 @pytest.mark.parametrize("batch", [1, 2, 3, 64])
 def test_equal_items_tie_in_the_catalogues_order(batch, monkeypatch):
     """For a query alone, too: BLAS rounds a lone row's product otherwise than a batch's."""
-    monkeypatch.setattr(dense, "BATCH", batch)
+    monkeypatch.setattr(engines, "BATCH", batch)
     retriever, equal = build(), ["d7", "d8", "d9"]
     words = "swim suit two runs red w1 w2 w3".split()
     queries = [f"{word} {other}" for word in words for other in ("", "large", "x")]
@@ -77,7 +76,7 @@ def test_equal_items_tie_in_the_catalogues_order(batch, monkeypatch):
 
 def test_each_text_is_embedded_once_in_batches_and_blank_queries_never(monkeypatch):
     seen = []
-    monkeypatch.setattr(dense, "BATCH", 4)
+    monkeypatch.setattr(engines, "BATCH", 4)
     retriever = build(model=lambda texts: seen.append(len(texts)) or encode(texts))
     assert seen == [4, 3] and retriever.vectors.shape == (9, 24), "7 different texts, 9 items"
     found = retriever.search(["red", " \n\t", "", "red", "blue"], 1000)
@@ -173,7 +172,7 @@ def test_minilm_knows_meanings_and_cuts_a_long_text_at_256_tokens(network):
 
 def test_names_of_the_command_line(monkeypatch):
     asked = []
-    monkeypatch.setattr(dense, "load_encoder", lambda *arguments: asked.append(arguments[0]) or encode)
+    monkeypatch.setattr(engines, "load_encoder", lambda *arguments: asked.append(arguments[0]) or encode)
     assert isinstance(build_retriever("bm25", ITEMS), BM25Retriever) and not asked
     assert isinstance(build_retriever("dense", ITEMS), DenseRetriever)
     hybrid = build_retriever("hybrid", ITEMS)
@@ -183,7 +182,7 @@ def test_names_of_the_command_line(monkeypatch):
         build_retriever("splade", ITEMS)
 
 
-def engines() -> list:
+def of_each_kind() -> list:
     other = ITEMS.assign(text=[*ITEMS["text"][:-1], "green jeans"])  # the same ids, as many items
     bm25 = [BM25Retriever.build(ITEMS), BM25Retriever.build(ITEMS, k1=3.0), BM25Retriever.build(other)]
     fused = [HybridRetriever([engine, build()]) for engine in bm25[:2]]
@@ -196,5 +195,5 @@ def engines() -> list:
 
 def test_every_engine_tells_itself_apart_and_no_secret():
     """A file that was made with one engine never passes for another's."""
-    told, again = ([repr(described(engine)) for engine in engines()] for _ in range(2))
+    told, again = ([repr(described(engine)) for engine in of_each_kind()] for _ in range(2))
     assert told == again and len(set(told)) == len(told) and "hidden" not in "".join(told)

@@ -313,14 +313,14 @@ SABOTAGE = [
     # the rewrite is sent once, not four times
     ("00", "tasks.prompts.compose", lambda _: lambda request, query, *_: f"{request} {query}", "query.count(words)"),
     # nDCG of the request for every query
-    ("00", "search.bm25.BM25Retriever.search", lambda f: lambda s, q, k: f(s, [q[0]] * len(q), k), "min(advantages)"),
+    ("00", "search.engines.BM25Retriever.search", lambda f: lambda s, q, k: f(s, q[:1] * len(q), k), "min(advantages)"),
     # messages stay in the index
     ("01", "tasks.clothing._items", messages_stay, "not any(found)"),
     # nDCG one rank too late
     ("02a", "search.metrics.ndcg", lambda f: lambda ids, wanted, k: f(["", *ids], wanted, k + 1), "== dcg / ideal"),
     # BM25 swallows a query's first word
-    ("02a", "search.bm25.BM25Retriever.search", first_word_lost, "abs(score - by_hand[item])"),
-    ("02c", "search.bm25.BM25Retriever.search", first_word_lost, 'checks["passed"].all()'),
+    ("02a", "search.engines.BM25Retriever.search", first_word_lost, "abs(score - by_hand[item])"),
+    ("02c", "search.engines.BM25Retriever.search", first_word_lost, 'checks["passed"].all()'),
     # every rollout is paid twice
     ("02b", "train.rewards.reward", lambda f: lambda *given: 2 * f(*given), "reward == by_hand"),
     # evaluate loses the first hit

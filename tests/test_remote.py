@@ -15,7 +15,7 @@ from servers import ITEMS, in_turn, refuses_bad_searches, search_server, server
 from recr1_lite.common import RecR1Error
 from recr1_lite.search import remote as web
 from recr1_lite.search.base import NEEDED, Hits, RetrieverError, environment_check
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.search.remote import JSONRetriever, OpenSearchRetriever
 
 KEY = "very-secret-0123456789"
@@ -275,13 +275,11 @@ def test_a_key_goes_to_its_own_server_only_and_never_shows(monkeypatch):
 def test_a_real_opensearch():
     """What the stand-in above claims, at the address RECR1_TEST_OPENSEARCH (docs/verl.md has a container)."""
     index = f"{os.environ['RECR1_TEST_OPENSEARCH'].rstrip('/')}/recr1-test-{os.getpid()}"
-    mapping = {"mappings": {"properties": {"text": {"type": "text", "analyzer": "english"}}}}
-    pairs = [({"index": {"_id": item}}, {"text": text, "sku": f"sku-{item}"}) for item, text in ITEMS.to_numpy()]
-    bulk, engine = "".join(json.dumps(part) + "\n" for pair in pairs for part in pair), OpenSearchRetriever(index)
+    engine = OpenSearchRetriever(index)
     try:
-        assert httpx.put(index, json=mapping).status_code == 200
-        kind = {"Content-Type": "application/x-ndjson"}
-        assert not httpx.post(f"{index}/_bulk?refresh=true", content=bulk, headers=kind).json()["errors"]
+        for item, text in ITEMS.to_numpy():
+            made = httpx.put(f"{index}/_doc/{item}?refresh=true", json={"text": text, "sku": f"sku-{item}"})
+            assert made.status_code == 201
         found = dict(zip(QUERIES, engine.search(QUERIES, 100)))
         assert found["red dress"].ids[0] == "d1" and set(found["swim"].ids) == {"d7", "d8", "d9"}
         assert OpenSearchRetriever(index, id_field="sku").search(["silk"], 5)[0].ids == ["sku-d4"]

@@ -27,7 +27,7 @@ from recr1_lite.recipes.rerank import (
     with_candidates,
 )
 from recr1_lite.search.base import CallableRetriever
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.search.metrics import Interval, ndcg
 from recr1_lite.tasks import Task
 from recr1_lite.tasks.prompts import Rewrite

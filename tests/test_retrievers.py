@@ -18,8 +18,7 @@ from servers import ITEMS, refuses_bad_searches
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import CallableRetriever, Hits, RetrieverError, bag_of_words, environment_check, search_all
-from recr1_lite.search.bm25 import BM25Retriever
-from recr1_lite.search.dense import DenseRetriever
+from recr1_lite.search.engines import BM25Retriever, DenseRetriever
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +149,7 @@ def test_stopwords_and_stemmer_can_be_chosen():
 def test_scores_do_not_depend_on_the_process():
     items, queries = random_corpus(3)
     code = (
-        "import json, sys, pandas as pd; from recr1_lite.search.bm25 import BM25Retriever;"
+        "import json, sys, pandas as pd; from recr1_lite.search.engines import BM25Retriever;"
         "ids, texts, queries = json.load(sys.stdin);"
         "retriever = BM25Retriever.build(pd.DataFrame({'item_id': ids, 'text': texts}));"
         "print(retriever.search(queries, 100))"

@@ -7,7 +7,7 @@ import pytest
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import Hits, RetrieverError
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.tasks.prompts import Outcome, Prompt, format_answer
 from recr1_lite.train import rewards
 from recr1_lite.train.rewards import RECIPES, Scored, Scorer, components, reward, reward_functions

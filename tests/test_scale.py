@@ -1,14 +1,15 @@
 """When one machine is too small: the search server, asked by the retriever it is for; a task in the files of verl."""
 
-import importlib.util
 import json
 import os
 import random
+import runpy
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx
 import pandas as pd
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import ITEMS, server
+from test_remote import LOCAL, QUERIES
 from tiny import PROMPT, requests, tiny_profile, tiny_tokenizer
 from transformers import AutoTokenizer
 
@@ -24,14 +26,10 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.deploy import scale
 from recr1_lite.deploy.scale import SearchService, export_verl
 from recr1_lite.deploy.serve import serving
-from recr1_lite.search.bm25 import BM25Retriever
 from recr1_lite.search.remote import JSONRetriever
 from recr1_lite.tasks.base import Task
 from recr1_lite.tasks.prompts import PROMPTS, STYLES, format_answer, parse
 from recr1_lite.train.rewards import RECIPES, Scorer, reward
-
-LOCAL = BM25Retriever.build(ITEMS)
-QUERIES = ["red dress", "denim AND (pockets", "", "swim", "nothing of it here?", "red dress", "größe ü 裙"]
 
 
 def shop(prompt=PROMPT) -> Task:
@@ -61,9 +59,8 @@ def post(url: str, body: object, path: str = "/search") -> httpx.Response:
 
 
 def test_the_same_hits_as_here_and_they_are_counted(url):
-    asked = JSONRetriever(url + "/search", batch_size=2)
     for k in (1, 3, 1000):
-        assert asked.search(QUERIES, k) == LOCAL.search(QUERIES, k)
+        assert JSONRetriever(url + "/search", batch_size=2).search(QUERIES, k) == LOCAL.search(QUERIES, k)
     assert post(url, {"queries": [" ", "\ud800"]}).json() == {"results": [[], []]}
     rewrite = {"queries": ["swim", ""], "requests": ["red dress", "silk"], "k": 4}
     found = [[hit["id"] for hit in hits] for hits in post(url, rewrite).json()["results"]]
@@ -71,7 +68,7 @@ def test_the_same_hits_as_here_and_they_are_counted(url):
     post(url, b"nonsense")
     lines = httpx.get(url + "/metrics", trust_env=False).text.splitlines()
     assert lines[:2] == ["# TYPE recr1_search_requests_total counter", f"recr1_search_requests_total {3 * 3 + 3}"]
-    assert {f"recr1_search_queries_total {3 * 5 + 4}", "recr1_search_errors_total 1"} < set(lines)
+    assert {f"recr1_search_queries_total {3 * 6 + 4}", "recr1_search_errors_total 1"} < set(lines)
     assert float(lines[-1].removeprefix("recr1_search_seconds_total ")) > 0
     health = httpx.get(url + "/health", trust_env=False).json()
     assert health == {"status": "ok", "task": "shop", "engine": "BM25Retriever"}
@@ -103,7 +100,7 @@ def test_no_answer_waits_for_its_second_part(monkeypatch):
         assert made[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_the_command_and_no_torch(tmp_path, monkeypatch):
+def test_the_command(tmp_path, monkeypatch):
     (tmp_path / "items.csv").write_text("item_id,title,text\na,Dress,a red dress of silk\nb,Coat,a warm coat\n")
     (tmp_path / "asked.csv").write_text("request,relevant\n" + "".join(f"dress {i},a\n" for i in range(12)))
     files, made = ["--items", str(tmp_path / "items.csv"), "--requests", str(tmp_path / "asked.csv")], []
@@ -112,9 +109,6 @@ def test_the_command_and_no_torch(tmp_path, monkeypatch):
     (service, arguments, words), said = made[0], "BM25Retriever over the 2 items of custom answers at http://x/search: "
     assert arguments.port == 0 and words("http://x").startswith(said)
     assert [hit["id"] for hit in service.search({"queries": ["warm"]})["results"][0]] == ["b"]
-    code = "import sys, recr1_lite.deploy.scale; sys.exit('torch' in sys.modules)"
-    plain = os.environ | {"RECR1_BACKEND": "transformers"}  # unsloth would look for its GPU with torch
-    assert subprocess.run([sys.executable, "-c", code], env=plain).returncode == 0
 
 
 def made(tmp_path, tiny_folder, task: Task, **changes):
@@ -122,12 +116,9 @@ def made(tmp_path, tiny_folder, task: Task, **changes):
     return export_verl(task, tiny_profile(tiny_folder, max_prompt_tokens=200, **changes), tmp_path / "verl")
 
 
-def loaded(folder):
-    """Its reward file as a module, as verl loads it."""
-    spec = importlib.util.spec_from_file_location("reward_of_verl", folder / "reward.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def loaded(folder) -> SimpleNamespace:
+    """Its reward file."""
+    return SimpleNamespace(**runpy.run_path(str(folder / "reward.py")))
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, replace(PROMPT, prefix='w1 "\\n', system="w2"), PROMPTS["paper"]])
@@ -220,12 +211,10 @@ def test_a_search_that_fails_is_no_reward(tmp_path, tiny_folder, monkeypatch):
 
 
 def test_what_export_verl_refuses(tmp_path, tiny_folder):
-    for profile, said in (
-        (tiny_profile(tiny_folder, max_prompt_tokens=5), "a prompt has .* tokens and the limit is 5"),
-        (tiny_profile(tmp_path), "the tokenizer of .* cannot be had"),
-    ):
-        with pytest.raises(RecR1Error, match=said):
-            export_verl(shop(), profile, tmp_path / "verl")
+    with pytest.raises(RecR1Error, match="a prompt has .* tokens and the limit is 5"):
+        export_verl(shop(), tiny_profile(tiny_folder, max_prompt_tokens=5), tmp_path / "verl")
+    with pytest.raises(RecR1Error, match="the tokenizer of .* cannot be had"):
+        made(tmp_path, tmp_path, shop())
     assert not (tmp_path / "verl").exists()
 
 

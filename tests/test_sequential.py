@@ -21,7 +21,7 @@ from recr1_lite.evaluate.recommenders import (
     train_sequences,
 )
 from recr1_lite.ledger import Ledger
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.tasks import Task, history_examples, load_task
 from recr1_lite.tasks.prompts import Prompt
 

@@ -23,7 +23,7 @@ from recr1_lite.deploy.serve import Service, serving
 from recr1_lite.policy.models import save_adapter
 from recr1_lite.policy.rewriters import EndpointRewriter, ModelRewriter, RawRewriter
 from recr1_lite.search.base import CallableRetriever
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 
 NAMES = [f"i{number}" for number in range(40)]
 TITLES = {name: f'<b>item</b> & {name[1:]} "q"' for name in NAMES}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from recr1_lite.evaluate.evaluation import evaluate
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.search.metrics import without
 from recr1_lite.tasks import Task, load_task
 from recr1_lite.tasks.base import alike

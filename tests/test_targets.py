@@ -19,7 +19,7 @@ from tiny import PROMPT, examples, tiny_policy, tiny_profile, toy_retriever
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.policy.rewriters import EndpointRewriter, as_rewriter
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.train import targets
 from recr1_lite.train.rewards import Scorer
 from recr1_lite.train.targets import CHUNK, Budget, Cost, TargetFile, best_of_n, from_endpoint, read_pairs, vote

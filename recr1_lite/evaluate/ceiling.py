@@ -23,7 +23,7 @@ from recr1_lite.evaluate.evaluation import NO_MODEL, SEARCH_BATCH, EvalResult, e
 from recr1_lite.ledger import Ledger
 from recr1_lite.policy.rewriters import RawRewriter, Rewriter, RuleRewriter
 from recr1_lite.search.base import Hits, Retriever, bag_of_words, search_all
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.search.metrics import EXACT, compute, dcg, parse_name, without
 from recr1_lite.tasks.base import Task, ids_of, most_relevant
 from recr1_lite.tasks.prompts import Prompt, compose

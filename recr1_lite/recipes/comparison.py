@@ -28,7 +28,7 @@ from recr1_lite.profiles import Profile
 from recr1_lite.recipes.demo import close, say, start
 from recr1_lite.report.rows import run_of
 from recr1_lite.search.base import Retriever, check_engine, described
-from recr1_lite.search.bm25 import BM25Retriever
+from recr1_lite.search.engines import BM25Retriever
 from recr1_lite.search.metrics import Interval
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.base import Task

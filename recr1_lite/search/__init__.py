@@ -4,8 +4,7 @@ import pandas as pd
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import CallableRetriever, Retriever, bag_of_words, environment_check, search_all
-from recr1_lite.search.bm25 import BM25Retriever
-from recr1_lite.search.dense import DenseRetriever, HybridRetriever
+from recr1_lite.search.engines import BM25Retriever, DenseRetriever, HybridRetriever
 from recr1_lite.search.metrics import mean_interval, ndcg, next_run_interval, paired_interval, recall
 from recr1_lite.search.remote import JSONRetriever
 
