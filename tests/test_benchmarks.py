@@ -14,6 +14,7 @@ import grpo_step
 import numpy as np
 import pytest
 import retrieval
+import search_server
 import seeds
 import tasks
 import torch
@@ -28,6 +29,7 @@ HELP = [
     (faults, "--fresh"),
     (grpo_step, "--rounds"),
     (retrieval, "--limit-s"),
+    (search_server, "--clients"),
     (seeds, "--train"),
     (tasks, "--data"),
     (transfer, "--adapter"),
