@@ -330,7 +330,9 @@ SABOTAGE = [
     # right and wrong turned round
     ("07", "lm_eval.api.task.ConfigurableTask.process_results", turned_round, 'bool(sample["acc"])'),
     # the loss is on the prompt too
-    ("04", "train.sft.tokenised", lambda f: lambda *given: f(*given[:4], "all"), 'row["labels"] == labels'),
+    ("04a", "train.sft.tokenised", lambda f: lambda *given: f(*given[:4], "all"), 'row["labels"] == labels'),
+    # the vote always takes the first rollout
+    ("04b", "train.targets.vote", lambda _: lambda queries: 0, "vote(toy) == "),
     # a reward that is the same for all
     ("05", "search.ndcg", lambda _: lambda ids, relevant, k: 0.5, "0.8 < end.reward"),
     # seen films stay in the ranking
