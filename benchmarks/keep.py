@@ -120,7 +120,7 @@ def points(out: Path, recipe: str, seed: int, scales) -> list[tuple[str, float, 
 def measure(out: Path, profile: Profile, recipe: str, seed: int, scales) -> None:
     """Every point of one run that the ledger lacks."""
     book = Ledger(out / "keep-points.jsonl")
-    known = {(row["recipe"], row["seed"], row["step"], row["scale"]) for row in book.rows("point")}
+    known = {(row["recipe"], row["training"], row["step"], row["scale"]) for row in book.rows("point")}
     todo = [("0", 1.0, None)] if recipe == BASE else points(out, recipe, seed, scales)
     task = load_task("clothing")  # all 400 validation requests; a smoke test takes few
     task = task.subsample(n_val=profile.n_val, seed=0) if profile.n_capability else task
@@ -137,7 +137,7 @@ def measure(out: Path, profile: Profile, recipe: str, seed: int, scales) -> None
                 "neutral": capability.continuations(policy, prompts),
                 "task": capability.continuations(policy, asked),
             }
-        marks = dict(run="keep", recipe=recipe, step=step, scale=scale, seed=seed, profile=profile.name)
+        marks = dict(run="keep", recipe=recipe, training=seed, step=step, scale=scale, profile=profile.name)
         row = point(policy, task, engine, profile, drawn, book.bind(**marks, command=command()))
         print(f"{recipe}, seed {seed}, step {step}, scale {scale}: {row['told']}", flush=True)
         del policy
@@ -161,14 +161,14 @@ class Points:
 
     def __init__(self, ledger: Ledger):
         self.table = pd.DataFrame(
-            [{key: row[key] for key in ("recipe", "seed", "step", "scale", "kl")} for row in ledger.rows("point")]
+            [{key: row[key] for key in ("recipe", "training", "step", "scale", "kl")} for row in ledger.rows("point")]
         )
         if self.table.empty:
             raise RecR1Error(f"{ledger.path} holds no point; run --train, then --measure")
-        keys = [tuple(key) for key in self.table[["recipe", "seed", "step", "scale"]].itertuples(index=False)]
+        keys = [tuple(key) for key in self.table[["recipe", "training", "step", "scale"]].itertuples(index=False)]
         marks = {key: place for place, key in enumerate(keys)}
         self.task, self.questions, self.nats = [None] * len(keys), [None] * len(keys), [None] * len(keys)
-        of = lambda row: marks.get((row["recipe"], row["seed"], row["step"], row["scale"]))  # noqa: E731
+        of = lambda row: marks.get((row["recipe"], row["training"], row["step"], row["scale"]))  # noqa: E731
         for row in ledger.rows("eval"):
             if (place := of(row)) is not None:
                 rows = EvalResult.from_row(row).rows.sort_values("example_id")
@@ -188,7 +188,7 @@ class Points:
     def of(self, recipe: str) -> dict[int, list[int]]:
         """seed -> its points."""
         mine = self.table[self.table["recipe"] == recipe]
-        return {int(seed): list(group.index) for seed, group in mine.groupby("seed")}
+        return {int(seed): list(group.index) for seed, group in mine.groupby("training")}
 
 
 def weights(groups: list[np.ndarray], random) -> list[np.ndarray]:
@@ -249,13 +249,14 @@ class Bootstrap:
         """A row per recipe, step ("best" or on the way) and scale: gain and loss over its seeds with intervals."""
         frame = self.points.table.assign(kind=self.points.table["step"].str.partition(",")[0], nats=self.points.nats)
         rows = []
-        for (recipe, kind, scale), group in frame.groupby(["recipe", "kind", "scale"], sort=False):
+        frame["order"] = pd.factorize(frame["recipe"])[0]
+        for (_, recipe, kind, scale), group in frame.groupby(["order", "recipe", "kind", "scale"]):
             places = list(group.index)
             if recipe != BASE:
                 row = {"method": recipe, "point": kind, "scale": scale, "seeds": len(places)}
                 row["gain"] = self.interval(lambda gains, _, draw, at=places: gains[draw(at)].mean())
                 row["loss"] = self.interval(lambda _, losses, draw, at=places: losses[draw(at)].mean())
-                row |= {"perplexity": group["nats"].mean() - self.points.nats[self.points.base]}
+                row |= {"perplexity, nats": group["nats"].mean() - self.points.nats[self.points.base]}
                 row |= {name: np.mean([kl[key] for kl in group["kl"]]) for name, key in KLS.items()}
                 rows.append(row)
         return rows
@@ -295,6 +296,7 @@ def show_all(train: Ledger, measured: Ledger, figure: Path | None) -> None:
         printed(
             pd.DataFrame(rows)
             .assign(**{key: [show(row[key], sign=True) for row in rows] for key in ("gain", "loss")})
+            .rename(columns={"gain": "gain, nDCG@100", "loss": "questions, change"})
             .round(3)
         ),
         sep="\n",
