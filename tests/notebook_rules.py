@@ -19,7 +19,7 @@ from run_notebooks import WIDGET, find, name_of  # noqa: E402
 
 WORDS_A_MINUTE, LINES_A_MINUTE = 180, 10  # that a learner reads, runs not counted
 LINES, LONGEST, COLUMNS = 10, 20, 76  # of a code cell: median, most, width
-OLD = ("05", "07")  # last executed before figures said what they show; none may be added
+OLD = ("05",)  # last executed before figures said what they show; none may be added
 OUTPUT_LINES, SIZE = 60, 1_000_000  # text of one cell, bytes of the file
 COLAB = "https://colab.research.google.com/github/"
 HERE = [re.escape(str(path)) for path in (FOLDER.parent, Path(sys.prefix), Path.home()) if len(path.parts) > 2]
