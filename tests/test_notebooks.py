@@ -304,8 +304,9 @@ def first_word_lost(search):
     return lambda self, queries, k: search(self, [query.partition(" ")[2] for query in queries], k)
 
 
-def turned_round(process):
-    return lambda self, doc, results: {name: 1 - value for name, value in process(self, doc, results).items()}
+def doubled(find_kl):
+    """forward_kl, twice as large."""
+    return lambda *given, **named: [2 * value for value in find_kl(*given, **named)]
 
 
 # (notebook, what is replaced, by what, words of the cell that must notice)
@@ -327,8 +328,8 @@ SABOTAGE = [
     ("03", "evaluate.evaluation.compute", lambda f: lambda name, ids, wanted: f(name, ids[1:], wanted), "== raw.rows"),
     # a request may end its own turn
     ("03", "tasks.prompts.break_special_tokens", lambda _: lambda tokenizer, text: text, "plain.count"),
-    # right and wrong turned round
-    ("07", "lm_eval.api.task.ConfigurableTask.process_results", turned_round, 'bool(sample["acc"])'),
+    # every distance is twice as large
+    ("07", "evaluate.capability.forward_kl", doubled, "abs(by_hand - by_kit)"),
     # the loss is on the prompt too
     ("04a", "train.sft.tokenised", lambda f: lambda *given: f(*given[:4], "all"), 'row["labels"] == labels'),
     # the vote always takes the first rollout
@@ -338,7 +339,7 @@ SABOTAGE = [
     # seen films stay in the ranking
     ("06_", "evaluate.evaluation.excluded", lambda _: lambda examples: [set()] * len(examples), "> kept.summary"),
     # an answer that names no candidate is paid
-    ("06b", "recipes.rerank._outcome", lambda _: lambda answer, candidates: answer.outcome, 'table["reward"].round(6)'),
+    ("06b", "recipes.rerank._outcome", lambda _: lambda answer, candidates: answer.outcome, 'table["reward"][3]'),
     # nothing is corrected
     ("08", "search.metrics.holm", lambda _: lambda gaps: [True] * len(gaps), "metrics.holm([lead[name]"),
     # the scales of 4-bit blocks cost nothing
@@ -352,7 +353,7 @@ def test_a_result_broken_on_purpose_is_noticed(number, target, broken, words, ca
     monkeypatch.chdir(tmp_path)
     for key, value in {"RECR1_RUNS": str(tmp_path), "RECR1_OFFLINE": "1", "RECR1_PROFILE": "smoke"}.items():
         monkeypatch.setenv(key, value)
-    target = target if target.startswith("lm_eval.") else f"recr1_lite.{target}"
+    target = f"recr1_lite.{target}"
     monkeypatch.setattr(target, broken(pkgutil.resolve_name(target)))
     code = code_of(nbformat.read(find([number])[0], 4))
     last = next(at for at, cell in enumerate(code) if words in cell.source)
