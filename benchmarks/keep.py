@@ -201,10 +201,10 @@ def weights(groups: list[np.ndarray], random) -> list[np.ndarray]:
 
 
 def at_gain(gains: np.ndarray, losses: np.ndarray, wanted: float) -> float:
-    """The loss at a gain, on the straight lines between the points in order of their gain, from (0, 0) on; nan beyond
-    the last point."""
+    """The loss at a gain that is reached, on the straight lines between the points in order of their gain, from (0, 0)
+    on."""
     order = [place for place in np.argsort(gains) if gains[place] > 0]
-    return float(np.interp(wanted, np.r_[0.0, gains[order]], np.r_[0.0, losses[order]], right=np.nan))
+    return float(np.interp(wanted, np.r_[0.0, gains[order]], np.r_[0.0, losses[order]]))
 
 
 class Bootstrap:
@@ -227,23 +227,26 @@ class Bootstrap:
             requests, items = weights(self.groups, random)
             means = self.gains @ requests / requests.sum(), self.losses @ items / items.sum()
             found.append(statistic(*means, lambda seeds: random.choice(seeds, len(seeds))))
-        low, high = np.nanquantile(found, [0.025, 0.975])
+        low, high = np.quantile(found, [0.025, 0.975])
         mean = statistic(self.gains.mean(1), self.losses.mean(1), lambda seeds: seeds)
         return Interval(float(mean), float(low), float(high), len(self.points.items))
 
     def verdict(self, a: str, b: str, share: float) -> tuple[float, Interval]:
-        """`share` of the gain that both reach in every seed, and the loss of a minus that of b there."""
+        """`share` of the gain that both reach in every seed, and the loss of a minus that of b there. Each resample
+        draws seeds and finds that gain anew."""
         runs = {name: self.points.of(name) for name in (a, b)}
-        wanted = share * min(self.gains[rows].mean(1).max() for by_seed in runs.values() for rows in by_seed.values())
+
+        def reached(gains, drawn) -> float:
+            return share * min(gains[rows].max() for of_seeds in drawn.values() for rows in of_seeds)
 
         def apart(gains, losses, draw) -> float:
-            lost = {
-                name: [at_gain(gains[by_seed[s]], losses[by_seed[s]], wanted) for s in draw(list(by_seed))]
-                for name, by_seed in runs.items()
-            }
-            return float(np.nanmean(lost[a]) - np.nanmean(lost[b])) if np.isfinite(lost[a] + lost[b]).any() else np.nan
+            drawn = {name: [by_seed[seed] for seed in draw(list(by_seed))] for name, by_seed in runs.items()}
+            wanted = reached(gains, drawn)
+            lost = {name: [at_gain(gains[rows], losses[rows], wanted) for rows in drawn[name]] for name in runs}
+            return float(np.mean(lost[a]) - np.mean(lost[b]))
 
-        return wanted, self.interval(apart)
+        everyone = {name: list(by_seed.values()) for name, by_seed in runs.items()}
+        return reached(self.gains.mean(1), everyone), self.interval(apart)
 
     def table(self) -> list[dict]:
         """A row per recipe, step ("best" or on the way) and scale: gain and loss over its seeds with intervals."""

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import bench
 import faults
@@ -11,6 +12,7 @@ import faults_files
 import faults_input
 import faults_serve
 import grpo_step
+import keep
 import numpy as np
 import pytest
 import retrieval
@@ -22,12 +24,14 @@ import transfer
 from safetensors.torch import save_file
 
 from recr1_lite.common import RecR1Error
+from recr1_lite.evaluate.evaluation import show
 from recr1_lite.ledger import Ledger
 from recr1_lite.report.page import markdown_table
 
 HELP = [
     (faults, "--fresh"),
     (grpo_step, "--rounds"),
+    (keep, "--measure"),
     (retrieval, "--limit-s"),
     (search_server, "--clients"),
     (seeds, "--train"),
@@ -245,3 +249,14 @@ def test_the_texts_show_what_the_ledger_of_the_seeds_gives():
     assert sum(row in results for row in markdown_table(["", "", ""], told)[2:]) == 7
     opened = sum(len(Ledger(path).rows("unseal")) for path in ledger.path.parent.glob("seeds*.jsonl"))
     assert opened == 4 and "the fourth opening of the test" in results
+
+
+def test_what_is_kept_stands_as_the_ledger_gives_it():
+    root = Path(__file__).parents[1]
+    boot = keep.Bootstrap(keep.Points(Ledger(root / "data" / "runs" / "keep-points.jsonl")))
+    told = (root / "docs" / "results.md").read_text(encoding="utf-8").partition("## What is kept")[2]
+    ends = [row for row in boot.table() if row["scale"] in (0.5, 1)]
+    for row in ends:
+        assert f"| {row['scale']:g} | {show(row['gain'], sign=True)} | {show(row['loss'], sign=True)} |" in told, row
+    wanted, apart = boot.verdict("GRPO", "SFT, rate 4e-4", 0.9)
+    assert len(ends) == 5 and f"{show(apart, sign=True)} more than SFT at a gain of {wanted:.3f}" in told

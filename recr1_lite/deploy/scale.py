@@ -162,14 +162,9 @@ def export_verl(task: Task, profile: Profile, out: str | Path, url: str = "http:
         "micro": min(profile.micro_batch or rollouts, rollouts),
         "experiment": slug(f"{task.name} {profile.name}"),
     }
-    said = {name: repr(value) for name, value in (("style", task.prompt.style), ("prefix", task.prompt.prefix))}
-    said |= {
-        "recipe": repr(profile.recipe),
-        "k": task.k_train,
-        "url": repr(url),
-        "task": task.name,
-        "source": pure_source(),
-    }
+    written = {"style": task.prompt.style, "prefix": task.prompt.prefix, "recipe": profile.recipe, "k": task.k_train}
+    said = {name: repr(value) for name, value in (written | {"url": url}).items()}
+    said |= {"task": task.name, "source": pure_source()}
 
     def write(work: Path) -> None:
         tokenizer.save_pretrained(work / "tokenizer")
@@ -191,8 +186,8 @@ def rows(task: Task, split: str, frame, tokenizer) -> list[dict]:
         truth = {"target": list(gains), "gain": [float(gain) for gain in gains.values()]}
         told = {"split": split, "index": index, "example_id": row["example_id"], "request": row["request"]}
         made = {"data_source": task.name, "prompt": messages, "ability": "query rewriting"}
-        made |= {"reward_model": {"style": "rule", "ground_truth": truth}}
-        found.append(made | {"extra_info": told | {"exclude": list(row.get("exclude", ()))}})
+        paid = {"reward_model": {"style": "rule", "ground_truth": truth}}
+        found.append(made | paid | {"extra_info": told | {"exclude": list(row.get("exclude", ()))}})
     return found
 
 
