@@ -75,16 +75,6 @@ def test_a_fresh_policy(tiny_folder):
     assert not any(torch.equal(lora(one)[name], lora(other)[name]) for name in lora(one) if "lora_A" in name)
 
 
-@pytest.mark.parametrize("error, stays", [(1e-7, True), (1e-2, False)])
-def test_onednn_multiplies_only_where_it_is_as_exact(monkeypatch, error, stays):
-    before, told = torch.get_float32_matmul_precision(), []
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
-    worse = lambda a, b: torch.matmul(a, b) * (1 + error * (a.dtype == torch.float32))  # noqa: E731
-    monkeypatch.setattr(torch.Tensor, "__matmul__", worse)
-    assert models.multiply_with_onednn.__wrapped__() is stays
-    assert told == ["medium", "medium" if stays else before]
-
-
 def test_pad_is_not_the_end_token(tmp_path):
     """Many tokenizers pad with their end token; then a masked end is never learned."""
     tokenizer = load_policy(tiny_profile(renamed(save_tiny(tmp_path / "model"), pad_token="<|im_end|>"))).tokenizer

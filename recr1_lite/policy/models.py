@@ -24,7 +24,6 @@ from transformers.utils.logging import disable_progress_bar
 from recr1_lite import assets
 from recr1_lite.assets.fetch import note
 from recr1_lite.common import RecR1Error, place_folder
-from recr1_lite.ledger import device as device_name
 from recr1_lite.policy.backend import choose, load_unsloth
 from recr1_lite.policy.rollouts import completion_logps, end_ids
 from recr1_lite.profiles import Profile
@@ -84,8 +83,6 @@ def _load_plain(profile: Profile, source: str, seed: int, adapter: str | Path | 
     """(model, tokenizer) by transformers and peft, with bitsandbytes for 4-bit."""
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, profile.dtype)
     attention = "grouped" if device == "cpu" else "sdpa"  # CUDA has kernels for the stock one
-    if device == "cpu" and "AMD" in device_name():
-        multiply_with_onednn()
     options: dict[str, Any] = {"dtype": dtype, "device_map": device, "attn_implementation": attention}
     if profile.load_in_4bit:
         if importlib.util.find_spec("bitsandbytes") is None:
@@ -106,21 +103,6 @@ def _load_plain(profile: Profile, source: str, seed: int, adapter: str | Path | 
         sizes: dict = dict(r=profile.lora_rank, lora_alpha=2 * profile.lora_rank)
         model = get_peft_model(model, LoraConfig(**sizes, target_modules="all-linear", task_type="CAUSAL_LM"))
     return model.eval(), tokenizer
-
-
-@functools.cache
-def multiply_with_onednn() -> bool:
-    """Let oneDNN multiply float32 matrices in the place of MKL, which leaves AVX-512 of AMD's CPUs unused: forward
-    passes took about half the time there. PyTorch does so where it may round to bfloat16; whether it does depends on
-    the CPU, so it is tried out, and undone where a product is less exact than float32 gives. Returns whether it stays.
-    """
-    random = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(256, 256, generator=random) for _ in range(2))
-    exact, before = a.double() @ b.double(), torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    stays = bool((a @ b - exact).norm() < 1e-6 * exact.norm())
-    torch.set_float32_matmul_precision("medium" if stays else before)
-    return stays
 
 
 def save_adapter(policy: Policy, folder: str | Path) -> Path:
