@@ -287,7 +287,7 @@ def lines(x, series: Mapping, finding: str, x_axis: str, y_axis: str, baseline: 
             plot.minorticks_off()
     elif all(isinstance(value, Integral) for value in x):
         plot.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
-    plot.set(xlabel=x_axis, ylabel=fill(y_axis, 42))
+    plot.set(xlabel=x_axis, ylabel=fill(y_axis, 28, most=len(y_axis)))
     return finish(figure, finding)
 
 
