@@ -211,7 +211,7 @@ def record(arena: Arena, method: str, done: Training, spent: Cost, samples: int,
 
 def test(arena: Arena, methods: Sequence[str]) -> list[EvalResult]:
     """Every method and every teacher on the sealed test, with paired differences to the raw request and the teacher."""
-    say(f"sealed test: {arena.profile.n_test} requests that nothing has seen so far")
+    say(f"sealed test: {arena.profile.n_test} requests that no choice here has used")
     profile, prompt = arena.profile, arena.task.prompt
     untrained = load_policy(profile, trainable=False)
     rewriters: list[Rewriter | str] = [RawRewriter(), as_rewriter(untrained, prompt, profile, "zero-shot")]

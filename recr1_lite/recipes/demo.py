@@ -154,7 +154,7 @@ def demo(
     del policy
     gc.collect()  # the trainer and its policy refer to each other; two more models come
 
-    say(f"sealed test: {profile.n_test} requests that nothing has seen so far")
+    say(f"sealed test: {profile.n_test} requests that no choice here has used")
     with task.testing("every method of the run", book):
         results = untrained("test", load_policy(profile, trainable=False))
         free = ceiling.score(reachable, task, "test", book, seed)
