@@ -52,7 +52,9 @@ PRESETS = {
     "paper": dict(loss_type="grpo", scale_rewards="group", beta=1e-3, temperature=0.6, top_p=0.95),
     "modern": dict(loss_type="dr_grpo", scale_rewards="batch", beta=0.0, epsilon_high=0.28, temperature=1.0, top_p=1.0),
 }
-PRESETS["words"] = PRESETS["modern"]
+PRESETS["words"] = PRESETS["modern"]  # and an advantage per word
+PRESETS["keep"] = PRESETS["words"] | {"beta": 0.1}  # the same, held near the untrained model: it forgets less
+BY_WORD = ("words", "keep")
 KL_EVERY = 5  # steps between two measurements of the KL to the untrained model, where the loss has no KL term
 
 # Settings of stock TRL that the grouped rollouts and scores do not have: with one of them nothing would fail.
@@ -205,9 +207,9 @@ def train(
         raise RecR1Error("there are no examples to train on; pass task.train")
     set_seed(run.seed)
     config = configure(profile, run, policy.backend, **overrides)
-    if profile.preset == "words" and (policy.backend == "unsloth" or config.scale_rewards != "batch"):
+    if profile.preset in BY_WORD and (policy.backend == "unsloth" or config.scale_rewards != "batch"):
         advice = "take the preset modern"
-        raise RecR1Error(f"the preset words is for transformers and scale_rewards='batch' alone; {advice}")
+        raise RecR1Error(f"the preset {profile.preset} is for transformers and scale_rewards='batch' alone; {advice}")
     rows = examples.iloc[draw_order(len(examples), config.max_steps * profile.prompts_per_step, run.seed)]
     texts = {request: prompt.render(tokenizer, request) for request in rows["request"].unique()}
     encode(tokenizer, list(texts.values()), profile.max_prompt_tokens)
@@ -218,7 +220,7 @@ def train(
     parts: dict = dict(train_dataset=dataset, processing_class=tokenizer, reward_funcs=pay)
     if issubclass(kind, PlainGRPOTrainer):  # not TRL's own, which a benchmark or a test may ask for
         credit = partial(word_credit, scorer, profile.recipe, tokenizer, profile.group_size)
-        parts |= dict(rollout_batch=profile.rollout_batch, credit=credit if profile.preset == "words" else None)
+        parts |= dict(rollout_batch=profile.rollout_batch, credit=credit if profile.preset in BY_WORD else None)
     known = {"examples": digest(examples), "scorer": scorer.about, "options": overrides}
     checkpoint = run.begin("GRPO", policy, profile, prompt, config, **known)
     trainer = kind(model=policy.model, args=config, **parts)
