@@ -7,8 +7,9 @@
 
 A point is an adapter at one step of its run, with what it adds to the weights scaled by 0.25 to 1 (`scale_adapter`).
 A method's curve is made of its points in order of their gain; between two of them the loss is read off the straight
-line. The verdict is the loss of GRPO minus that of SFT at the same gain. Its interval resamples seeds, garments (of the
-task) and templates and passages (of the questions), 1000 times.
+line. A verdict is the loss of a GRPO minus that of an SFT at the same gain; a * stands where Holm's correction for all
+verdicts at that share of the gain shows one. Its interval resamples seeds, garments (of the task) and templates and
+passages (of the questions), 1000 times.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from recr1_lite.recipes.comparison import REJECTION, VOTED, WARM, Arena, make_ta
 from recr1_lite.report.comparisons import pareto
 from recr1_lite.report.figures import as_bytes
 from recr1_lite.report.page import markdown_table
-from recr1_lite.search.metrics import Interval
+from recr1_lite.search.metrics import Interval, holm
 from recr1_lite.tasks import load_task
 from recr1_lite.tasks.base import Task
 from recr1_lite.train import grpo, sft
@@ -304,11 +305,14 @@ def show_all(train: Ledger, measured: Ledger, figure: Path | None) -> None:
         ),
         sep="\n",
     )
-    known = [name for name in dict.fromkeys(row["method"] for row in rows) if name != GRPO]
-    for other in known if any(row["method"] == GRPO for row in rows) else ():
-        for share in SHARES:
-            wanted, apart = boot.verdict(GRPO, other, share)
-            print(f"at a gain of {wanted:+.3f}: questions kept by GRPO minus {other}: {show(apart, sign=True)}")
+    known = list(dict.fromkeys(row["method"] for row in rows))
+    others = [name for name in known if not name.startswith(GRPO)]
+    pairs = [(a, b) for a in known if a.startswith(GRPO) for b in others]
+    for share in SHARES:
+        found = [boot.verdict(a, b, share) for a, b in pairs]
+        for (a, b), (wanted, apart), sure in zip(pairs, found, holm([apart for _, apart in found]), strict=True):
+            told = f"questions kept by {a} minus {b}: {show(apart, sign=True)}{' *' * sure}"
+            print(f"at a gain of {wanted:+.3f} ({share:.0%} of what both reach): {told}")
     if figure:
         atomic_write(figure, as_bytes(pareto(rows), "png"))
 

@@ -41,7 +41,9 @@ ADDRESS = (
     ("--host", "address to listen at (default: this machine alone)", "127.0.0.1"),
     ("--port", "0: a free one (default: 8000)", 8000),
 )
+PRESETS = ("keep", "words", "modern", "paper")
 TRAIN = (
+    ("--preset", "GRPO's settings (default: the profile's, and keep where that is words)", {"choices": PRESETS}),
     ("--steps", "GRPO steps (default: the profile's)", int),
     ("--out", "folder of the run (default: the next free one under runs/)"),
     ("--resume", "go on from the last checkpoint in --out", False),
@@ -355,6 +357,9 @@ def _profile(arguments):
     arguments.profile = profile.name
     steps, tracker = getattr(arguments, "steps", None), getattr(arguments, "report_to", "none")
     profile = replace(profile, steps=steps or profile.steps, report_to=tracker)
+    if "preset" in arguments:  # a command that trains: what it leaves should have forgotten nothing
+        kept = "keep" if profile.preset == "words" else profile.preset
+        profile = replace(profile, preset=arguments.preset or kept)
     return replace(profile, max_completion_tokens=getattr(arguments, "tokens", None) or profile.max_completion_tokens)
 
 
