@@ -24,6 +24,7 @@ CASES: dict[str, dict] = {
     "paper": {"preset": "paper"},
     "words": {"preset": "words"},
     "micro": {"micro_batch": 4, "preset": "paper"},
+    "checkpointed": {"gradient_checkpointing": True},
 }
 
 

@@ -15,6 +15,9 @@ from test_grpo import adapter
 
 from recr1_lite.ledger import Ledger
 
+# what a step logs over its rollouts, not as a mean of micro-batches' means
+SAME = ("reward", "reward_std", "distinct", "zero_advantage_share", "completion_length", "truncated_share", "outcome/ok")
+
 HERE = Path(__file__).parent
 CPU2 = HERE.parent / "benchmarks" / "accelerate" / "cpu2.yaml"
 
@@ -56,11 +59,10 @@ def test_two_processes_learn_what_one_does_from_the_same_rollouts(one, two, case
     assert len(first["curve"]) == 6
     for ours, theirs, wanted in zip(first["curve"], second["curve"], alone["curve"], strict=True):
         assert ours | {"seconds": 0} == theirs | {"seconds": 0}
-        assert ours | {"seconds": 0} == pytest.approx(wanted | {"seconds": 0}, abs=2e-3)
+        assert [ours[name] for name in SAME] == pytest.approx([wanted[name] for name in SAME], abs=1e-4)
     left, right = adapter(one / case / "last"), adapter(two / case / "last")
     apart = max(float((left[name] - right[name]).abs().max()) for name in left)
-    print(case, apart)
-    assert left.keys() == right.keys() and apart < 1e-5
+    assert left.keys() == right.keys() and apart < 1e-4, "a hundredth of what a step may change: the learning rate is 1e-2"
     assert max(float(weight.abs().max()) for name, weight in left.items() if "lora_B" in name) > 1e-2
 
 
