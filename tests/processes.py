@@ -67,16 +67,18 @@ def equal_runs(model: Path, out: Path) -> None:
         (out / f"{name}-{RANK}.json").write_text(json.dumps(told))
 
 
+def whole_run(out: Path, model: Path, name: str, steps: int, resume: bool) -> None:
+    """A run with its ledger, and the completions that this process sampled."""
+    trainer, profile = watched(rollouts=False), tiny_profile(model, steps=steps)
+    told: dict = dict(ledger=Ledger(out / "ledger.jsonl"), options={"trainer_class": trainer}, resume=resume)
+    train_task(load_policy(profile), toy_task(), toy_retriever(), profile, out / name, **told)
+    (out / f"{name}-{RANK}.json").write_text(json.dumps(trainer.completions))
+
+
 def whole_runs(model: Path, out: Path) -> None:
     """Four steps at once, and two and two; a step that two processes cannot share, and SFT."""
-    for name, parts in (("whole", [4]), ("parts", [2, 4])):
-        for steps in parts:
-            trainer, profile = watched(rollouts=False), tiny_profile(model, steps=steps)
-            book, options = Ledger(out / "ledger.jsonl"), {"trainer_class": trainer}
-            place = out / name
-            said = dict(ledger=book, options=options, resume=steps != parts[0])
-            train_task(load_policy(profile), toy_task(), toy_retriever(), profile, place, **said)
-            (out / f"{name}-{RANK}.json").write_text(json.dumps(trainer.completions))
+    for name, steps, resume in (("whole", 4, False), ("parts", 2, False), ("parts", 4, True)):
+        whole_run(out, model, name, steps, resume)
     refused = []
     odd = tiny_profile(model, prompts_per_step=3)
     targets = toy_task().train.assign(rewrite="w1")

@@ -13,9 +13,10 @@ import torch
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-from processes import CASES, equal_runs
+from processes import CASES, equal_runs, whole_run
 from test_grpo import adapter
 
+from recr1_lite.common import RecR1Error
 from recr1_lite.ledger import Ledger
 
 # what a step logs over its rollouts, not as a mean of micro-batches' means
@@ -70,7 +71,7 @@ def test_two_processes_learn_what_one_does_from_the_same_rollouts(one, two, case
 
 
 @pytest.mark.slow
-def test_two_processes_write_once_draw_their_own_rollouts_and_go_on(two):
+def test_two_processes_write_once_draw_their_own_rollouts_and_go_on(two, tiny_folder):
     rows = Ledger(two / "ledger.jsonl").rows()
     assert [row["kind"] for row in rows] == ["train"] * 3 and [len(row["curve"]) for row in rows] == [4, 2, 4]
     assert rows[0]["val"] == rows[2]["val"]
@@ -80,6 +81,8 @@ def test_two_processes_write_once_draw_their_own_rollouts_and_go_on(two):
     assert names == {"run.json", "training.json", "best", "last", "checkpoint-2", "checkpoint-4", ".lock"}
     left, right = adapter(two / "whole" / "last"), adapter(two / "parts" / "last")
     assert all(torch.equal(left[name], right[name]) for name in left)
+    with pytest.raises(RecR1Error, match="whose processes was 2 and is now null"):
+        whole_run(two, tiny_folder, "parts", 4, resume=True)
     said = (two / "said.txt").read_text()
     assert said.count("step    4/4") == 2, "a line for each step of two runs, from one of the processes"
     for rank in range(2):

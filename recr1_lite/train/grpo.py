@@ -14,7 +14,7 @@ Against stock TRL 1.12.0 (same loss, same gradients: tests compare them on the s
 - no telemetry, no model card;
 - of several processes (`accelerate launch`) each has whole groups.
 
-Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights, one device.
+Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights.
 
 Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages divided by the group's standard deviation,
 each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p 0.95. `modern`: no KL and a higher
@@ -249,6 +249,7 @@ def train(
         credit = partial(word_credit, scorer, profile.recipe, tokenizer, profile.group_size)
         parts |= dict(rollout_batch=profile.rollout_batch, credit=credit if profile.preset == "words" else None)
     known = {"examples": digest(examples), "scorer": scorer.about, "options": overrides}
+    known |= {"processes": config.world_size} if config.world_size > 1 else {}  # each draws its own numbers
     checkpoint = run.begin("GRPO", policy, profile, prompt, config, **known)
     trainer = kind(model=policy.model, args=config, **parts)
     try:

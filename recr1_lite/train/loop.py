@@ -148,6 +148,7 @@ class KitTrainer:
 
     def __init__(self, model, *args, **others):
         exact = {name: weight.data.float() for name, weight in model.named_parameters() if weight.requires_grad}
+        others["args"]._n_gpu = min(1, others["args"].n_gpu)  # of several cards that one process sees, one trains
         super().__init__(model, *args, **others)
         for name, weight in self.model.named_parameters():
             weight.data = exact.get(name, weight.data)
