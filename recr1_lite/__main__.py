@@ -1,6 +1,7 @@
 """The command line: python -m recr1_lite COMMAND; --help lists the commands."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 from recr1_lite import assets, evaluate, policy, report, train  # rooms load torch when a name of theirs is asked for
 from recr1_lite.common import RecR1Error, free_folder, run_script, runs_folder
-from recr1_lite.ledger import Ledger
+from recr1_lite.ledger import Ledger, main_process
 from recr1_lite.profiles import get_profile
 
 ABOUT = "An LLM learns to write queries for a search engine from nothing but the engine's own ranking metric."
@@ -126,7 +127,8 @@ def train_(arguments) -> None:
     learner, ledger = policy.load_policy(profile, arguments.seed), _ledger(run=out.name)
     engine, seed = _engine(arguments, task), arguments.seed
     done = train.train_task(learner, task, engine, profile, out, seed, ledger, resume=arguments.resume)
-    print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
+    if main_process():
+        print(f"best on val at step {done.best_step}; its adapter is in {done.adapter}")
 
 
 @command(
@@ -347,6 +349,8 @@ def main(argv: list[str] | None = None) -> int:
             least, most = RANGES.get(name, (1, 10**9))
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not least <= value <= most:
                 raise RecR1Error(f"--{name.replace('_', '-')} {value} is out of range; give {least} to {most:g}")
+        if (processes := os.environ.get("WORLD_SIZE", "1")) != "1" and arguments.command != "train":
+            raise RecR1Error(f"{arguments.command} runs in one process, and {processes} were launched; launch train")
         return COMMANDS[arguments.command][0](arguments)
 
     return run_script(work)

@@ -30,6 +30,11 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bm25s")
 MOST = 2**24  # bytes of a row's per-example values, unpacked: some 200,000 examples
 
 
+def main_process() -> bool:
+    """Whether this process writes: it is the only one, or the first of those that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Ledger:
     """A file of JSON lines, by default `ledger.jsonl` in `runs_folder()`. marks: what each row gets that lacks it."""
 
@@ -51,6 +56,8 @@ class Ledger:
         facts = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
         full = _plain(facts | {"commit": commit(), "device": device()} | self.marks | dict(row))
         line = json.dumps(full, allow_nan=False).encode("ascii") + b"\n"
+        if not main_process():
+            return full
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):
@@ -112,7 +119,8 @@ def begin(folder: str | os.PathLike, made: Mapping, resume: bool, used: bool) ->
         raise RecR1Error(f"{folder} holds a run {change}; go on with what it was, or {advice}")
     if not known or change or not resume:
         known = {"id": uuid.uuid4().hex[:12], "made": made, "versions": versions(), "commit": commit()}
-        atomic_write(folder / RECORD, json.dumps(known, indent=1))
+        if main_process():
+            atomic_write(folder / RECORD, json.dumps(known, indent=1))
     return known["id"]
 
 

@@ -431,6 +431,20 @@ def test_seeds(tiny_folder, tmp_path):
     assert not same(adapter(one.adapter), adapter(other.adapter))
 
 
+def test_one_process_that_sees_several_cards_trains_on_one(tiny_folder, tmp_path, monkeypatch):
+    """transformers would wrap the model in DataParallel."""
+
+    def two_cards(*given, **options):
+        config = configure(*given, **options)
+        config._n_gpu = 2
+        return config
+
+    profile = tiny_profile(tiny_folder, steps=2)
+    one = run(profile, tmp_path / "one")
+    monkeypatch.setattr("recr1_lite.train.grpo.configure", two_cards)
+    assert same(adapter(run(profile, tmp_path / "two").adapter), adapter(one.adapter))
+
+
 def test_a_failing_retriever_stops_the_run_with_the_query(tiny_folder, tmp_path):
     seen = []
 

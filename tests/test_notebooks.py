@@ -289,7 +289,8 @@ def test_install_cells_are_one_and_keep_colabs_torch(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         commands.clear()
         shell.run_cell(source).raise_error()
-        clone, keep, pip = commands
+        clone, keep, gone, pip = commands
+        assert gone.startswith("pip uninstall -q -y torchao")
         assert clone.endswith("https://github.com/me/kit kit") and "-c torch.txt" in pip
         assert keep == f"echo torch=={torch.__version__} > torch.txt"
         assert ("-r kit/requirements-gpu.txt" in pip) == gpu and '-e "kit[api,server]"' in pip

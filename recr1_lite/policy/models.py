@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +82,8 @@ def load_policy(
 
 def _load_plain(profile: Profile, source: str, seed: int, adapter: str | Path | None, trainable: bool):
     """(model, tokenizer) by transformers and peft, with bitsandbytes for 4-bit."""
-    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, profile.dtype)
+    card = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # each process that `accelerate launch` starts has its own
+    device, dtype = card if torch.cuda.is_available() else "cpu", getattr(torch, profile.dtype)
     attention = "grouped" if device == "cpu" else "sdpa"  # CUDA has kernels for the stock one
     options: dict[str, Any] = {"dtype": dtype, "device_map": device, "attn_implementation": attention}
     if profile.load_in_4bit:

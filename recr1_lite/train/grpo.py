@@ -11,9 +11,10 @@ Against stock TRL 1.12.0 (same loss, same gradients: tests compare them on the s
   it scales by), and the log also says how many rollouts of a group differ;
 - a checkpoint of a policy with a KL reference brings back the policy (stock loads the reference alone);
 - the KL to the untrained model is measured every few steps where the loss has no KL term;
-- no telemetry, no model card.
+- no telemetry, no model card;
+- of several processes (`accelerate launch`) each has whole groups.
 
-Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights, one device.
+Against the paper (arXiv 2503.24289, section 3; its code trains on verl): LoRA instead of full weights.
 
 Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages divided by the group's standard deviation,
 each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p 0.95. `modern`: no KL and a higher
@@ -23,6 +24,7 @@ rollout (`word_credit`); for the style `compact`, where a beginning of the answe
 by the ratio of new to old probability: without it its gradient is not the KL's (arXiv 2512.02556; TRL's default).
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -30,8 +32,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
@@ -112,7 +117,9 @@ class PlainGRPOTrainer(KitTrainer, GRPOTrainer):
         return parts
 
     def _note(self, name: str, value: float) -> None:
-        self._metrics["train" if self.model.training else "eval"][name].append(value)  # type: ignore[union-attr]
+        values = gather_object([value])  # of all processes
+        mode = "train" if self.model.training else "eval"  # type: ignore[union-attr]
+        self._metrics[mode][name].append(sum(values) / len(values))
 
     def log(self, logs, *others):
         if self.beta == 0:
@@ -137,6 +144,9 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
                 advice = f"leave it at {only!r}, or use trl.GRPOTrainer"
                 raise RecR1Error(f"{setting}={given!r} is not in the grouped trainer; {advice}")
         super().__init__(model=model, args=args, **others)
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            sharded = "weights in shards (FSDP, ZeRO-3) are not in the grouped trainer, which merges whole ones"
+            raise RecR1Error(f"{sharded}; take DDP or ZeRO-2, or use trl.GRPOTrainer")
 
     def _write_rollouts(self, prompt_ids, *others):
         tokenizer, model = self.processing_class, self.accelerator.unwrap_model(self.model)
@@ -170,12 +180,16 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **_
     ):
-        size = batch_size or len(input_ids)
+        own, size = self.accelerator.unwrap_model(model), batch_size or len(input_ids)
         rows = list(zip(input_ids.split(size), attention_mask.split(size)))
-        parts = [self._logps(model, ids, mask, logits_to_keep, compute_entropy) for ids, mask in rows]
+
+        def work():
+            return [self._logps(own, ids, mask, logits_to_keep, compute_entropy) for ids, mask in rows]
+
+        parts = work() if own is model else through(model, own, work, input_ids)
         values = torch.cat([part for part, _ in parts])
         if compute_entropy and self.beta == 0 and self.state.global_step % KL_EVERY == 0:
-            self._note_kl(model, input_ids, attention_mask, logits_to_keep, values.detach())
+            self._note_kl(own, input_ids, attention_mask, logits_to_keep, values.detach())
         return values, torch.cat([entropy for _, entropy in parts]) if compute_entropy else None, None
 
     def _logps(self, model, ids, mask, keep: int, entropy: bool = False):
@@ -187,10 +201,23 @@ class GroupedGRPOTrainer(PlainGRPOTrainer):
     @torch.no_grad()
     def _note_kl(self, model, ids, mask, keep: int, values) -> None:
         """Log how far the policy is from the untrained model (Schulman's k3); stock does so with a KL term only."""
-        with self.accelerator.unwrap_model(model).disable_adapter():
+        with model.disable_adapter():
             difference = self._logps(model, ids, mask, keep)[0] - values
         kl, counted = difference.exp() - difference - 1, mask[:, -keep:]
         self._note("kl_to_untrained", ((kl * counted).sum() / counted.sum()).item())
+
+
+def through(wrapper, model, work: Callable, *inputs):
+    """What `work` gives, done as the forward pass of the wrapper that averages the gradients of several processes: of
+    one pass, and `work` has several through the model."""
+    forward = model.forward
+
+    def once(*_):
+        model.forward = forward
+        return work()
+
+    model.forward = once
+    return wrapper(*inputs)
 
 
 def train(
@@ -210,6 +237,8 @@ def train(
     if profile.preset in BY_WORD and (policy.backend == "unsloth" or config.scale_rewards != "batch"):
         advice = "take the preset modern"
         raise RecR1Error(f"the preset {profile.preset} is for transformers and scale_rewards='batch' alone; {advice}")
+    if policy.backend == "unsloth" and config.world_size > 1:
+        raise RecR1Error(f"unsloth trains in one process, not in {config.world_size}; set RECR1_BACKEND=transformers")
     rows = examples.iloc[draw_order(len(examples), config.max_steps * profile.prompts_per_step, run.seed)]
     texts = {request: prompt.render(tokenizer, request) for request in rows["request"].unique()}
     encode(tokenizer, list(texts.values()), profile.max_prompt_tokens)
@@ -222,6 +251,7 @@ def train(
         credit = partial(word_credit, scorer, profile.recipe, tokenizer, profile.group_size)
         parts |= dict(rollout_batch=profile.rollout_batch, credit=credit if profile.preset in BY_WORD else None)
     known = {"examples": digest(examples), "scorer": scorer.about, "options": overrides}
+    known |= {"processes": config.world_size} if config.world_size > 1 else {}  # each draws its own numbers
     checkpoint = run.begin("GRPO", policy, profile, prompt, config, **known)
     trainer = kind(model=policy.model, args=config, **parts)
     try:
@@ -236,11 +266,15 @@ def configure(profile: Profile, run: Run, backend: str = "transformers", **overr
     """TRL's configuration of a run: the profile's sizes, its preset, then `overrides`."""
     if profile.preset not in PRESETS:
         raise RecR1Error(f"there is no GRPO preset {profile.preset!r}; choose one of {', '.join(PRESETS)}")
-    group, rollouts = profile.group_size, profile.prompts_per_step * profile.group_size
+    if not torch.cuda.is_available():
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # not cpu:1, from which torch loads nothing
+    processes, group = PartialState(cpu=not torch.cuda.is_available()).num_processes, profile.group_size
+    rollouts = profile.prompts_per_step // processes * group  # of each process
     parts = [size for size in range(1, min(profile.micro_batch or rollouts, rollouts) + 1) if rollouts % size == 0]
-    if group < 2 or not parts:
+    if group < 2 or not parts or profile.prompts_per_step % processes:
         step = f"a step of {profile.prompts_per_step} prompts x {group} rollouts, {profile.micro_batch} at once,"
-        raise RecR1Error(f"{step} is not possible; take groups of 2 or more, and a micro_batch of 1 or more")
+        advice = "take groups of 2 or more, a micro_batch of 1 or more, and as many prompts for each process"
+        raise RecR1Error(f"{step} is not possible in {processes} processes; {advice}")
     micro = max([size for size in parts if size % group == 0] or parts)  # of whole groups, where one fits
     # unsloth would change the size of the step by itself
     whole = {"rollout_batch": profile.rollout_batch, "unsloth's micro_batch": micro if backend == "unsloth" else None}

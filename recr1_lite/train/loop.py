@@ -9,20 +9,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from transformers import PrinterCallback, TrainerCallback
 
 from recr1_lite.assets.fetch import note
 from recr1_lite.common import RecR1Error, atomic_write, check_place, writing
-from recr1_lite.ledger import begin, difference, read_json, record_of
+from recr1_lite.ledger import begin, difference, main_process, read_json, record_of
 from recr1_lite.policy.backend import choose
 from recr1_lite.policy.models import Policy, save_adapter
 from recr1_lite.policy.rollouts import MergedCopy
@@ -147,6 +148,7 @@ class KitTrainer:
 
     def __init__(self, model, *args, **others):
         exact = {name: weight.data.float() for name, weight in model.named_parameters() if weight.requires_grad}
+        others["args"]._n_gpu = min(1, others["args"].n_gpu)  # of several cards that one process sees, one trains
         super().__init__(model, *args, **others)
         for name, weight in self.model.named_parameters():
             weight.data = exact.get(name, weight.data)
@@ -173,7 +175,7 @@ def settings(profile: Profile, run: Run) -> dict:
     kept = dict(output_dir=str(run.folder), save_steps=profile.validate_every, save_total_limit=2)
     # rates 0, 1/2, then 1: Adam has seen two gradients before it takes a whole step
     steps = dict(lr_scheduler_type="constant_with_warmup", warmup_steps=2, max_grad_norm=1.0)
-    data = dict(seed=run.seed, shuffle_dataset=False, dataloader_pin_memory=cuda)
+    data = dict(seed=run.seed, shuffle_dataset=False, dataloader_pin_memory=cuda, ddp_find_unused_parameters=False)
     return here | told | kept | steps | data | dict(gradient_checkpointing=profile.gradient_checkpointing)
 
 
@@ -187,7 +189,8 @@ def run_trainer(trainer, monitor: "Monitor", checkpoint: Path | None) -> Trainin
     before = read_json(folder / "training.json") if checkpoint else None  # a killed run left none
     start = time.perf_counter() - (before or {}).get("seconds", 0.0)
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder / ".lock", f"another process trains in {folder}"), writing(folder), sealed():
+    lock = alone(folder / ".lock", f"another process trains in {folder}") if main_process() else nullcontext()
+    with lock, writing(folder), sealed():
         with monitor.interruptible():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return monitor.close(time.perf_counter() - start)
@@ -223,12 +226,14 @@ def last_checkpoint(folder: str | Path, steps: int | None = None) -> Path | None
 
 
 class Monitor(TrainerCallback):
-    """Validates, keeps the best adapter, prints one line per step, and says when something looks wrong.
+    """Validates, keeps the best adapter, prints one line per step, and says when something looks wrong. Of several
+    processes all validate, and the first one prints and writes.
 
     Everything it knows is in the trainer's log history, which every checkpoint holds, so a resumed run has it all."""
 
     def __init__(self, trainer, policy: Policy, profile: Profile, run: Run):
-        self.trainer, self.policy, self.profile, self.run = trainer, policy, profile, run
+        self.trainer, self.policy, self.profile = trainer, policy, profile
+        self.run = run if main_process() else replace(run, progress=False, watch=None)
         self.ended = False  # by a rule of the run itself, before its last step
         self.stop_asked, self.seconds = False, 0.0
         self.said: set[str] = set()
@@ -245,6 +250,7 @@ class Monitor(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.seconds = time.perf_counter() - self.step_start
+        self.stop_asked = any(gather_object([self.stop_asked]))  # in whichever process
         control.should_training_stop |= self.stop_asked
         control.should_save |= self.stop_asked or self.due(state)
 
@@ -273,7 +279,7 @@ class Monitor(TrainerCallback):
             step = f"step {row['step']:>4}/{state.max_steps}"
             print("  ".join([step, *shown, f"left {left / 60:.1f} min"]), flush=True)
         for warning in suspicions(steps(state), self.profile):
-            if warning not in self.said:
+            if warning not in self.said and main_process():
                 self.said.add(warning)
                 print(f"  note: {warning}", file=sys.stderr, flush=True)
 
@@ -295,20 +301,21 @@ class Monitor(TrainerCallback):
 
     def keep_best(self, state) -> None:
         """Save the adapter as `best` if this very step is the best on val so far."""
-        if best_step(state) == state.global_step:
+        if best_step(state) == state.global_step and main_process():
             save_adapter(self.policy, self.run.folder / "best")
 
     def close(self, seconds: float) -> Training:
         """Save what is left to save and describe the run in training.json. seconds: earlier parts included."""
         state, folder = self.trainer.state, self.run.folder
         best = best_step(state)
-        for name in ("last",) if best is not None else ("last", "best"):
+        for name in (("last",) if best is not None else ("last", "best")) if main_process() else ():
             save_adapter(self.policy, folder / name)
         stopped = "finished" if self.ended or state.global_step >= state.max_steps else "interrupted"
         best = state.global_step if best is None else best
         done = Training(steps(state), points(state), best, seconds, stopped, folder)
         told = asdict(done) | {"folder": folder.name, "profile": asdict(self.profile)}
-        atomic_write(folder / "training.json", json.dumps(told, indent=1))
+        if main_process():
+            atomic_write(folder / "training.json", json.dumps(told, indent=1))
         return done
 
     @contextmanager

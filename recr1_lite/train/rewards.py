@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from accelerate.utils import gather
 
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import described, search_all
@@ -223,4 +224,4 @@ def word_credit(scorer: Scorer, recipe: str, tokenizer, group: int, example_ids,
     padded = [[*some, *some[-1:] * (mask.size(1) + 1 - len(some))] for some in texts]
     found = [[paid[example, text] for text in some] for example, some in zip(example_ids, padded)]
     values = torch.tensor(found, device=mask.device)
-    return still_to_come(values, mask, group) / (values[:, -1].std() + 1e-4)
+    return still_to_come(values, mask, group) / (gather(values[:, -1].contiguous()).std() + 1e-4)

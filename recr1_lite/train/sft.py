@@ -143,6 +143,8 @@ def train(
     sizes = dict(max_steps=count, per_device_train_batch_size=size, max_length=None, packing=False)
     fixed: dict = dict(learning_rate=profile.sft_learning_rate, train_sampling_strategy="sequential")
     config = SFTConfig(**(settings(profile, run) | sizes | fixed | overrides))
+    if config.world_size > 1:
+        raise RecR1Error(f"SFT runs in one process and {config.world_size} were launched; start it as one")
     rows = data.select(draw_order(len(data), count * size, run.seed))
     told: dict = {"targets": digest(targets[[name for name in COLUMNS if name in targets]]), "loss_on": loss_on}
     told |= {"patience": patience, "options": overrides}
