@@ -19,7 +19,6 @@ from run_notebooks import WIDGET, find, name_of  # noqa: E402
 
 WORDS_A_MINUTE, LINES_A_MINUTE = 180, 10  # that a learner reads, runs not counted
 LINES, LONGEST, COLUMNS = 10, 20, 76  # of a code cell: median, most, width
-OLD = ("05",)  # last executed before figures said what they show; none may be added
 OUTPUT_LINES, SIZE = 60, 1_000_000  # text of one cell, bytes of the file
 COLAB = "https://colab.research.google.com/github/"
 HERE = [re.escape(str(path)) for path in (FOLDER.parent, Path(sys.prefix), Path.home()) if len(path.parts) > 2]
@@ -44,7 +43,7 @@ def problems(path: Path) -> list[str]:
         *_shape(prose, code, name),
         *_links(prose, path),
         *_figures(prose, code),
-        *_outputs(code, name),
+        *_outputs(code),
         *_leftovers(book, path),
     ]
 
@@ -111,7 +110,7 @@ def _figures(prose: list, code: list) -> Iterator[str]:
                     yield f"the number {told} is in no code and no output: {' '.join(paragraph.split())[:60]!r}"
 
 
-def _outputs(code: list, name: str) -> Iterator[str]:
+def _outputs(code: list) -> Iterator[str]:
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         yield "its code cells were not executed once each from top to bottom; run `make notebooks`"
     for number, cell in enumerate(code, start=1):
@@ -122,8 +121,7 @@ def _outputs(code: list, name: str) -> Iterator[str]:
                 yield f"code cell {number} ended in an error ({output.ename})"
             if any(key.startswith(WIDGET) for key in data):
                 yield f"code cell {number} shows a widget, which is blank without a kernel"
-            told = output.get("metadata", {}).get("image/png", {}).get("alt") or name.rpartition("/")[2].startswith(OLD)
-            if "image/png" in data and not told:
+            if "image/png" in data and not output.get("metadata", {}).get("image/png", {}).get("alt"):
                 yield f"code cell {number} has a picture without an alt text"
             html, text = data.get("text/html"), output.get("text", data.get("text/plain", ""))
             lines += html.count("<tr") if html else len(text.splitlines())

@@ -166,10 +166,12 @@ def _parts(curve: Rows) -> list[tuple]:
 
 def _grid(rows: int, columns: int, above: float) -> tuple:
     """A figure, and places for small panels that never move, row by row; `above`: inches over them."""
-    height = above + 1.75 * rows + 0.3
+    key = style.fill(KEY, 29 * columns, most=len(KEY))
+    below = 0.5 + 0.15 * key.count("\n")
+    height = above + 1.75 * rows - 0.2 + below
     figure = style.Picture(figsize=(2.25 * columns, height), dpi=90)  # 4 columns, 810 pixels: as wide as a notebook
-    figure.text(0.01, 0.06 / height, style.fill(KEY, 29 * columns, most=len(KEY)), fontsize=8.5, color=GREY)
-    room = {"bottom": 0.5 / height, "top": 1 - (above + 0.45) / height, "hspace": 0.75, "wspace": 0.42}
+    figure.text(0.01, 0.06 / height, key, fontsize=8.5, color=GREY)
+    room = {"bottom": below / height, "top": 1 - (above + 0.45) / height, "hspace": 0.75, "wspace": 0.42}
     grid = figure.add_gridspec(rows, columns, left=0.55 / figure.get_figwidth(), right=0.99, **room)
     return figure, [grid[row, column] for row in range(rows) for column in range(columns)]
 
