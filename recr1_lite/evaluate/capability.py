@@ -42,8 +42,7 @@ class CapabilityResult:
 
     @property
     def values(self) -> dict[tuple[str, str], pd.Series]:
-        """(task, metric) -> value of each item, indexed by item. Where several tasks have the metric "accuracy", all
-        their items come first, as the task "all"."""
+        """(task, metric) -> value of each item, by item. First, where several have it, the "accuracy" of task "all"."""
         groups = self.scores.set_index("item").groupby(["task", "metric"], sort=False)["value"]
         found = {pair: values.astype(float) for pair, values in groups}
         right = [values for (_, metric), values in found.items() if metric == "accuracy"]
@@ -51,8 +50,7 @@ class CapabilityResult:
 
     @property
     def summary(self) -> dict[tuple[str, str], Interval]:
-        """(task, metric) -> mean over the items with its 95% interval; items of one template or passage are resampled
-        together."""
+        """(task, metric) -> mean of the items, 95% interval; items of one template or passage are drawn together."""
         each = self.values.items()
         return {pair: mean_interval(one, seed=self.seed, clusters=[*map(cluster_of, one.index)]) for pair, one in each}
 
@@ -89,22 +87,13 @@ class CapabilityResult:
 
 
 def check(
-    policy: Policy,
-    suite="offline",
-    limit: int | None = None,
-    name="untrained",
-    seed=0,
-    ledger=None,
-    batch_size=50,
-    **of_suite,
+    policy: Policy, suite="offline", limit=None, name="untrained", seed=0, ledger=None, batch_size=50, **more
 ) -> CapabilityResult:
     """Ask a model everything in a suite: `offline`, `ifeval`, `gsm8k`, `mmlu` or `humaneval`.
 
     policy: a Policy with or without an adapter. limit: items per task (mmlu: per subject), drawn with `seed`, the same
-    ones for every model. of_suite: data_dir, max_gen_toks, execute_code of `harness.load_tasks`. Appends a "capability"
-    row per measure to the ledger, with the value of each item, but for "all". Raises RecR1Error: see
-    `harness.load_tasks`.
-    """
+    ones for every model. more: data_dir, max_gen_toks, execute_code of `harness.load_tasks`, which says what is raised.
+    Appends a "capability" row per measure to the ledger, with the value of each item, but for "all"."""
     if limit is not None and limit < 1:
         raise RecR1Error(f"a limit of {limit} items is no check; give 1 or more, or None for all")
     merged = MergedCopy.of(policy.model)
@@ -112,12 +101,12 @@ def check(
     samples: dict[str, list[dict]] = {}
     seconds: dict[str, float] = {}
     rows, notes = [], []
-    for task in harness.load_tasks(suite, **of_suite):
+    for task in harness.load_tasks(suite, **more):
         start = time.perf_counter()
         samples |= harness.run_tasks(model, policy.tokenizer, [task], limit, seed, batch_size)
         rows += _scores(task.task_name, samples[task.task_name])
         seconds[task.task_name] = time.perf_counter() - start
-    if suite == "humaneval" and not of_suite.get("execute_code"):
+    if suite == "humaneval" and not more.get("execute_code"):
         notes.append("the generated programs were not executed; ask for it by name (execute_code=True, --execute-code)")
     if suite == "offline" and hasattr(policy.model, "disable_adapter"):
         start = time.perf_counter()
@@ -136,11 +125,8 @@ def check(
 
 def compare(after: CapabilityResult, before: CapabilityResult, ledger=None) -> dict[tuple[str, str], Interval]:
     """(task, metric) -> mean of after minus before on the same items, with its paired 95% interval, clustered as in
-    `CapabilityResult.summary`.
-
-    KL has no before and is left out. Appends a "capability_compare" row each to the ledger. Raises RecR1Error where the
-    two were not asked the same items.
-    """
+    `CapabilityResult.summary`. KL has no before and is left out. Appends a "capability_compare" row each to the ledger.
+    Raises RecR1Error where the two were not asked the same items."""
     differences, known = {}, before.values
     for (task, metric), values in after.values.items():
         if task == "kl":
@@ -176,8 +162,7 @@ def capability_table(results: Sequence[CapabilityResult], ledger=None) -> pd.Dat
 
 
 def cluster_of(item: str) -> str:
-    """What an item shares with others: of this kit's `instruction-01-2` and `reading-01-2` the template or passage 01;
-    any other item stands for itself."""
+    """What an item shares with others: of the kit's `instruction-01-2` and `reading-01-2` the 01; of others nothing."""
     return re.sub(r"((?:instruction|reading)-\d+)-\d+$", r"\1", item)
 
 
@@ -191,8 +176,7 @@ Drawn = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]  # o
 
 
 def base_of(policy: Policy, base=None):
-    """(model, context) in which the model is the base: `base`, or the policy's own model with its adapter switched off.
-    Raises RecR1Error where there is neither."""
+    """(model, context) in which the model is the base: `base`, or the policy's own without its adapter. RecR1Error."""
     if base is None and not hasattr(policy.model, "disable_adapter"):
         raise RecR1Error("KL to the base needs the base model; pass base=, or a policy with an adapter on it")
     return (policy.model, policy.model.disable_adapter()) if base is None else (base, contextlib.nullcontext())

@@ -12,14 +12,14 @@ from typing import NamedTuple, TypeAlias
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from recr1_lite.common import RecR1Error, atomic_write
+from recr1_lite.common import RecR1Error, atomic_write, cell, template
 from recr1_lite.evaluate.evaluation import metric_label, show
 from recr1_lite.report import comparisons as plots
 from recr1_lite.report import curves
 from recr1_lite.report import rows as book
 from recr1_lite.report.comparisons import task_name
 from recr1_lite.report.figures import as_bytes
-from recr1_lite.report.inspector import Inspection, template
+from recr1_lite.report.inspector import Inspection
 from recr1_lite.report.rows import Table, facts, main_spots, main_table, of_kind, select, shown, tables, untrained
 
 
@@ -43,19 +43,17 @@ class Section(NamedTuple):
 
 
 def write_report(ledger, path: str | Path, run: str | None = None) -> Path:
-    """Write the report of a run (default: the ledger's last), whole or not at all: HTML, or Markdown for .md.
-
-    Markdown has its figures in a folder beside it, written before the page. Raises RecR1Error when the ledger holds no
-    results, or none of that run, for another suffix, and when `path` cannot be written.
-    """
+    """Write the report of a run (default: the ledger's last), whole or not at all: HTML, or Markdown for .md, with its
+    figures in a folder beside it, written before the page. Raises RecR1Error when the ledger holds no results, or none
+    of that run, for another suffix, and when `path` cannot be written."""
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm", ".md"):
         raise RecR1Error(f"a report is HTML or Markdown; name it .html or .md, not {path.name!r}")
     name, rows = select(ledger, run)
     title, made = f"Rec-R1 lite: {name}" if name else "Rec-R1 lite", sections(ledger, rows)
     if path.suffix.lower() != ".md":
-        page = template("page.html.j2").render(title=title, facts=facts(rows), sections=made, kind=kind, svg=svg)
-        return atomic_write(path, page)
+        told = {"title": title, "facts": facts(rows), "sections": made, "kind": kind, "svg": svg}
+        return atomic_write(path, template("report", "page.html.j2").render(told))
     folder, figures = path.with_name(f"{path.stem}_figures"), list[Figure]()
     lines = [f"# {plain(title)}", "", *(f"- {key}: {plain(value)}" for key, value in facts(rows)), ""]
     for section in made:
@@ -92,8 +90,7 @@ def plain(text: str) -> str:
 
 def markdown_table(head: list[str], body: Iterable[list[str]]) -> list[str]:
     """A Markdown table, one line per row; text that would end a cell is escaped."""
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, ["---"] * len(head), *body)]
-    return [f"| {' | '.join(row)} |" for row in cells]
+    return [f"| {' | '.join(map(cell, row))} |" for row in (head, ["---"] * len(head), *body)]
 
 
 def markdown(part, folder: str, figures: list[Figure]) -> list[str]:
@@ -144,7 +141,7 @@ def claims(ledger, rows: list[dict]) -> list[str]:
     about["kept"] = list(dict.fromkeys(row["method"] for row in changes if row["method"] not in lost))
     stages = [row["name"].removeprefix("after ") for line in book.stages(rows).values() for row in line]
     about |= {"stages": list(dict.fromkeys(stages)), "opened": len(ledger.rows("unseal")), "label": label}
-    return template("claims.j2").render(about).strip().split("\n")
+    return template("report", "claims.j2").render(about).strip().split("\n")
 
 
 def sections(ledger, rows: list[dict]) -> list[Section]:
@@ -309,11 +306,9 @@ def bound(rows: list[dict]) -> Section | None:
         gap = table.differences.get((name, teacher))
         versus |= {name: gap} if gap else {}
         body.append([name, teacher, shown(gap, True), book.verdict(gap) if gap else "not compared"])
-    text = (
-        "The paper (arXiv 2503.24289) argues that SFT on a policy's outputs is bounded by that policy. Rejection SFT "
-        "learns from the model's own outputs chosen by reward, and GRPO from the reward, so the bound does not hold "
-        "for them."
-    )
+    text = "The paper (arXiv 2503.24289) argues that SFT on a policy's outputs is bounded by that policy. Rejection "
+    text += "SFT learns from the model's own outputs chosen by reward, and GRPO from the reward, so the bound does not "
+    text += "hold for them."
     picture = plots.bound([spots[name] for name in trained], versus, teachers, table.metric)
     head = ["method", "held against", f"{metric_label(table.metric)}, paired difference [95%]", "verdict"]
     return Section("Can SFT pass its teacher?", [text, picture, DataFrame(body, columns=head)])

@@ -96,8 +96,7 @@ def corrected(differences: Sequence[Mapping]) -> list[dict]:
 
 
 def verdict(difference: Mapping) -> str:
-    """Whether a paired difference is "above", "below" or "not shown to differ" from 0: of one that is `corrected`, by
-    that; else by its interval."""
+    """Whether a paired difference is "above", "below" or "not shown to differ" from 0, `corrected` if it has been."""
     apart = difference.get("shown", not difference["low"] <= 0 <= difference["high"])
     return ("above" if difference["mean"] > 0 else "below") if apart else "not shown to differ"
 
@@ -153,12 +152,11 @@ def select(ledger, run: str | None = None) -> tuple[str, list[dict]]:
 
 def _by_seed(rows: list[dict]) -> list[dict]:
     """The rows; the trainings of a method with several seeds named "METHOD, seed N", as their evaluations are."""
-    times = Counter(row["method"] for row in of_kind(rows, "train"))
-    return [
-        row | {"method": f"{row['method']}, seed {row['seed']}"} if row["kind"] == "train" and times[row["method"]] > 1
-        else row
-        for row in rows
-    ]  # fmt: skip
+    times, named = Counter(row["method"] for row in of_kind(rows, "train")), []
+    for row in rows:
+        several = row["kind"] == "train" and times[row["method"]] > 1
+        named.append(row | {"method": f"{row['method']}, seed {row['seed']}"} if several else row)
+    return named
 
 
 def paired_again(rows: Sequence[dict]) -> list[dict]:
@@ -222,8 +220,7 @@ def main_spots(rows: Rows) -> dict[str, dict]:
 
 
 def untrained(rows: Rows, n: int | None) -> dict[str, dict]:
-    """Methods without a training, on validation, where they were measured on `n` requests: {method: interval}. Of
-    those of the ceiling the best alone."""
+    """Methods without a training, measured on `n` validation requests: {method: interval}; of the ceiling the best."""
     trained, main = {row["method"] for row in of_kind(rows, "train")}, main_table(rows)
     here = [table for table in tables(rows) if main and (table.split, table.task) == ("val", main.task)]
     spots = [spot for table in here for spot in table.spots() if spot["n"] == n and spot["method"] not in trained]

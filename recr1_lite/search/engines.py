@@ -43,8 +43,7 @@ class BM25Retriever:
 
     score(q, d) = sum over the words of q, repeats included, of
         idf * tf / (tf + k1 * (1 - b + b * |d| / avgdl)),  idf = ln(1 + (N - df + 0.5) / (df + 0.5)) > 0.
-    Source: "Lucene (accurate)" in Kamphuis et al., "Which BM25 Do You Mean?", ECIR 2020; bm25s (arXiv 2407.03618)
-    computes the scores beforehand.
+    Source: "Lucene (accurate)" in Kamphuis et al., "Which BM25 Do You Mean?", ECIR 2020; by bm25s (arXiv 2407.03618).
     """
 
     def __init__(self, index: bm25s.BM25, ids: Sequence[str], stopwords, stemmer: str | None):
@@ -61,19 +60,12 @@ class BM25Retriever:
 
     @classmethod
     def build(
-        cls,
-        items: pd.DataFrame,
-        k1: float = 1.2,
-        b: float = 0.75,
-        method: str = "lucene",
-        stopwords: str | Sequence[str] | None = "en",
-        stemmer: str | None = "english",
+        cls, items: pd.DataFrame, k1=1.2, b=0.75, method="lucene", stopwords="en", stemmer="english"
     ) -> BM25Retriever:
-        """Index the columns `item_id` and `text` of `items`.
+        """Index the columns `item_id` and `text` of `items`; stopwords, stemmer: as `bag_of_words` has them.
 
-        Raises RecR1Error as `checked_catalogue`, and for texts without any word, k1 below 0, b outside 0 to 1, or an
-        unknown method, stopword list or stemmer.
-        """
+        Raises RecR1Error as `checked_catalogue` and `bag_of_words`, and for texts without any word, k1 below 0, b
+        outside 0 to 1, an unknown method."""
         return next(cls.each(items, [(k1, b)], method, stopwords, stemmer))
 
     @classmethod
@@ -102,8 +94,7 @@ class BM25Retriever:
         """At most `k` hits per query with a score above 0, best first; equal scores in the catalogue's order.
 
         A query without a known word has no hits. A repeated word counts again each time. Raises RecR1Error for a bad
-        `k`, RetrieverError for a query that is not text.
-        """
+        `k`, RetrieverError for a query that is not text."""
         k, queries = checked_cutoff(k), checked_queries(queries)
         results = []
         for words in bag_of_words(queries, self.stopwords, self.stemmer):
@@ -159,8 +150,7 @@ class DenseRetriever:
         model's own limit (MiniLM: 256 tokens); or a function from n texts to an array (n, dimensions). backend:
         "exact" (NumPy), or "faiss" (the same answers but for the order of ties, faster on large catalogues; needs
         faiss-cpu). Raises RecR1Error as `checked_catalogue`, and for an unknown backend, faiss not installed, a model
-        that cannot be loaded.
-        """
+        that cannot be loaded."""
         if backend not in ("exact", "faiss"):
             raise RecR1Error(f"there is no backend {backend!r}; choose exact or faiss")
         if backend == "faiss":
@@ -177,10 +167,8 @@ class DenseRetriever:
         return cls(encode, vectors[[place[text] for text in texts]], ids, backend, about)
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """The `k` items nearest to each query, best first, scores from -1 to 1; equal ones in the catalogue's order.
-
-        A blank query has no hits. Raises RecR1Error for a bad `k`, RetrieverError for a query that is not text.
-        """
+        """The `k` items nearest to each query, best first, scores from -1 to 1; equal ones in the catalogue's order. A
+        blank query has no hits. Raises RecR1Error for a bad `k`, RetrieverError for a query that is not text."""
         k = checked_cutoff(k)
         return once(queries, lambda asked: self._nearest(asked, k))
 
@@ -198,11 +186,8 @@ class DenseRetriever:
 
 
 class HybridRetriever:
-    """Several engines in one by reciprocal rank fusion: an item scores the sum of 1 / (60 + its rank) over the engines.
-
-    Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion", SIGIR 2009. Scores of the engines do not matter,
-    so BM25's and a cosine need no common scale.
-    """
+    """Several engines in one by reciprocal rank fusion: an item scores the sum of 1 / (60 + its rank) over the engines,
+    whose own scores do not matter. Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion", SIGIR 2009."""
 
     def __init__(self, retrievers: Sequence[Retriever]):
         if len(retrievers) < 2:

@@ -63,8 +63,7 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
 
     relevance: `graded` (the garment 1, the others of its class SUBSTITUTE; the rewrite alone is sent) or `exact` (the
     garment alone; the request is sent with the rewrite behind it). Raises RecR1Error: `words` below 10, another
-    relevance, or the data cannot be fetched.
-    """
+    relevance, or the data cannot be fetched."""
     chosen(RELEVANCE, relevance=relevance)
     graded = relevance == "graded"
     if words < MIN_WORDS:
@@ -76,11 +75,9 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
     examples = pd.DataFrame({"example_id": "review-" + messages["row"].astype(str)})
     examples["request"] = messages["text"].str.split().str[:words].str.join(" ")
     kinds = items.set_index("item_id")["title"].str.partition(" #")[0]
-    alike_items = kinds.groupby(kinds).groups if graded else {}
-    examples["relevant"] = [
-        dict.fromkeys(alike_items.get(kinds[garment], ()), SUBSTITUTE) | {garment: 1.0}
-        for garment in messages["garment"]
-    ]
+    others = kinds.groupby(kinds).groups if graded else {}
+    classes = {garment: dict.fromkeys(others.get(kind, ()), SUBSTITUTE) for garment, kind in kinds.items()}
+    examples["relevant"] = [classes[garment] | {garment: 1.0} for garment in messages["garment"]]
     examples["cluster"] = messages["garment"].to_numpy()
     examples = examples[~alike(examples["request"]).duplicated()]
     return Task(

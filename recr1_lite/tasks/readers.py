@@ -34,11 +34,8 @@ WITHOUT_TEXT = "items without text left out"
 
 
 class Row(dict[str, Any]):
-    """Column -> cell; RecR1Error for a column that is not there.
-
-    `place` names the row in messages. Rows of a DataFrame or a Parquet file count from 1, without the header ("items,
-    row 3"); of a text file the line is named ("items.csv, line 4").
-    """
+    """Column -> cell; RecR1Error for a column that is not there. `place` names the row in messages: in a DataFrame or a
+    Parquet file from 1, without the header ("items, row 3"); in a text file by its line ("items.csv, line 4")."""
 
     def __init__(self, place: str, cells: Iterable) -> None:
         super().__init__(cells)
@@ -81,8 +78,7 @@ def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[
 
     CSV cells are text as written: the id "007" and the title "NA" stay so. `columns`: no others are read of a Parquet
     file. Raises RecR1Error, partly while rows are read: no such file, an unknown ending, a damaged file, no UTF-8, a
-    line with other columns, no row.
-    """
+    line with other columns, no row."""
     if isinstance(source, pd.DataFrame):
         _check_header(source.columns, what)
         numbered = enumerate(map(whole, source.itertuples(index=False, name=None)), start=1)
@@ -255,8 +251,7 @@ def catalogue(found: Iterable[tuple], notes: Counter[str], lacks: str, empty: st
     """The items that are found: of each its row, the column of its id, its title, its text, and "" or its category.
 
     An exact copy of one is left out and counted in `notes`, and so is one without a title or a text. Raises RecR1Error
-    where an earlier row says something else of it, and `lacks` where no item is left.
-    """
+    where an earlier row says something else of it, and `lacks` where no item is left."""
     items: dict[str, tuple[str, ...]] = {}
     places: dict[str, str] = {}
     for row, column, *texts in found:
@@ -278,8 +273,7 @@ def read_items(source: Table, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
     """A catalogue (`item_id`, `title`, `text`, `category`) as BLaIR and Amazon-C4 have it, and its name.
 
     Rows have item_id (or item), category, and metadata: title, full stop and description in one text. Rows may have
-    title and text instead, and then need no category.
-    """
+    title and text instead, and then need no category."""
     name, rows = read_rows(source, "items")
 
     def found() -> Iterator[tuple]:
