@@ -173,8 +173,7 @@ def check_place(path: str | Path, needed: int = 0, file: bool = False) -> None:
 
 
 def runs_folder() -> Path:
-    """Where runs and the ledger go: RECR1_RUNS, else `runs` in this checkout, wherever a notebook or a command is
-    started, else `runs` in the working folder."""
+    """Where runs and the ledger go: RECR1_RUNS, else `runs` in this checkout, else `runs` in the working folder."""
     checkout = Path(__file__).resolve().parents[1]
     elsewhere = (checkout / "pyproject.toml").is_file() and checkout != Path.cwd()
     return Path(os.environ.get("RECR1_RUNS") or (checkout / "runs" if elsewhere else "runs")).expanduser()

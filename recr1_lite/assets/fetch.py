@@ -17,10 +17,10 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -211,21 +211,12 @@ REVISIONS = {
 }
 
 
-class HubFile(NamedTuple):
-    """A file in the cache, and the commit of the repo that it is of."""
-
-    path: Path
-    repo: str
-    commit: str
-
-
-def hub_file(repo: str, file: str, local: str, revision: str | None = None) -> HubFile:
-    """The file of a dataset repo, from the cache or the Hub.
+def hub_file(repo: str, file: str, local: str, revision: str | None = None) -> tuple[Path, str]:
+    """The file of a dataset repo, from the cache or the Hub, and where it is from: "repo @ commit".
 
     revision: a commit, tag or branch; default the one in REVISIONS, else main. local: what the caller takes instead of
     a file of the Hub ("items="), for the messages. Raises RecR1Error that names repo, file and `local`: no network,
-    offline with a cold cache, no such repo, revision or file, gated, too many requests, a full disk, a cache that
-    cannot be written."""
+    offline with a cold cache, no such repo, revision or file, gated, too many requests, a full or closed cache."""
     from huggingface_hub import hf_hub_download
 
     revision, folder = revision or REVISIONS.get(repo, "main"), cache_folder() / "hub"
@@ -237,13 +228,7 @@ def hub_file(repo: str, file: str, local: str, revision: str | None = None) -> H
         advice = f"{do}, or give a local file of the same format with {local}"
         raise RecR1Error(f"{file} of the Hub dataset {repo} {what}; {advice}") from problem
     above = Path(path).parents[len(Path(file).parts) - 1]  # .../snapshots/<commit>/<file>
-    return HubFile(Path(path), repo, above.name if above.parent.name == "snapshots" else revision)
-
-
-def named(files: Iterable[HubFile]) -> str:
-    """Where these files are from, for `about` of a task: each repo with its commit, once."""
-    places = dict.fromkeys(f"{file.repo} @ {file.commit}" for file in files)
-    return f"Hugging Face Hub, {', '.join(places)}"
+    return Path(path), f"{repo} @ {above.name if above.parent.name == 'snapshots' else revision}"
 
 
 def _explained(problem: Exception, revision: str, folder: Path) -> tuple[str, str]:

@@ -55,8 +55,7 @@ def convert(source: Path, folder: Path) -> None:
 
 @contextmanager
 def open_gguf(path: Path):
-    """The fields {key: value} and tensors {name: tensor} of the GGUF file, while inside. Whatever its reader or a
-    caller stumbles over in the file becomes one sentence."""
+    """The fields {key: value} and tensors {name: tensor} of the GGUF file; what fails inside becomes one sentence."""
 
     class Reader(GGUFReader):
         def _get(self, offset, dtype, count=1, override_order=None):

@@ -4,7 +4,6 @@ lm-evaluation-harness asks and scores (`harness.py`); here are the intervals, th
 after, and forward KL, the measure that arXiv 2509.04259 ("RL's Razor") found forgetting to follow.
 """
 
-import contextlib
 import itertools
 import re
 import time
@@ -24,6 +23,7 @@ from recr1_lite.policy.rollouts import MergedCopy, generate_grouped
 from recr1_lite.search.metrics import Interval, mean_interval, paired_interval
 from recr1_lite.tasks.prompts import chat_text
 
+TOGETHER = 10  # prompts that the base continues at once
 CHANCE = {"recr1_knowledge": 0.25, "recr1_reading": 0.25, "mmlu": 0.25}
 
 
@@ -175,24 +175,19 @@ def neutral_prompts(tokenizer) -> list[str]:
 Drawn = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]  # of `continuations`
 
 
-def base_of(policy: Policy, base=None):
-    """(model, context) in which the model is the base: `base`, or the policy's own without its adapter. RecR1Error."""
-    if base is None and not hasattr(policy.model, "disable_adapter"):
-        raise RecR1Error("KL to the base needs the base model; pass base=, or a policy with an adapter on it")
-    return (policy.model, policy.model.disable_adapter()) if base is None else (base, contextlib.nullcontext())
-
-
 @torch.no_grad()
-def continuations(policy: Policy, prompts, base=None, seed: int = 0, tokens: int = 32, batch_size: int = 10) -> Drawn:
+def continuations(policy: Policy, prompts, seed: int = 0, tokens: int = 32) -> Drawn:
     """What the base says after each rendered prompt, for `forward_kl`: per batch the prompts' ids and mask (B, L), the
-    ids sampled at temperature 1 (B, T), and which of them stand before its end (B, T)."""
+    ids sampled at temperature 1 (B, T), and which of them stand before its end (B, T). Raises RecR1Error for a policy
+    that has no adapter to switch off."""
+    if not hasattr(policy.model, "disable_adapter"):
+        raise RecR1Error("KL to the base needs the base model; pass a policy with an adapter on it")
     drawn, pad = [], policy.tokenizer.pad_token_id
-    model, as_base = base_of(policy, base)
-    with torch.random.fork_rng(), as_base:
+    with torch.random.fork_rng(), policy.model.disable_adapter():
         torch.manual_seed(seed)
-        for start in range(0, len(prompts), batch_size):
-            ids, mask = encode(policy.tokenizer, prompts[start : start + batch_size], 4096, policy.model.device)
-            ends = generate_grouped(model, ids, mask, tokens, policy.end_ids, pad)
+        for start in range(0, len(prompts), TOGETHER):
+            ids, mask = encode(policy.tokenizer, prompts[start : start + TOGETHER], 4096, policy.model.device)
+            ends = generate_grouped(policy.model, ids, mask, tokens, policy.end_ids, pad)
             ended = torch.isin(ends, torch.tensor(policy.end_ids, device=ends.device)).long()
             drawn.append((ids, mask, ends, ended.cumsum(1) - ended == 0))
     return drawn
@@ -200,20 +195,18 @@ def continuations(policy: Policy, prompts, base=None, seed: int = 0, tokens: int
 
 @torch.no_grad()
 def forward_kl(
-    policy: Policy, prompts: Sequence[str], base=None, seed: int = 0, tokens: int = 32, drawn: Drawn | None = None
+    policy: Policy, prompts: Sequence[str], seed: int = 0, tokens: int = 32, drawn: Drawn | None = None
 ) -> list[float]:
-    """KL(base || policy) in nats per token, one value per rendered prompt; 0 for the base itself.
+    """KL(base || policy) in nats per token, one value per rendered prompt; the base is the policy without its adapter.
 
     The base continues each prompt (sampled at temperature 1, `tokens` long), and at each token of that the two
     whole next-token distributions are compared: the forward KL of arXiv 2509.04259, which takes it on the new
-    task's prompts; give those, or neutral ones. base: default the policy without its adapter. drawn: of
-    `continuations`, where several policies are compared with one base."""
+    task's prompts; give those, or neutral ones. drawn: of `continuations`, for several policies on one base."""
     model, training, values = policy.model, policy.model.training, []
     model.eval()
-    for ids, mask, ends, kept in continuations(policy, prompts, base, seed, tokens) if drawn is None else drawn:
-        reference, as_base = base_of(policy, base)
-        with as_base:
-            before = _next_tokens(reference, ids, mask, ends, kept)
+    for ids, mask, ends, kept in continuations(policy, prompts, seed, tokens) if drawn is None else drawn:
+        with model.disable_adapter():
+            before = _next_tokens(model, ids, mask, ends, kept)
         after = _next_tokens(model, ids, mask, ends, kept)
         each = (before.exp() * (before - after)).sum(-1) * kept
         values += (each.sum(1) / kept.sum(1)).clamp(min=0).tolist()

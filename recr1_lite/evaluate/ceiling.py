@@ -121,8 +121,7 @@ def ceiling(task: Task, retriever: Retriever, split="val", ledger: Ledger | None
 def _learner(
     lessons: Lessons, kind: str, learn: Callable[[np.ndarray], Learned], counts: Sequence[int]
 ) -> list[Method]:
-    """Cross-fitting: how many words in which form, by requests of a fold that the others taught nothing of; then all
-    teach."""
+    """Cross-fitting: how many words in which form, chosen on folds that taught nothing; then learned from all."""
 
     def rewriter(ranked: Learned, form: str, count: int, name: str = kind) -> RuleRewriter:
         return RuleRewriter(lambda request: (" ".join(ranked(form, request)[:count]), ""), lessons.prompt(form), name)

@@ -195,9 +195,8 @@ def paired(a: EvalResult, b: EvalResult, metric: str) -> tuple[pd.DataFrame, pd.
 def methods_table(
     results: Sequence[EvalResult], baselines: Sequence[str] = (), metric=None, ledger: Ledger | None = None
 ) -> pd.DataFrame:
-    """One row per method: n, metric with its 95% interval, paired difference to each baseline, tokens, seconds.
-    Baselines are names of results, of which the later one is compared with the earlier. The differences go to the
-    ledger too."""
+    """One row per method: n, metric with its 95% interval, paired difference to each baseline (also for the ledger),
+    tokens, seconds. Baselines are names of results, of which the later one is compared with the earlier."""
     if not results:
         raise RecR1Error("no results to put in a table; pass what evaluate() returned")
     metric, names = metric or results[0].metric, [result.name for result in results]

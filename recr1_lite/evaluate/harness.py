@@ -45,8 +45,7 @@ def settings(**splits: list[dict]) -> dict:
 
 
 def local_settings(suite: str, folder: Path) -> dict:
-    """Settings that make a benchmark read its own files. gsm8k without gsm8k_train.jsonl has no worked examples, for no
-    test item may help."""
+    """Settings that make a benchmark read its own files; gsm8k has worked examples of gsm8k_train.jsonl or none."""
 
     def rows(name: str) -> list[dict]:
         return [dict(row) for row in read_rows(folder / name, "the data folder")[1]]

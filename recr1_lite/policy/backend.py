@@ -140,10 +140,9 @@ def load_unsloth(profile: Profile, source: str, seed: int, adapter: str | Path |
 
 
 def unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, ends, pad_id, temperature=1.0, top_p=1.0):
-    """Completions (B, T) of left-padded prompts (B, L) by the model's own `generate`; pad tokens after the end.
-
-    That switches checkpointing off, and on again only for a model in training mode: of one in validation it is done
-    here."""
+    """Completions (B, T) of left-padded prompts (B, L) by the model's own `generate`; pad tokens after the end. That
+    switches checkpointing off, and on again only for a model in training mode; for one in validation it is done here.
+    """
     _logits_again()
     modes = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
     checkpointing = next(filter(None, modes), False)

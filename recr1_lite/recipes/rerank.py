@@ -72,14 +72,13 @@ def with_candidates(
 
 
 def rerank_task(
-    task: Task, retriever: Retriever, count=5, words=12, prompt: Prompt = PROMPT, whole=True, shuffle: int | None = None
+    task: Task, retriever: Retriever, count=5, words=12, prompt: Prompt = PROMPT, shuffle: int | None = None
 ) -> Task:
     """The task of ordering the first `count` hits of each request of `task`.
 
     Of the training examples those are kept that have a relevant item among the candidates: in the others every
-    order earns 0. val and the sealed test keep theirs, so that scores stay those of the retriever's whole work;
-    with `whole=False` they are cut in the same way, which loses zeros only: the score of all is then this one times
-    the share that is left. Raises RecR1Error as `with_candidates` does, and for a prompt in `expand` mode."""
+    order earns 0. val and the sealed test keep theirs, so that scores stay those of the retriever's whole work. Raises
+    RecR1Error as `with_candidates` does, and for a prompt in `expand` mode."""
     if prompt.mode != "rewrite":  # the query would hold the request's own letters
         raise RecR1Error(f"an answer in {prompt.mode} mode is no order of candidates; give a prompt in mode 'rewrite'")
 
@@ -87,7 +86,7 @@ def rerank_task(
         asked = with_candidates(frame, retriever, task.items, count, words, shuffle)
         pairs = zip(asked["candidates"], asked["relevant"])
         reachable = [not relevant.keys().isdisjoint(ids) for ids, relevant in pairs]
-        return asked if whole and split != "train" else asked.loc[reachable]
+        return asked.loc[reachable] if split == "train" else asked
 
     sizes = {"k_train": count, "k_eval": count, "metrics": (f"ndcg@{count}", "mrr", "recall@1")}
     return task.map_splits(change, name=f"{task.name}-rerank", prompt=prompt, **sizes)

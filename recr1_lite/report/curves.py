@@ -35,9 +35,8 @@ KEY = "over steps; points: steps · line: running mean, 95% band · dashes: mean
 
 @styled
 def dashboard(curve: Rows, val: Rows = (), baselines: Mapping = {}, metric: str = "ndcg@100", steps: int = 0) -> Figure:
-    """Validation above, what the steps log below, as it stands now: quick to draw, every panel in its place, one for
-    each part of a reward. Arguments as in `learning_curve`. steps: of the whole run, where every time axis ends (0: at
-    the last so far)."""
+    """Validation above, what the steps log below, as it stands now: quick to draw, every panel in its place. Arguments
+    as in `learning_curve`. steps: of the whole run, where every time axis ends (0: at the last so far)."""
     points = sorted(val, key=lambda point: point["step"])
     now = max(row["step"] for row in ({"step": 0}, *curve, *points))
     panels = [PANELS[0], *_parts(curve), *PANELS[1:LIVE]]

@@ -69,7 +69,8 @@ def report_markdown(ledger, run: str | None = None) -> str:
     name, rows = select(ledger, run)
     lines = [f"**{name or 'results'}**: " + "; ".join(f"{key} {value}" for key, value in facts(rows)), ""]
     for table in tables(rows):
-        lines += [f"{table.name}, task {table.task}:", "", *markdown_table(table.head(), table.body()), ""]
+        frame = table.frame()
+        lines += [f"{table.name}, task {table.task}:", "", *markdown_table([*frame], frame.to_numpy()), ""]
     not_shown = [f"- {claim}" for claim in claims(ledger, rows)]
     return "\n".join([*lines, "What may not be claimed:", "", *not_shown]) + "\n"
 
@@ -177,14 +178,14 @@ def methods(table: Table) -> Section:
     metrics = list(dict.fromkeys(name for row in table.evals for name in row["metrics"]))
     more = []
     for row in table.evals:
+        means = {metric_label(name): shown(row["metrics"].get(name)) for name in metrics}
         counts = ", ".join(f"{kind} {count}" for kind, count in (row.get("outcomes") or {}).items())
-        more.append([row["method"], *(shown(row["metrics"].get(name)) for name in metrics), counts])
+        more.append({"method": row["method"], **means, "parse outcomes": counts})
     note = "“vs” columns: mean difference, paired on the same requests. Brackets: 95% bootstrap intervals."
     base, spots = table.baselines[0] if table.baselines else None, table.spots()
     picture = [plots.methods(spots, base, table.metric)] if spots else []
-    every = DataFrame(more, columns=["method", *map(metric_label, metrics), "parse outcomes"])
-    fold = Fold("All metrics and parse outcomes", every)
-    return Section(f"{table.name}: {table.task}", [DataFrame(table.body(), columns=table.head()), note, *picture, fold])
+    fold = Fold("All metrics and parse outcomes", DataFrame(more))
+    return Section(f"{table.name}: {table.task}", [table.frame(), note, *picture, fold])
 
 
 def headroom(row: dict, rows: list[dict]) -> Section:
@@ -215,13 +216,12 @@ def training(row: dict, rows: list[dict]) -> Section:
 def time_and_tokens(rows: list[dict]) -> Section:
     """What each evaluation and each training took."""
     told = {"eval": "{method} on {split}", "train": "training {method}", "headroom": "headroom check"}
-    lines, total = [], 0.0
-    for row in (row for row in rows if row["kind"] in told):
+    lines, timed = [], [row for row in rows if row["kind"] in told]
+    for row in timed:
         size = f"{len(row['curve'])} steps" if row.get("curve") else f"{row.get('n', '')} requests"
-        tokens, seconds = (form.format(row[key]) if row.get(key) is not None else "" for key, form in AMOUNTS.items())
-        total += row.get("seconds") or 0
-        lines.append([told[row["kind"]].format(**row), size, tokens, seconds])
-    lines.append(["all together", "", "", f"{total:.1f}"])
+        amounts = [form.format(row[key]) if row.get(key) is not None else "" for key, form in AMOUNTS.items()]
+        lines.append([told[row["kind"]].format(**row), size, *amounts])
+    lines.append(["all together", "", "", f"{sum(row.get('seconds') or 0 for row in timed):.1f}"])
     return Section("Time and tokens", [DataFrame(lines, columns=["what", "size", "tokens generated", "seconds"])])
 
 
@@ -246,12 +246,12 @@ def costs(rows: list[dict]) -> Section | None:
     stopped = {row["method"]: row["stopped"] for row in of_kind(rows, "train")}
     body = []
     for row in spent:
-        amounts = [_amount(key, row[key]) for key in book.COSTS]
-        body.append([row["method"], scores.get(row["method"], "not measured"), *amounts, stopped[row["method"]]])
-    head = ["method", reached, *(name.replace("_", " ") for name in book.COSTS), "stopped"]
+        amounts = {key.replace("_", " "): _amount(key, row[key]) for key in book.COSTS}
+        line = {"method": row["method"], reached: scores.get(row["method"], "not measured")}
+        body.append(line | amounts | {"stopped": stopped[row["method"]]})
     paid = "at the prices of the run's settings" if any(row["money"] for row in spent) else "nothing was paid"
     note = "Of training alone: samples and tokens of a teacher count as the method's own, validation does not."
-    return Section("What training cost", [DataFrame(body, columns=head), f"{note} Money: {paid}."])
+    return Section("What training cost", [DataFrame(body), f"{note} Money: {paid}."])
 
 
 def _amount(key: str, value: float | None) -> str:

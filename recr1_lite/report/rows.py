@@ -55,17 +55,15 @@ class Table:
     def name(self) -> str:
         return SPLITS[self.split]
 
-    def head(self) -> list[str]:
-        versus = [f"vs {name}" for name in self.baselines]
-        return ["method", "n", f"{metric_label(self.metric)} [95%]", *versus, "tokens", "seconds"]
-
-    def body(self) -> list[list[str]]:
+    def frame(self) -> pd.DataFrame:
+        """The table as texts, a line per method."""
         lines = []
         for row in self.evals:
-            versus = [shown(self.differences.get((row["method"], name)), True) for name in self.baselines]
-            cost = [f"{row.get('tokens') or 0:,}", f"{row.get('seconds') or 0:.1f}"]
-            lines.append([row["method"], str(row["n"]), shown(row["metrics"][self.metric]), *versus, *cost])
-        return lines
+            line = {"method": row["method"], "n": str(row["n"])}
+            line[f"{metric_label(self.metric)} [95%]"] = shown(row["metrics"][self.metric])
+            line |= {f"vs {b}": shown(self.differences.get((row["method"], b)), True) for b in self.baselines}
+            lines.append(line | {"tokens": f"{row.get('tokens') or 0:,}", "seconds": f"{row.get('seconds') or 0:.1f}"})
+        return pd.DataFrame(lines)
 
     def spots(self) -> list[dict]:
         """{method, mean, low, high, n} of each method whose interval is whole, in the table's order."""
@@ -308,8 +306,7 @@ def costs(rows: Rows) -> list[dict]:
 
 
 def capability_changes(rows: Rows) -> list[dict]:
-    """Paired differences to the untrained model, one per method, task and metric: {method, task, metric, n,
-    difference}. Only whole ones."""
+    """Whole paired differences to the untrained model: {method, task, metric, n, difference} each."""
     compared = [row for row in of_kind(rows, "capability_compare") if row["b"] == "untrained"]
     last = {(row["a"], row["task"], row["metric"]): row for row in compared if whole(row["difference"])}
     family = zip(last.values(), corrected([row["difference"] for row in last.values()]), strict=True)

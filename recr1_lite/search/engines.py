@@ -62,10 +62,9 @@ class BM25Retriever:
     def build(
         cls, items: pd.DataFrame, k1=1.2, b=0.75, method="lucene", stopwords="en", stemmer="english"
     ) -> BM25Retriever:
-        """Index the columns `item_id` and `text` of `items`; stopwords, stemmer: as `bag_of_words` has them.
-
-        Raises RecR1Error as `checked_catalogue` and `bag_of_words`, and for texts without any word, k1 below 0, b
-        outside 0 to 1, an unknown method."""
+        """Index the columns `item_id` and `text` of `items`; stopwords, stemmer: as `bag_of_words` has them. RecR1Error
+        as `checked_catalogue`, `bag_of_words`, and: no word in any text, k1 below 0, b outside 0 to 1, another method.
+        """
         return next(cls.each(items, [(k1, b)], method, stopwords, stemmer))
 
     @classmethod
@@ -117,9 +116,7 @@ class BM25Retriever:
 
     @classmethod
     def load(cls, folder: str | Path, mmap: bool = True) -> BM25Retriever:
-        """Read what `save` wrote; with `mmap` the arrays stay on disk and processes share them.
-
-        Raises RecR1Error where there is no whole index."""
+        """Read what `save` wrote; with `mmap` the arrays stay on disk and processes share them. RecR1Error for none."""
         try:
             head = json.loads((Path(folder) / "retriever.json").read_text(encoding="utf-8"))
             index = bm25s.BM25.load(Path(folder) / "index", mmap=mmap, show_progress=False)

@@ -211,7 +211,7 @@ def runs_interval(
     return Interval(float(sum(one.mean() for one in both)), float(low), float(high), values.shape[1])
 
 
-def holm(differences: Sequence[Interval], level: float = 0.95) -> list[bool]:
+def holm(differences: Sequence[Interval]) -> list[bool]:
     """Which of a family of differences, each with its 95% interval, are shown to differ from 0 all together.
 
     The p of a difference is that of a normal mean whose 95% interval is as wide as its own. Source: S. Holm, "A simple
@@ -222,7 +222,7 @@ def holm(differences: Sequence[Interval], level: float = 0.95) -> list[bool]:
         p.append(2 * norm.sf(abs(one.mean) / error) if error else float(not one.mean))
     shown, order = [False] * len(p), sorted(range(len(p)), key=p.__getitem__)
     for rank, place in enumerate(order):
-        if p[place] > (1 - level) / (len(p) - rank):
+        if p[place] > 0.05 / (len(p) - rank):
             break
         shown[place] = True
     return shown

@@ -311,8 +311,7 @@ def format_answer(query: str, style: str, thought: str = "The thing wanted and i
 
 
 def restyled(prompt: Prompt, style: str) -> Prompt:
-    """The same question with its answer in another form, without examples: the variants of SFT differ in this alone.
-    Raises RecR1Error for an unknown style."""
+    """The same question with its answer in another style (RecR1Error: unknown), without examples, as SFT varies it."""
     if style == prompt.style:
         return prompt
     chosen(STYLES, style=style)

@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recr1_lite.assets.fetch import HubFile, hub_file, named
+from recr1_lite.assets.fetch import hub_file
 from recr1_lite.common import RecR1Error, whole
 from recr1_lite.tasks.base import ITEM_COLUMNS, is_empty, no_column, shown
 
@@ -234,17 +234,18 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-class HubFiles(list[HubFile]):
-    """The files of the Hub that a task took instead of local ones; as text where they are from, for `about`."""
+class HubFiles(list[str]):
+    """Where the files are from that a task took from the Hub; as text, for `about`, each repo with its commit once."""
 
     def instead_of(self, source: Any, repo: str, file: str, local: str, revision: str | None = None) -> Any:
         """`source`, or where that is None the path of the Hub's file."""
         if source is None:
-            self.append(hub_file(repo, file, local, revision))
-        return self[-1].path if source is None else source
+            source, place = hub_file(repo, file, local, revision)
+            self.append(place)
+        return source
 
     def __str__(self) -> str:
-        return named(self) if self else "local files"
+        return f"Hugging Face Hub, {', '.join(dict.fromkeys(self))}" if self else "local files"
 
 
 def catalogue(found: Iterable[tuple], notes: Counter[str], lacks: str, empty: str = WITHOUT_TEXT) -> pd.DataFrame:

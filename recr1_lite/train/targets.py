@@ -120,9 +120,7 @@ class TargetFile:
 
 
 def collect(path, examples: pd.DataFrame, settings: Mapping, ask: Callable[[TargetFile], None]) -> pd.DataFrame:
-    """The targets of `examples`, in their order, from the file at `path`; `ask` keeps there what it lacks.
-
-    A stop loses nothing that was kept."""
+    """The targets of `examples`, in their order, from the file at `path`; `ask` keeps there what it lacks."""
     with TargetFile(path, settings) as file:
         ask(file)
         found = [file.rows[example] for example in examples["example_id"] if example in file.rows]
