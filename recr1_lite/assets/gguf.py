@@ -25,6 +25,10 @@ from recr1_lite.common import RecR1Error
 INSTEAD = "take the model as a safetensors folder"
 MARKS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}  # in a GGUF: in transformers
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
+SIZES = {"hidden_size": "embedding_length", "intermediate_size": "feed_forward_length"}  # in transformers: in a GGUF
+SIZES |= {"num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv"}
+SIZES |= {"num_hidden_layers": "block_count", "max_position_embeddings": "context_length"}
+SIZES["rms_norm_eps"] = "attention.layer_norm_rms_epsilon"
 # Qwen2's own pattern: as GPT-2's, but digits one by one, any letter case, line ends kept together
 _QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
 _QWEN2 += r"|\s+(?!\S)|\s+"
@@ -90,19 +94,10 @@ def config_of(fields: dict[str, Any], tensors: dict[str, Any]):
     scaled = any(fields[key] not in ("none", 1.0) for key in fields if key.startswith(f"{kind}.rope.scaling."))
     if scaled or f"{kind}.attention.sliding_window" in fields or value("rope.dimension_count", width) != width:
         raise RecR1Error(f"it scales or cuts its positions or its window, which is not read here; {INSTEAD}")
-    sizes: dict[str, Any] = dict(
-        hidden_size=hidden,
-        intermediate_size=value("feed_forward_length"),
-        num_attention_heads=heads,
-        num_key_value_heads=value("attention.head_count_kv"),
-        num_hidden_layers=value("block_count"),
-        max_position_embeddings=value("context_length"),
-        vocab_size=len(fields["tokenizer.ggml.tokens"]),
-        rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
-        dtype="float32",
-        rope_parameters={"rope_type": "default", "rope_theta": value("rope.freq_base", 10000.0)},
-        tie_word_embeddings="output.weight" not in tensors,
-    )
+    sizes = {name: value(key) for name, key in SIZES.items()}
+    sizes |= {"vocab_size": len(fields["tokenizer.ggml.tokens"]), "tie_word_embeddings": "output.weight" not in tensors}
+    sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": value("rope.freq_base", 10000.0)}
+    sizes["dtype"] = "float32"
     if kind == "llama" or width != hidden // heads:  # Qwen2's configuration has no such field of its own
         sizes["head_dim"] = width
     if kind == "qwen2":

@@ -137,15 +137,10 @@ def export_verl(task: Task, profile: Profile, out: str | Path, url: str = "http:
     tables = {split: rows(task, split, frame, tokenizer) for split, frame in splits.items()}
     tokenizer.chat_template = template_with_prefix(tokenizer, task.prompt, task.train["request"].iloc[0])
     rollouts = profile.prompts_per_step * profile.group_size
-    known = {
-        "task": task.name,
-        "profile": profile,
-        "preset": preset,
-        "std": preset["scale_rewards"] == "group",
-        "loss": "seq-mean-token-mean" if preset["loss_type"] == "grpo" else "seq-mean-token-sum-norm",
-        "micro": min(profile.micro_batch or rollouts, rollouts),
-        "experiment": slug(f"{task.name} {profile.name}"),
-    }
+    loss = "seq-mean-token-mean" if preset["loss_type"] == "grpo" else "seq-mean-token-sum-norm"
+    known = {"task": task.name, "profile": profile, "experiment": slug(f"{task.name} {profile.name}")}
+    known |= {"preset": preset, "std": preset["scale_rewards"] == "group", "loss": loss}
+    known |= {"micro": min(profile.micro_batch or rollouts, rollouts)}
     written = {"style": task.prompt.style, "prefix": task.prompt.prefix, "recipe": profile.recipe, "k": task.k_train}
     said = {name: repr(value) for name, value in (written | {"url": url}).items()}
     said |= {"task": task.name, "source": pure_source()}

@@ -26,11 +26,8 @@ from recr1_lite.train.rewards import Scored, Scorer
 
 # The prefix was chosen on 12 training requests of clothing: with it SmolLM2-135M named a letter in all greedy answers
 # and in 78% of the rollouts; with "Best first:" it rather named a garment (58% and 28%).
-PROMPT = Prompt(
-    style="compact",
-    instruction="{request}\n\nWhich of these fits best? Answer with the letters, the best one first.",
-    prefix="The best one is letter",
-)
+QUESTION = "{request}\n\nWhich of these fits best? Answer with the letters, the best one first."
+PROMPT = Prompt("compact", QUESTION, prefix="The best one is letter")
 
 
 def named(answer: str, count: int) -> list[int]:

@@ -123,18 +123,13 @@ def title(figure: Figure, finding: str, width: int = 56) -> None:
         figure.set_figheight(figure.get_figheight() + 0.2 * max(0, text.count("\n") - 1))
 
 
-def legend_below(figure: Figure) -> None:
-    """The legend below the axes, in as many columns as its longest name leaves room for; none of no names."""
+def finish(figure: Figure, finding: str, width: int = 56) -> Figure:
+    """The figure with its finding above, and below its legend, in as many columns as the names leave room for."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
     if labels:
         figure.set_figheight(figure.get_figheight() + 0.2 * max(label.count("\n") for label in labels))
         figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(3, 74 // (longest + 7))))
-
-
-def finish(figure: Figure, finding: str, width: int = 56) -> Figure:
-    """The figure with its legend below and its finding above."""
-    legend_below(figure)
     title(figure, finding, width)
     return figure
 

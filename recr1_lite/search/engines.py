@@ -16,18 +16,8 @@ import pandas as pd
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error, bar, place_folder
-from recr1_lite.search.base import (
-    Hits,
-    Retriever,
-    bag_of_words,
-    best,
-    checked_catalogue,
-    checked_queries,
-    described,
-    fingerprint,
-    once,
-    search_all,
-)
+from recr1_lite.search import base
+from recr1_lite.search.base import Hits, Retriever, bag_of_words, best, search_all
 from recr1_lite.search.metrics import checked_cutoff
 
 METHODS = ("lucene", "robertson", "atire")  # bm25l and bm25+ score documents without any word of the query
@@ -56,7 +46,7 @@ class BM25Retriever:
         words = {"stopwords": self.stopwords, "stemmer": self.stemmer}
         scores, vocabulary = self.index.scores, sorted(self.index.vocab_dict)
         content = "\n".join(vocabulary).encode() + scores["data"].tobytes() + scores["indices"].tobytes()
-        return index | words | {"index": fingerprint(self.ids, content)}
+        return index | words | {"index": base.fingerprint(self.ids, content)}
 
     @classmethod
     def build(
@@ -74,7 +64,7 @@ class BM25Retriever:
         """As `build`, an engine for each (k1, b) of `settings`, made when it is asked for; the texts are read once."""
         if method not in METHODS:
             raise RecR1Error(f"there is no BM25 method {method!r} here; choose one of {', '.join(METHODS)}")
-        ids, texts = checked_catalogue(items)
+        ids, texts = base.checked_catalogue(items)
         stopwords = stopwords if stopwords is None or isinstance(stopwords, str) else sorted(stopwords)
         documents = bag_of_words(texts, stopwords, stemmer)
         # Sorted: these numbers fix the order in which scores add up, and a set's order differs by process.
@@ -94,7 +84,7 @@ class BM25Retriever:
 
         A query without a known word has no hits. A repeated word counts again each time. Raises RecR1Error for a bad
         `k`, RetrieverError for a query that is not text."""
-        k, queries = checked_cutoff(k), checked_queries(queries)
+        k, queries = checked_cutoff(k), base.checked_queries(queries)
         results = []
         for words in bag_of_words(queries, self.stopwords, self.stemmer):
             # Sorted, so that two orders of the same words add up to the very same float.
@@ -152,7 +142,7 @@ class DenseRetriever:
             raise RecR1Error(f"there is no backend {backend!r}; choose exact or faiss")
         if backend == "faiss":
             _faiss()  # before the long work
-        ids, texts = checked_catalogue(items)
+        ids, texts = base.checked_catalogue(items)
         encode = model if callable(model) else load_encoder(model)
         # each text once: in another batch its vector would differ by a rounding, and equal items must tie
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
@@ -160,14 +150,14 @@ class DenseRetriever:
         starts = bar(range(0, len(distinct), BATCH), desc="embedding items", unit="batch")
         vectors = np.concatenate([_embed(encode, distinct[at : at + BATCH]) for at in starts])
         name = model if isinstance(model, str) else getattr(model, "__qualname__", type(model).__name__)
-        about = {"model": name, "catalogue": fingerprint(ids, "\n".join(texts).encode())}
+        about = {"model": name, "catalogue": base.fingerprint(ids, "\n".join(texts).encode())}
         return cls(encode, vectors[[place[text] for text in texts]], ids, backend, about)
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """The `k` items nearest to each query, best first, scores from -1 to 1; equal ones in the catalogue's order. A
         blank query has no hits. Raises RecR1Error for a bad `k`, RetrieverError for a query that is not text."""
         k = checked_cutoff(k)
-        return once(queries, lambda asked: self._nearest(asked, k))
+        return base.once(queries, lambda asked: self._nearest(asked, k))
 
     def _nearest(self, queries: list[str], k: int) -> list[Hits]:
         vectors = _embed(self.encode, queries)
@@ -190,7 +180,7 @@ class HybridRetriever:
         if len(retrievers) < 2:
             raise RecR1Error(f"a fusion of {len(retrievers)} retrievers fuses nothing; give two or more")
         self.retrievers = list(retrievers)
-        self.about = {"engines": list(map(described, retrievers)), "constant": RRF_K, "depth": DEPTH}
+        self.about = {"engines": list(map(base.described, retrievers)), "constant": RRF_K, "depth": DEPTH}
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """At most `k` hits per query, best first, of the best 1,000 (or `k`) of each engine; of equal scores the one

@@ -19,25 +19,17 @@ from recr1_lite.tasks.prompts import Prompt, chosen
 
 # Chosen on training requests: of thirteen wordings this one had the best greedy rewrites (benchmarks/README.md). As in
 # the paper the rewrite alone is sent.
-PROMPT = Prompt(
-    style="compact",
-    instruction="{request}\n\nIn one word, what did the customer buy?",
-    prefix="The customer bought a",
-    distinct=True,
-)
+QUESTION = "{request}\n\nIn one word, what did the customer buy?"
+PROMPT = Prompt("compact", QUESTION, prefix="The customer bought a", distinct=True)
 # With one garment as the only relevant one the request is kept, and the query repeated four times after it: once, one
 # right word moves the ranking too little for a hundred rollouts to notice.
 EXACT: dict[str, Any] = dict(mode="expand", weight=4, distinct=False)
-FEW_SHOT = replace(
-    PROMPT,
-    instruction="What did this customer buy? {request}",
-    prefix="",
-    examples=(
-        ("So soft and cozy! I wear it over leggings.", "sweater, cardigan, knit, soft"),
-        ("I wore it to a wedding, it hits above the knee.", "dress, dresses, lace, knee"),
-        ("They fit well in the waist, too long for me.", "pants, trousers, waist, long"),
-    ),
+EXAMPLES = (
+    ("So soft and cozy! I wear it over leggings.", "sweater, cardigan, knit, soft"),
+    ("I wore it to a wedding, it hits above the knee.", "dress, dresses, lace, knee"),
+    ("They fit well in the waist, too long for me.", "pants, trousers, waist, long"),
 )
+FEW_SHOT = replace(PROMPT, instruction="What did this customer buy? {request}", prefix="", examples=EXAMPLES)
 EXACT_FEW_SHOT = replace(FEW_SHOT, **EXACT)
 SUBSTITUTE = 0.1  # the gain of a garment of the same class, as in the KDD Cup 2022 on ESCI
 # What somebody who knows the shop could write down: the words of a message that name a garment. A teacher for SFT.

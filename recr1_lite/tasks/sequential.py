@@ -70,13 +70,8 @@ def history_examples(
 
 # Of three wordings the only one that was answered with genres (60 training requests; benchmarks/README.md).
 # An item's text is a few words, so genres find films; repeated, they outweigh the titles of films excluded.
-FILMS_PROMPT = Prompt(
-    style="compact",
-    instruction="I liked these films: {request}\n\nWhich genres are they?",
-    prefix="Genres:",
-    mode="expand",
-    weight=4,
-)
+FILMS_QUESTION = "I liked these films: {request}\n\nWhich genres are they?"
+FILMS_PROMPT = Prompt("compact", FILMS_QUESTION, prefix="Genres:", mode="expand", weight=4)
 AHEAD = 10  # films to find: which of them came first is mostly chance, since they share their second (see `read_films`)
 PLACES = {"test": 1, "val": 2, "train": 3}  # the place of the targets from the end of what a user saw
 WHEEL = ASSETS["movielens-ratings"].wheel
