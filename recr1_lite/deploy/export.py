@@ -149,12 +149,7 @@ def export(
 
 
 def measure(
-    policy: Policy,
-    prompt: Prompt,
-    requests: Sequence[str],
-    profile: Profile,
-    label: str = "rewrites",
-    said: Sequence[list[int]] | None = None,
+    policy: Policy, prompt: Prompt, requests: Sequence[str], profile: Profile, label="rewrites", said=None
 ) -> dict[str, list]:
     """For each request: prompt (ids), tokens (greedy, ids), rewrite (the query sent), logps (nats, of the tokens
     `said`; default: its own)."""
@@ -314,14 +309,9 @@ def card(told: Mapping, gathered: Mapping, task: str, data: Mapping) -> str:
     base, licence = BASES.get(told["base_model"], (told["base_model"], {}))
     parts = {Path(name).parts[0] for name in told["files"]}
     gguf = sorted(name for name in parts if name.endswith(".gguf"))
-    front = {
-        "base_model": base if "/" in base else "",
-        **licence,
-        "language": ["en"],
-        "pipeline_tag": "text-generation",
-        "library_name": "transformers" if "merged" in parts else "peft",
-        "tags": TAGS + ["gguf"] * bool(gguf),
-    }
+    front = {"base_model": base if "/" in base else "", **licence, "language": ["en"]}
+    front |= {"pipeline_tag": "text-generation", "library_name": "transformers" if "merged" in parts else "peft"}
+    front["tags"] = TAGS + ["gguf"] * bool(gguf)
     page = template("deploy", "card.md.j2", trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     known = {"told": told, "task": task, "data": data, "base": base, "front": front, "gguf": gguf}
     known |= {"merged": "merged" in parts, "method": gathered["method"], "training": _training(gathered["train"])}

@@ -22,12 +22,8 @@ from recr1_lite.search.metrics import checked_cutoff
 BACKOFF = 1.0  # seconds before the first repeat; doubled for each further one
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is given up
 SESSION = "recr1_lite"  # every search on the same shard copies: another may score and break ties otherwise
-ADVICE = {
-    401: "check the key",
-    403: "check the key",
-    404: "check the URL, and the name of the index in it",
-    413: "pass a smaller batch_size=",
-}
+ADVICE = {401: "check the key", 403: "check the key", 404: "check the URL, and the name of the index in it"}
+ADVICE[413] = "pass a smaller batch_size="
 NO_KEY = "no key was sent: set RECR1_SEARCH_AUTH beside RECR1_SEARCH_URL, or pass authorization="
 
 

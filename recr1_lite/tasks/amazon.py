@@ -41,10 +41,8 @@ COLUMNS = ("query", "query_id", "product_id", "product_locale", "esci_label", "s
 LOCALE = "us"
 LABELS = ("E", "S", "C", "I", "Exact", "Substitute", "Complement", "Irrelevant")  # the first letter tells
 PARTS = ("product_title", "product_description", "product_bullet_point", "product_brand", "product_color")
-GAINS = {  # KDD Cup 2022: Exact, Substitute, Complement; Irrelevant has none
-    "exact": {"E": 1.0},
-    "graded": {"E": 1.0, "S": 0.1, "C": 0.01},
-}
+# KDD Cup 2022: Exact, Substitute, Complement; Irrelevant has none
+GAINS = {"exact": {"E": 1.0}, "graded": {"E": 1.0, "S": 0.1, "C": 0.01}}
 
 
 def load_esci(

@@ -72,25 +72,19 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
     examples["relevant"] = [classes[garment] | {garment: 1.0} for garment in messages["garment"]]
     examples["cluster"] = messages["garment"].to_numpy()
     examples = examples[~alike(examples["request"]).duplicated()]
-    return Task(
-        name="clothing",
-        items=items,
-        train=examples[N_TEST + N_VAL :],
-        val=examples[N_TEST : N_TEST + N_VAL],
-        test=examples[:N_TEST],
-        prompt=PROMPT if graded else replace(PROMPT, **EXACT),
-        metrics=GRADED_METRICS if graded else METRICS,
-        few_shot=FEW_SHOT if graded else EXACT_FEW_SHOT,
-        rule=name_garments,
-        about={
-            "source": f"Women's E-Commerce Clothing Reviews (Kaggle, nicapotato), in the PyPI wheel {WHEEL}",
-            "licence": "CC0 1.0",
-            "request": f"a held-out product review, cut to its first {words} words",
-            "relevant": RELEVANCE[relevance],
-            "item text": "class, department and the other shoppers' reviews of the garment",
-            "seed": seed,
-        },
-    )
+    test, val, train = examples[:N_TEST], examples[N_TEST : N_TEST + N_VAL], examples[N_TEST + N_VAL :]
+    about = {
+        "source": f"Women's E-Commerce Clothing Reviews (Kaggle, nicapotato), in the PyPI wheel {WHEEL}",
+        "licence": "CC0 1.0",
+        "request": f"a held-out product review, cut to its first {words} words",
+        "relevant": RELEVANCE[relevance],
+        "item text": "class, department and the other shoppers' reviews of the garment",
+        "seed": seed,
+    }
+    form: dict = {"prompt": PROMPT, "few_shot": FEW_SHOT, "metrics": GRADED_METRICS}
+    if not graded:
+        form = {"prompt": replace(PROMPT, **EXACT), "few_shot": EXACT_FEW_SHOT, "metrics": METRICS}
+    return Task("clothing", items, train, val, test, **form, rule=name_garments, about=about)
 
 
 def name_garments(message: str) -> tuple[str, str]:

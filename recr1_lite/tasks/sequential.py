@@ -126,23 +126,17 @@ def build_films(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES
         at = -place * ahead
         rows = [(f"user-{user}-{split}", films[:at], films[at:][:ahead]) for user, films in past.items()]
         splits[split], _ = history_examples(rows, titles, last)
-    return Task(
-        name="movielens",
-        items=items,
-        **splits,
-        prompt=FILMS_PROMPT,
-        rule=name_genres(items),
-        about={
-            "source": f"MovieLens-100k (GroupLens; Harper & Konstan 2015), in the PyPI wheel {WHEEL}",
-            "licence": "GroupLens terms: research use, cite it, never redistribute it; you fetch it yourself",
-            "request": f"titles of the last {last} films that a user rated, the latest last",
-            "relevant": f"the next {ahead} films that the user rated",
-            "item text": "title, year and genres",
-            "exclude": "every film that the user rated before those to find stays out of the ranking",
-            "splits made": f"of each user the last {ahead} films are to find in test, those before in val, then train",
-            "users": f"{len(past)} of {users.ngroups}; the others rated fewer than {least} films",
-        },
-    )
+    about = {
+        "source": f"MovieLens-100k (GroupLens; Harper & Konstan 2015), in the PyPI wheel {WHEEL}",
+        "licence": "GroupLens terms: research use, cite it, never redistribute it; you fetch it yourself",
+        "request": f"titles of the last {last} films that a user rated, the latest last",
+        "relevant": f"the next {ahead} films that the user rated",
+        "item text": "title, year and genres",
+        "exclude": "every film that the user rated before those to find stays out of the ranking",
+        "splits made": f"of each user the last {ahead} films are to find in test, those before in val, then train",
+        "users": f"{len(past)} of {users.ngroups}; the others rated fewer than {least} films",
+    }
+    return Task("movielens", items, **splits, prompt=FILMS_PROMPT, rule=name_genres(items), about=about)
 
 
 BOUGHT = "I bought these products, the latest last: {request}\n\n"
