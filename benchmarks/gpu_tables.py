@@ -60,7 +60,7 @@ def loop(done: dict) -> list[str]:
             spent = f"{len(row['curve'])} steps, {row['seconds']:.0f} s, best on validation at step {row['best_step']}"
             lines.append(f"- {name}, {row['method']}: {spent}: {shown(max(row['val'], key=lambda at: at['mean']))}")
         for scores in tables(found):
-            lines += ["", f"{name}, {scores.name}:", "", *markdown_table(scores.head(), scores.body())]
+            lines += ["", f"{name}, {scores.name}:", "", *markdown_table([*scores.frame()], scores.frame().to_numpy())]
         changes = [[row["method"], row["task"], shown(row["difference"], True)] for row in main_changes(found)]
         lines += ["", *markdown_table(["method", "capability", "minus untrained"], changes)] if changes else []
     return lines

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recr1_lite import assets, evaluate, policy, report, train  # rooms load torch when a name of theirs is asked for
+# rooms load torch when a name of theirs is asked for
+from recr1_lite import assets, deploy, evaluate, policy, recipes, report, train
 from recr1_lite.common import RecR1Error, free_folder, run_script, runs_folder
+from recr1_lite.doctor import print_doctor
 from recr1_lite.ledger import Ledger, main_process
 from recr1_lite.profiles import get_profile
 
@@ -81,19 +83,15 @@ def settings(about: str, default: Any = None) -> dict:
 @command()
 def doctor(arguments) -> int:
     """Check Python, packages, device, memory, disk, cache, and say what to do."""
-    from recr1_lite.doctor import print_doctor
-
     return print_doctor()
 
 
 @command()
 def prepare(arguments) -> None:
     """Fetch the model and the data into the cache; afterwards no network is needed."""
-    from recr1_lite.deploy.export import converter
-
     for name in (*assets.ASSETS, *assets.MODELS):
         print(f"{name}: {assets.fetch(name) if name in assets.ASSETS else assets.model_folder(name)}")
-    print(f"converter to GGUF: {converter()}")
+    print(f"converter to GGUF: {deploy.export.converter()}")
 
 
 @command(
@@ -104,19 +102,17 @@ def prepare(arguments) -> None:
 )
 def try_(arguments) -> None:
     """One request: the message, the untrained model's rewrite and a trained one's, each with what the engine finds."""
-    from recr1_lite.recipes.demo import as_text, side_by_side
-
     task, asked = _task(arguments), (arguments.adapter, arguments.k)
-    print(as_text(side_by_side(arguments.request, task, _engine(arguments, task), _profile(arguments), *asked)))
+    given = arguments.request, task, _engine(arguments, task), _profile(arguments)
+    print(recipes.demo.as_text(recipes.side_by_side(*given, *asked)))
 
 
 @command(*TASK, *TRAIN)
 def demo(arguments) -> None:
     """Run the loop: baselines, headroom, GRPO, sealed test, report."""
-    from recr1_lite.recipes.demo import demo as run
-
     profile, out = _profile(arguments), _out(arguments)
-    run(profile, out, arguments.seed, arguments.resume, _ledger(), _task(arguments), arguments.retriever)
+    place = out, arguments.seed, arguments.resume, _ledger()
+    recipes.demo.demo(profile, *place, _task(arguments), arguments.retriever)
 
 
 @command(*TASK, *TRAIN)
@@ -208,12 +204,11 @@ def capability(arguments) -> None:
 def compare(arguments) -> None:
     """Every method at one budget on the sealed test, then general abilities, then a second task; run again, it
     goes on where it was stopped."""
-    from recr1_lite.recipes import comparison
     from recr1_lite.tasks import load_task
     from recr1_lite.tasks.sequential import name_genres
 
+    comparison, ledger = recipes.comparison, _ledger()
     profile, parts, seed = _profile(arguments), arguments.parts.split(","), arguments.seed
-    ledger = _ledger()
     profile = replace(profile, validate_every=min(10, profile.validate_every))  # the curves are compared
     if unknown := set(parts) - {"methods", "capability", "continual"}:
         raise RecR1Error(f"there is no part {sorted(unknown)[0]!r}; take methods, capability, continual")
@@ -242,15 +237,13 @@ def compare(arguments) -> None:
 )
 def estimate(arguments) -> int:
     """Will it fit? the memory of a GRPO step, counted, and what to shrink first."""
-    from recr1_lite.train.memory import print_estimate, with_group
-
     profile = get_profile(arguments.profile)
     tokens = {"max_prompt_tokens": arguments.prompt_tokens, "max_completion_tokens": arguments.completion_tokens}
     given = {"model": arguments.model, **tokens}
     profile = replace(profile, **{name: value for name, value in given.items() if value})
     if arguments.group:
-        profile = with_group(profile, arguments.group)
-    return print_estimate(profile, arguments.backend, arguments.memory)
+        profile = train.memory.with_group(profile, arguments.group)
+    return train.memory.print_estimate(profile, arguments.backend, arguments.memory)
 
 
 @command(
@@ -269,17 +262,15 @@ def estimate(arguments) -> int:
 )
 def export(arguments) -> None:
     """Leave with your model: adapter, merged 16-bit folder and GGUF, each loaded back and checked."""
-    from recr1_lite.deploy import export
-
-    profile, task, adapter = _profile(arguments), _task(arguments), arguments.adapter
-    gathered = export.gather(adapter, arguments.ledger, arguments.run, arguments.method)
+    exports, profile, task, adapter = deploy.export, _profile(arguments), _task(arguments), arguments.adapter
+    gathered = exports.gather(adapter, arguments.ledger, arguments.run, arguments.method)
     out, types = Path(arguments.out or Path(adapter).parent / "export"), (arguments.dtype, arguments.gguf_type)
     asked = gathered["prompt"] or task.prompt, list(task.val["request"][: arguments.n])
-    card = partial(export.card, gathered=gathered, task=task.name, data=task.about)
-    told = export.export(profile, adapter, out, *asked, arguments.formats.split(","), *types, card)
-    print(*export.lines(told), f"it is in {out}", sep="\n")
+    card = partial(exports.card, gathered=gathered, task=task.name, data=task.about)
+    told = exports.export(profile, adapter, out, *asked, arguments.formats.split(","), *types, card)
+    print(*exports.lines(told), f"it is in {out}", sep="\n")
     if arguments.push:
-        print(f"it is at {export.push(out, arguments.push, private=not arguments.public)}")
+        print(f"it is at {exports.push(out, arguments.push, private=not arguments.public)}")
 
 
 @command(
@@ -291,27 +282,22 @@ def export(arguments) -> None:
 )
 def serve(arguments) -> None:
     """A local address for a rewriter: a page to try, JSON of rewrite and results, OpenAI's chat."""
-    from recr1_lite.deploy.serve import run
-
     task = _task(arguments)
-    run(arguments, _profile(arguments), task, _engine(arguments, task))
+    deploy.serve.run(arguments, _profile(arguments), task, _engine(arguments, task))
 
 
 @command(*DATA, ENGINE, *ADDRESS)
 def search_server(arguments) -> None:
     """One search engine for many workers: the JSON that --retriever http://... speaks, health and metrics."""
-    from recr1_lite.deploy.scale import run_search
-
     task = _task(arguments)
-    run_search(arguments, task, _engine(arguments, task))
+    deploy.scale.run_search(arguments, task, _engine(arguments, task))
 
 
 @command(PROFILE, *DATA, TOKENS, ("--out", "folder to make (default: verl)", "verl"))
 def export_verl(arguments) -> None:
     """The task for the trainer verl, on more than one card: tables, tokenizer, reward file, launch.sh."""
-    from recr1_lite.deploy.scale import export_verl
-
-    print(f"it is in {export_verl(_task(arguments), _profile(arguments), arguments.out)}; bash launch.sh there")
+    out = deploy.scale.export_verl(_task(arguments), _profile(arguments), arguments.out)
+    print(f"it is in {out}; bash launch.sh there")
 
 
 @command(
@@ -376,9 +362,7 @@ def _task(arguments):
         raise RecR1Error("--task custom needs --items and --requests; see `Your own data` in the README")
     task = load_task(arguments.task, **options)
     if adapter := getattr(arguments, "adapter", None):
-        from recr1_lite.train.loop import check_adapter
-
-        check_adapter(adapter, get_profile(arguments.profile), task)
+        train.loop.check_adapter(adapter, get_profile(arguments.profile), task)
     return task
 
 

@@ -1,7 +1,9 @@
 """What every room uses: the one exception, files written whole or not at all, one progress bar, words of a text."""
 
+import functools
 import glob
 import itertools
+import json
 import os
 import platform
 import re
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import psutil
 import regex
 from tqdm import tqdm
@@ -37,15 +40,10 @@ class RecR1Error(ValueError):
 
 def whole(value: Any) -> Any:
     """A text, or lists and dicts of texts, that fits into UTF-8: halves of a surrogate pair joined, a lone one "?".
-
-    Halves come out of JSON and of programs that cut a text in the middle of an emoji.
-    """
+    Halves come out of JSON and of programs that cut a text in the middle of an emoji."""
     if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-            return joined.encode("utf-8", "replace").decode("utf-8")
+        joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        return joined.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, (list, tuple)):
         return [whole(part) for part in value]
     return {whole(key): whole(part) for key, part in value.items()} if isinstance(value, dict) else value
@@ -107,10 +105,8 @@ def temporary_for(path: Path) -> str:
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
-    """Write `content` to `path` through a temporary neighbour, so that no reader ever sees half a file.
-
-    Raises RecR1Error (full disk, read-only folder) with nothing left behind.
-    """
+    """Write `content` to `path` through a temporary neighbour, so that no reader ever sees half a file. Raises
+    RecR1Error (full disk, read-only folder) with nothing left behind."""
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
     with writing(path):
@@ -130,9 +126,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
 
 def place_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary neighbour of `folder`, then swap it in. If either fails, what was there stays.
-
-    Raises RecR1Error where the disk is full or the folder closed, and whatever `write` raises.
-    """
+    Raises RecR1Error where the disk is full or the folder closed, and whatever `write` raises."""
     folder = Path(folder)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -179,10 +173,7 @@ def check_place(path: str | Path, needed: int = 0, file: bool = False) -> None:
 
 
 def runs_folder() -> Path:
-    """Where runs and the ledger go: RECR1_RUNS, else `runs` in this checkout, else `runs` in the working folder.
-
-    In a checkout it is the same folder wherever a notebook or a command is started.
-    """
+    """Where runs and the ledger go: RECR1_RUNS, else `runs` in this checkout, else `runs` in the working folder."""
     checkout = Path(__file__).resolve().parents[1]
     elsewhere = (checkout / "pyproject.toml").is_file() and checkout != Path.cwd()
     return Path(os.environ.get("RECR1_RUNS") or (checkout / "runs" if elsewhere else "runs")).expanduser()
@@ -204,6 +195,20 @@ def bar(*args, progress: bool = True, **options) -> tqdm:
     return tqdm(*args, leave=False, delay=1, disable=not (progress and watched), **options)
 
 
+@functools.cache
+def template(room: str, name: str, **options) -> jinja2.Template:
+    """A template of a room; whatever is put into a page of HTML is escaped. options: of jinja2's Environment."""
+    options |= {"autoescape": jinja2.select_autoescape(["html.j2", "style.j2"]), "undefined": jinja2.StrictUndefined}
+    templates = jinja2.Environment(loader=jinja2.PackageLoader(f"recr1_lite.{room}"), **options)
+    templates.filters |= {"cell": cell, "json": functools.partial(json.dumps, ensure_ascii=False)}
+    return templates.get_template(name)
+
+
+def cell(value: object) -> str:
+    """A value as text that ends no cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
 def slug(name: str) -> str:
     """A name as the name of a folder: small letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -213,8 +218,7 @@ def run_script(work: Callable[[], int | None]) -> int:
     """Do the work of a script and give its exit status; what ends it early is one sentence on stderr.
 
     2: a mistake that its user can mend; 130: Ctrl-C; 141: the reader of its output went away; 1: a fault of the kit,
-    which RECR1_DEBUG=1 lets through. What the encoding of the output lacks is printed as an escape.
-    """
+    which RECR1_DEBUG=1 lets through. What the encoding of the output lacks is printed as an escape."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a log file shows each line when said

@@ -83,10 +83,8 @@ def test_an_engine_by_address_and_options_of_a_task(files, capsys):
     [
         ("items.csv", None, "items.csv"),
         ("items.csv", b"\x00\xff\xfe\x00", "items.csv"),
-        ("items.csv", b"", "empty"),
         ("requests.csv", REQUESTS.replace(",a\n", ",nobody\n", 1).encode(), "nobody"),
         ("requests.csv", (REQUESTS + '"x y","{""a"": NaN}"\n').encode(), "gain"),
-        ("requests.csv", b"request,relevant,split\nx y,a,dev\n", "dev"),
     ],
 )
 def test_bad_files_are_one_sentence_and_leave_nothing(files, capsys, name, content, word):

@@ -148,7 +148,7 @@ def test_every_weight_and_special_token_comes_back(llama, back):
 
 def test_the_splitting_of_qwen2_is_its_own():
     """The same pieces as transformers' own Qwen2 tokenizer makes."""
-    theirs, (normalizer, split) = Qwen2Tokenizer().backend_tokenizer, gguf.splits_by_name()["qwen2"]
+    theirs, (normalizer, split) = Qwen2Tokenizer().backend_tokenizer, gguf.SPLITS["qwen2"]
     for text in (*SHOP, "a\n\nb \n c\r\n  d\t\te   ", "IT'S 12.5% we'll", "cafe\u0301 \u0663\u00bd", "T\u00a0x\u3000y"):
         assert theirs.pre_tokenizer.pre_tokenize_str(text) == split.pre_tokenize_str(text)
         assert theirs.normalizer.normalize_str(text) == normalizer.normalize_str(text)

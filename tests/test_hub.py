@@ -10,8 +10,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from recr1_lite.assets.fetch import AMAZON_C4, BLAIR, REVISIONS, hub_file, named
+from recr1_lite.assets.fetch import AMAZON_C4, BLAIR, REVISIONS, hub_file
 from recr1_lite.common import RecR1Error
+from recr1_lite.tasks.readers import HubFiles
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -73,7 +74,7 @@ def test_offline_takes_what_the_cache_holds(cache, monkeypatch, network, setting
     monkeypatch.setenv(setting, "1")
     path = cached(cache, ref="main")
     for revision in (COMMIT, "main"):
-        assert hub_file(AMAZON_C4, "raw/x.csv", "x=", revision) == (path, AMAZON_C4, COMMIT)
+        assert hub_file(AMAZON_C4, "raw/x.csv", "x=", revision) == (path, f"{AMAZON_C4} @ {COMMIT}")
     with pytest.raises(RecR1Error, match=f"is missing in the cache .* {setting.split('_')[0]}.* unset it") as caught:
         hub_file(AMAZON_C4, "raw/y.csv", "x=")
     assert "\n" not in str(caught.value) and network == []
@@ -84,9 +85,9 @@ def test_a_pinned_file_in_the_cache_touches_no_network(cache, network):
     assert loose == {BLAIR}, "all others are commits"
     assert all(len(revision) == 40 and int(revision, 16) for repo, revision in REVISIONS.items() if repo not in loose)
     path = cached(cache, REVISIONS[AMAZON_C4])
-    file = hub_file(AMAZON_C4, "raw/x.csv", "x=")
-    assert file.path == path and network == []
-    assert named([file, file]) == f"Hugging Face Hub, {AMAZON_C4} @ {REVISIONS[AMAZON_C4]}"
+    files = HubFiles()
+    assert {files.instead_of(None, AMAZON_C4, "raw/x.csv", "x=") for _ in range(2)} == {path} and network == []
+    assert str(files) == f"Hugging Face Hub, {AMAZON_C4} @ {REVISIONS[AMAZON_C4]}"
 
 
 def test_no_network_and_a_cold_cache(cache, monkeypatch, network):

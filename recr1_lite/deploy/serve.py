@@ -20,13 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Template, TemplateError
+from jinja2 import TemplateError
 
-from recr1_lite.common import RecR1Error, fault, whole
+from recr1_lite.common import RecR1Error, fault, template, whole
 from recr1_lite.profiles import Profile
 from recr1_lite.search.base import Retriever, RetrieverError, search_all
 from recr1_lite.tasks.base import Task
@@ -54,10 +53,8 @@ RESULTS = 100  # results of a rewrite that may be asked for
 NEW_TOKENS = 1024  # tokens of a chat's answer
 WAIT = 60.0  # seconds in the queue after which it says that it is busy
 SAFE = {"X-Content-Type-Options": "nosniff"}
-PAGE = SAFE | {  # no script, nothing from elsewhere, whatever a title or a request holds
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'"
-}
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+PAGE = SAFE | {"Content-Security-Policy": POLICY}  # no script, nothing from elsewhere, whatever a title holds
 
 
 class Server:
@@ -166,11 +163,8 @@ class Service(Server):
         """The results of each query: item_id, title, score."""
         if self.retriever is None:
             return [[] for _ in queries]
-        lists = []
-        for ids, scores in search_all(self.retriever, queries, k, self.titles):
-            pairs = zip(ids, scores, strict=True)
-            lists.append([{"item_id": i, "title": self.titles[i], "score": float(s)} for i, s in pairs])
-        return lists
+        found = [zip(*hits, strict=True) for hits in search_all(self.retriever, queries, k, self.titles)]
+        return [[{"item_id": i, "title": self.titles[i], "score": float(s)} for i, s in hits] for hits in found]
 
     def chat(self, asked: Mapping) -> dict:
         """One chat of the chat-completions interface. Raises RecR1Error."""
@@ -227,9 +221,8 @@ class Service(Server):
         if query:
             status, said = await self.alone(self.both, query)
             about |= said if status == 200 else {"problem": said["error"]["message"]}
-        text = files("recr1_lite.deploy").joinpath("templates/try.html.j2").read_text(encoding="utf-8")
-        html = Template(text, autoescape=True).render(about).encode("utf-8", "replace")
-        return HTMLResponse(html, status, headers=PAGE)
+        html = template("deploy", "try.html.j2").render(about)
+        return HTMLResponse(html.encode("utf-8", "replace"), status, headers=PAGE)
 
     async def told(self, request):
         """Who answers here."""
@@ -259,10 +252,8 @@ class Protocol(H11Protocol):
 
 @contextmanager
 def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
-    """Run an application on `host` (port 0: a free one) while inside; gives the root URL, without a slash.
-
-    Raises RecR1Error where the port is taken.
-    """
+    """Run an application on `host` (port 0: a free one) while inside; gives the root URL, without a slash. Raises
+    RecR1Error where the port is taken."""
     try:
         listening = socket.create_server((host, port))
     except (OSError, OverflowError, UnicodeError) as problem:
@@ -271,10 +262,8 @@ def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
         raise RecR1Error(f"{host}:{port} cannot be served on ({reason}); {advice}") from problem
     # asyncio sets it for sockets that name TCP alone; an answer in two parts waited 40 ms for its second without it
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    config = uvicorn.Config(
-        app, http=Protocol, ws="none", log_level="critical", lifespan="off", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
+    options: dict = dict(ws="none", log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(uvicorn.Config(app, http=Protocol, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
@@ -287,11 +276,8 @@ def serving(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
 
 @contextmanager
 def local_server(policy: Policy, port: int = 0, max_prompt_tokens: int = 1024) -> Iterator[str]:
-    """The kit's own model behind the chat-completions interface on 127.0.0.1 while inside; gives the base URL.
-
-    To show and to test `EndpointRewriter` where no other server runs. The last message may be an assistant's; the model
-    then goes on with it.
-    """
+    """The kit's own model behind the chat-completions interface on 127.0.0.1 while inside; gives the base URL. To show
+    and to test `EndpointRewriter` where no other server runs."""
     from recr1_lite.policy import ModelRewriter
 
     rewriter = ModelRewriter(policy, PROMPTS["compact"], policy.name, 64, max_prompt_tokens=max_prompt_tokens)

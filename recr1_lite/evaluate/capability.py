@@ -4,7 +4,6 @@ lm-evaluation-harness asks and scores (`harness.py`); here are the intervals, th
 after, and forward KL, the measure that arXiv 2509.04259 ("RL's Razor") found forgetting to follow.
 """
 
-import contextlib
 import itertools
 import re
 import time
@@ -24,6 +23,7 @@ from recr1_lite.policy.rollouts import MergedCopy, generate_grouped
 from recr1_lite.search.metrics import Interval, mean_interval, paired_interval
 from recr1_lite.tasks.prompts import chat_text
 
+TOGETHER = 10  # prompts that the base continues at once
 CHANCE = {"recr1_knowledge": 0.25, "recr1_reading": 0.25, "mmlu": 0.25}
 
 
@@ -42,8 +42,7 @@ class CapabilityResult:
 
     @property
     def values(self) -> dict[tuple[str, str], pd.Series]:
-        """(task, metric) -> value of each item, indexed by item. Where several tasks have the metric "accuracy", all
-        their items come first, as the task "all"."""
+        """(task, metric) -> value of each item, by item. First, where several have it, the "accuracy" of task "all"."""
         groups = self.scores.set_index("item").groupby(["task", "metric"], sort=False)["value"]
         found = {pair: values.astype(float) for pair, values in groups}
         right = [values for (_, metric), values in found.items() if metric == "accuracy"]
@@ -51,8 +50,7 @@ class CapabilityResult:
 
     @property
     def summary(self) -> dict[tuple[str, str], Interval]:
-        """(task, metric) -> mean over the items with its 95% interval; items of one template or passage are resampled
-        together."""
+        """(task, metric) -> mean of the items, 95% interval; items of one template or passage are drawn together."""
         each = self.values.items()
         return {pair: mean_interval(one, seed=self.seed, clusters=[*map(cluster_of, one.index)]) for pair, one in each}
 
@@ -89,22 +87,13 @@ class CapabilityResult:
 
 
 def check(
-    policy: Policy,
-    suite="offline",
-    limit: int | None = None,
-    name="untrained",
-    seed=0,
-    ledger=None,
-    batch_size=50,
-    **of_suite,
+    policy: Policy, suite="offline", limit=None, name="untrained", seed=0, ledger=None, batch_size=50, **more
 ) -> CapabilityResult:
     """Ask a model everything in a suite: `offline`, `ifeval`, `gsm8k`, `mmlu` or `humaneval`.
 
     policy: a Policy with or without an adapter. limit: items per task (mmlu: per subject), drawn with `seed`, the same
-    ones for every model. of_suite: data_dir, max_gen_toks, execute_code of `harness.load_tasks`. Appends a "capability"
-    row per measure to the ledger, with the value of each item, but for "all". Raises RecR1Error: see
-    `harness.load_tasks`.
-    """
+    ones for every model. more: data_dir, max_gen_toks, execute_code of `harness.load_tasks`, which says what is raised.
+    Appends a "capability" row per measure to the ledger, with the value of each item, but for "all"."""
     if limit is not None and limit < 1:
         raise RecR1Error(f"a limit of {limit} items is no check; give 1 or more, or None for all")
     merged = MergedCopy.of(policy.model)
@@ -112,12 +101,12 @@ def check(
     samples: dict[str, list[dict]] = {}
     seconds: dict[str, float] = {}
     rows, notes = [], []
-    for task in harness.load_tasks(suite, **of_suite):
+    for task in harness.load_tasks(suite, **more):
         start = time.perf_counter()
         samples |= harness.run_tasks(model, policy.tokenizer, [task], limit, seed, batch_size)
         rows += _scores(task.task_name, samples[task.task_name])
         seconds[task.task_name] = time.perf_counter() - start
-    if suite == "humaneval" and not of_suite.get("execute_code"):
+    if suite == "humaneval" and not more.get("execute_code"):
         notes.append("the generated programs were not executed; ask for it by name (execute_code=True, --execute-code)")
     if suite == "offline" and hasattr(policy.model, "disable_adapter"):
         start = time.perf_counter()
@@ -136,11 +125,8 @@ def check(
 
 def compare(after: CapabilityResult, before: CapabilityResult, ledger=None) -> dict[tuple[str, str], Interval]:
     """(task, metric) -> mean of after minus before on the same items, with its paired 95% interval, clustered as in
-    `CapabilityResult.summary`.
-
-    KL has no before and is left out. Appends a "capability_compare" row each to the ledger. Raises RecR1Error where the
-    two were not asked the same items.
-    """
+    `CapabilityResult.summary`. KL has no before and is left out. Appends a "capability_compare" row each to the ledger.
+    Raises RecR1Error where the two were not asked the same items."""
     differences, known = {}, before.values
     for (task, metric), values in after.values.items():
         if task == "kl":
@@ -176,8 +162,7 @@ def capability_table(results: Sequence[CapabilityResult], ledger=None) -> pd.Dat
 
 
 def cluster_of(item: str) -> str:
-    """What an item shares with others: of this kit's `instruction-01-2` and `reading-01-2` the template or passage 01;
-    any other item stands for itself."""
+    """What an item shares with others: of the kit's `instruction-01-2` and `reading-01-2` the 01; of others nothing."""
     return re.sub(r"((?:instruction|reading)-\d+)-\d+$", r"\1", item)
 
 
@@ -190,25 +175,19 @@ def neutral_prompts(tokenizer) -> list[str]:
 Drawn = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]  # of `continuations`
 
 
-def base_of(policy: Policy, base=None):
-    """(model, context) in which the model is the base: `base`, or the policy's own model with its adapter switched off.
-    Raises RecR1Error where there is neither."""
-    if base is None and not hasattr(policy.model, "disable_adapter"):
-        raise RecR1Error("KL to the base needs the base model; pass base=, or a policy with an adapter on it")
-    return (policy.model, policy.model.disable_adapter()) if base is None else (base, contextlib.nullcontext())
-
-
 @torch.no_grad()
-def continuations(policy: Policy, prompts, base=None, seed: int = 0, tokens: int = 32, batch_size: int = 10) -> Drawn:
+def continuations(policy: Policy, prompts, seed: int = 0, tokens: int = 32) -> Drawn:
     """What the base says after each rendered prompt, for `forward_kl`: per batch the prompts' ids and mask (B, L), the
-    ids sampled at temperature 1 (B, T), and which of them stand before its end (B, T)."""
+    ids sampled at temperature 1 (B, T), and which of them stand before its end (B, T). Raises RecR1Error for a policy
+    that has no adapter to switch off."""
+    if not hasattr(policy.model, "disable_adapter"):
+        raise RecR1Error("KL to the base needs the base model; pass a policy with an adapter on it")
     drawn, pad = [], policy.tokenizer.pad_token_id
-    model, as_base = base_of(policy, base)
-    with torch.random.fork_rng(), as_base:
+    with torch.random.fork_rng(), policy.model.disable_adapter():
         torch.manual_seed(seed)
-        for start in range(0, len(prompts), batch_size):
-            ids, mask = encode(policy.tokenizer, prompts[start : start + batch_size], 4096, policy.model.device)
-            ends = generate_grouped(model, ids, mask, tokens, policy.end_ids, pad)
+        for start in range(0, len(prompts), TOGETHER):
+            ids, mask = encode(policy.tokenizer, prompts[start : start + TOGETHER], 4096, policy.model.device)
+            ends = generate_grouped(policy.model, ids, mask, tokens, policy.end_ids, pad)
             ended = torch.isin(ends, torch.tensor(policy.end_ids, device=ends.device)).long()
             drawn.append((ids, mask, ends, ended.cumsum(1) - ended == 0))
     return drawn
@@ -216,20 +195,18 @@ def continuations(policy: Policy, prompts, base=None, seed: int = 0, tokens: int
 
 @torch.no_grad()
 def forward_kl(
-    policy: Policy, prompts: Sequence[str], base=None, seed: int = 0, tokens: int = 32, drawn: Drawn | None = None
+    policy: Policy, prompts: Sequence[str], seed: int = 0, tokens: int = 32, drawn: Drawn | None = None
 ) -> list[float]:
-    """KL(base || policy) in nats per token, one value per rendered prompt; 0 for the base itself.
+    """KL(base || policy) in nats per token, one value per rendered prompt; the base is the policy without its adapter.
 
     The base continues each prompt (sampled at temperature 1, `tokens` long), and at each token of that the two
     whole next-token distributions are compared: the forward KL of arXiv 2509.04259, which takes it on the new
-    task's prompts; give those, or neutral ones. base: default the policy without its adapter. drawn: of
-    `continuations`, where several policies are compared with one base."""
+    task's prompts; give those, or neutral ones. drawn: of `continuations`, for several policies on one base."""
     model, training, values = policy.model, policy.model.training, []
     model.eval()
-    for ids, mask, ends, kept in continuations(policy, prompts, base, seed, tokens) if drawn is None else drawn:
-        reference, as_base = base_of(policy, base)
-        with as_base:
-            before = _next_tokens(reference, ids, mask, ends, kept)
+    for ids, mask, ends, kept in continuations(policy, prompts, seed, tokens) if drawn is None else drawn:
+        with model.disable_adapter():
+            before = _next_tokens(model, ids, mask, ends, kept)
         after = _next_tokens(model, ids, mask, ends, kept)
         each = (before.exp() * (before - after)).sum(-1) * kept
         values += (each.sum(1) / kept.sum(1)).clamp(min=0).tolist()

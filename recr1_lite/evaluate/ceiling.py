@@ -121,8 +121,7 @@ def ceiling(task: Task, retriever: Retriever, split="val", ledger: Ledger | None
 def _learner(
     lessons: Lessons, kind: str, learn: Callable[[np.ndarray], Learned], counts: Sequence[int]
 ) -> list[Method]:
-    """Cross-fitting: how many words in which form, chosen on requests of a fold that the others taught nothing of; then
-    learned from all."""
+    """Cross-fitting: how many words in which form, chosen on folds that taught nothing; then learned from all."""
 
     def rewriter(ranked: Learned, form: str, count: int, name: str = kind) -> RuleRewriter:
         return RuleRewriter(lambda request: (" ".join(ranked(form, request)[:count]), ""), lessons.prompt(form), name)
@@ -173,8 +172,7 @@ def _classifier(lessons: Lessons) -> list[Method]:
     """The word of the catalogue for which a linear model of the request's words expects the most, sent alone.
 
     One model per word, fitted to what the word scores rather than to which word is best: among words that are nearly
-    as good, the label would be noise. The words: those that together would serve the training requests best.
-    """
+    as good, the label would be noise. The words: those that together would serve the training requests best."""
     wanted = {item for relevant in lessons.relevant for item in relevant}
     texts = lessons.task.items.loc[lessons.task.items["item_id"].isin(wanted), "text"][:ITEMS]
     counts = Counter(word for bag in bag_of_words(texts, "en", None) for word in sorted(set(bag)))

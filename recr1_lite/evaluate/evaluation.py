@@ -30,8 +30,7 @@ class EvalResult:
     rows: one per example, with example_id, request, query (as sent to the retriever), completion, outcome, tokens, one
     column per metric (0 to 1), ranks {item_id: rank from 1, or None} of the most relevant items, top (10 item ids).
     summary: metric -> mean with its 95% interval. seconds: of rewriting and searching all examples. retriever: its
-    class, "" where none was asked. depth: places of the ranking that were scored. seed: of the bootstrap.
-    """
+    class, "" where none was asked. depth: places of the ranking that were scored. seed: of the bootstrap."""
 
     name: str
     split: str
@@ -97,9 +96,8 @@ def evaluate(
     longest first in batches, so that little is padded; a callable gets all at once, in order. The test split is opened
     through `task.unseal_test`, which leaves its mark in the ledger. What an example has in `exclude` (films seen
     already) is taken out of its ranking first. seed: of the bootstrap. Appends an "eval" row to the ledger. Raises
-    RecR1Error for an unknown or empty split and where there is not one answer per request. A retriever's failure passes
-    through: it never becomes a zero.
-    """
+    RecR1Error for an unknown or empty split and where there is not one answer per request. A retriever's failure is
+    raised: it never becomes a zero."""
 
     def rank(name: str, examples: pd.DataFrame, depth: int) -> tuple[list[Rewrite], list[list[str]]]:
         rewrites = _rewrites(rewriter, examples["request"].tolist(), f"{name} on {split}", progress)
@@ -117,8 +115,7 @@ def evaluate_recommender(recommender, task: Task, split="val", ledger: Ledger | 
 
     recommender: has a name and `recommend(examples, k)`, one list of item ids, best first, per row of the DataFrame
     `examples` (the split's columns without its targets); or such a function. Depth, exclusion, metrics and ledger row
-    are those of `evaluate`. Where it has `answers`, one Rewrite per example of the last call, they stand in the rows.
-    """
+    are those of `evaluate`. Where it has `answers`, one Rewrite per example of the last call, they are in the rows."""
 
     def rank(name: str, examples: pd.DataFrame, depth: int) -> tuple[list[Rewrite], list[list[str]]]:
         ranked = getattr(recommender, "recommend", recommender)(examples.drop(columns="relevant"), depth)
@@ -171,8 +168,7 @@ def compare(a: EvalResult, b: EvalResult, metric: str | None = None, ledger: Led
     """Mean over the examples of a's metric minus b's, with its paired 95% interval: above 0, a is better.
 
     Where the examples have a `cluster`, whole clusters are resampled. Appends a "compare" row to the ledger. Raises
-    RecR1Error when the two were not scored on the same examples, or not with this metric.
-    """
+    RecR1Error when the two were not scored on the same examples, or not with this metric."""
     metric = metric or a.metric
     left, right = paired(a, b, metric)
     difference = paired_interval(left[metric], right[metric], seed=seed, clusters=left.get("cluster"))
@@ -199,11 +195,8 @@ def paired(a: EvalResult, b: EvalResult, metric: str) -> tuple[pd.DataFrame, pd.
 def methods_table(
     results: Sequence[EvalResult], baselines: Sequence[str] = (), metric=None, ledger: Ledger | None = None
 ) -> pd.DataFrame:
-    """One row per method: n, metric with its 95% interval, paired difference to each baseline, tokens, seconds.
-
-    Baselines are names of results; of two baselines the later one is compared with the earlier. Each difference also
-    goes to the ledger when one is given.
-    """
+    """One row per method: n, metric with its 95% interval, paired difference to each baseline (also for the ledger),
+    tokens, seconds. Baselines are names of results, of which the later one is compared with the earlier."""
     if not results:
         raise RecR1Error("no results to put in a table; pass what evaluate() returned")
     metric, names = metric or results[0].metric, [result.name for result in results]

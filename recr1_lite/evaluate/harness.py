@@ -18,13 +18,13 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error, place_folder
+from recr1_lite.policy.rewriters import padded
 from recr1_lite.policy.rollouts import completion_logps
 from recr1_lite.tasks.readers import csv_cells, read_rows
 
@@ -45,8 +45,7 @@ def settings(**splits: list[dict]) -> dict:
 
 
 def local_settings(suite: str, folder: Path) -> dict:
-    """Settings that make a benchmark read its own files. The worked examples of gsm8k come from gsm8k_train.jsonl;
-    without it there are none, as no test item may help."""
+    """Settings that make a benchmark read its own files; gsm8k has worked examples of gsm8k_train.jsonl or none."""
 
     def rows(name: str) -> list[dict]:
         return [dict(row) for row in read_rows(folder / name, "the data folder")[1]]
@@ -95,8 +94,7 @@ def run_program(source: str, seconds: float = 5.0) -> str:
     """ "passed" where the program ran to its last line, else "failed", or "stopped" after `seconds`.
 
     It runs with an empty environment in an empty folder that is removed, in 1 GB of address space. Raises RecR1Error
-    on a system without these limits (Windows).
-    """
+    on a system without these limits (Windows)."""
     if os.name != "posix":
         where = "generated code is executed only under Linux or macOS, where its process can be limited"
         raise RecR1Error(f"{where}; run without execute_code there")
@@ -159,11 +157,9 @@ def load_tasks(
 ) -> list:
     """The harness's task objects of a suite: `offline` (this kit's items) or one of BENCHMARKS.
 
-    A benchmark comes from the Hub by name, or, with `data_dir`, from files in their original formats:
-    ifeval.jsonl, gsm8k_test.jsonl (and gsm8k_train.jsonl for the five worked examples; without it the questions
-    are asked with none), HumanEval.jsonl.gz, mmlu/SUBJECT_test.csv and _dev.csv. Raises RecR1Error: unknown suite,
-    missing file, the Hub out of reach or forbidden.
-    """
+    A benchmark comes from the Hub by name, or, with `data_dir`, from files in their original formats: ifeval.jsonl,
+    gsm8k_test.jsonl (and gsm8k_train.jsonl for the five worked examples), HumanEval.jsonl.gz, mmlu/SUBJECT_test.csv and
+    _dev.csv. Raises RecR1Error: unknown suite, missing file, the Hub out of reach or forbidden."""
     if suite not in ("offline", *BENCHMARKS):
         raise RecR1Error(f"there is no suite {suite!r}; choose offline, {', '.join(BENCHMARKS)}")
     if suite in ("offline", "ifeval"):
@@ -206,8 +202,7 @@ def run_tasks(
     """Samples as the harness logs them, task -> one dict per item: doc_id, doc, arguments, resps, metrics, scores.
 
     limit: items per task, drawn with `seed`. The chat template is applied. The model's training mode and the
-    tokenizer's padding are as before afterwards.
-    """
+    tokenizer's padding are as before afterwards."""
     from lm_eval.evaluator import evaluate
 
     samples = None
@@ -242,21 +237,14 @@ def language_model(model, tokenizer, batch_size: int = 50):
             order = sorted(range(len(requests)), key=lambda i: (len(requests[i][1]), requests[i][1]))
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                prompts, prompt_mask = _padded([requests[i][1] for i in batch], "left", self.device)
-                answers, answer_mask = _padded([requests[i][2] for i in batch], "right", self.device)
-                values, _ = completion_logps(self.model, prompts, prompt_mask, answers, answer_mask)
-                for i, total in zip(batch, (values * answer_mask).sum(1).tolist(), strict=True):
+                prompts = padded([requests[i][1] for i in batch], "left", self.device)
+                answers, mask = padded([requests[i][2] for i in batch], "right", self.device)
+                values, _ = completion_logps(self.model, *prompts, answers, mask)
+                for i, total in zip(batch, (values * mask).sum(1).tolist(), strict=True):
                     scores[i] = (total, False)
             return scores
 
     return SharedPromptLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **NO_THOUGHT)
-
-
-def _padded(rows: Sequence[list[int]], side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask (n, longest), padded on the "left" or the "right"."""
-    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
-    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
-    return pad(ids).to(device), pad([torch.ones_like(row) for row in ids]).to(device)
 
 
 def executed(doc: dict, results: list[str]) -> dict[str, float]:

@@ -16,15 +16,8 @@ import pandas as pd
 import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from threadpoolctl import threadpool_limits
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 
 from recr1_lite.common import RecR1Error, bar
 from recr1_lite.evaluate.evaluation import evaluate_recommender
@@ -127,9 +120,7 @@ class SASRec(Popularity):
     items as its vocabulary, trained by Trainer. The loss is the cross-entropy over all items instead of one sampled
     negative, which makes it the strong form of this baseline (Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602).
     val: its examples stop the training when their loss has not fallen for PATIENCE epochs. length: items of a history
-    that are read; a longer training sequence is cut into pieces. epochs: at most so many. sizes: of GPT2Config.
-    `losses`: on val, one per epoch.
-    """
+    that are read; a longer one is trained on in pieces. epochs: at most. sizes: of GPT2Config. `losses`: per epoch."""
 
     name = "SASRec"
 

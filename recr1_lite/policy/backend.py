@@ -117,16 +117,10 @@ def load_unsloth(profile: Profile, source: str, seed: int, adapter: str | Path |
     from unsloth import FastLanguageModel
 
     _logits_again()
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        source,
-        max_seq_length=profile.max_prompt_tokens + profile.max_completion_tokens,
-        load_in_4bit=profile.load_in_4bit,
-        dtype=getattr(torch, profile.dtype),
-        random_state=seed,
-        fast_inference=vllm,
-        max_lora_rank=profile.lora_rank,
-        gpu_memory_utilization=VLLM_SHARE,
-    )
+    length = profile.max_prompt_tokens + profile.max_completion_tokens
+    weights = dict(dtype=getattr(torch, profile.dtype), load_in_4bit=profile.load_in_4bit, max_seq_length=length)
+    writing = dict(fast_inference=vllm, max_lora_rank=profile.lora_rank, gpu_memory_utilization=VLLM_SHARE)
+    model, tokenizer = FastLanguageModel.from_pretrained(source, random_state=seed, **weights, **writing)
     lora = dict(r=profile.lora_rank, lora_alpha=2 * profile.lora_rank, target_modules=LINEAR)
     if adapter is not None:
         saved = json.loads((Path(adapter) / "adapter_config.json").read_text())
@@ -146,10 +140,9 @@ def load_unsloth(profile: Profile, source: str, seed: int, adapter: str | Path |
 
 
 def unsloth_generate(model, prompt_ids, prompt_mask, max_new_tokens, ends, pad_id, temperature=1.0, top_p=1.0):
-    """Completions (B, T) of left-padded prompts (B, L) by the model's own `generate`; pad tokens after the end.
-
-    That switches checkpointing off, and back on only for a model in training mode, which one that is being validated is
-    not; so it is switched back on here."""
+    """Completions (B, T) of left-padded prompts (B, L) by the model's own `generate`; pad tokens after the end. That
+    switches checkpointing off, and on again only for a model in training mode; for one in validation it is done here.
+    """
     _logits_again()
     modes = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
     checkpointing = next(filter(None, modes), False)

@@ -108,8 +108,7 @@ def _load_plain(profile: Profile, source: str, seed: int, adapter: str | Path | 
 
 
 def save_adapter(policy: Policy, folder: str | Path) -> Path:
-    """Write the adapter (LoRA weights and configuration) to `folder`, whole or not at all. It names its model as the
-    profile does, so that it can be used and given away elsewhere."""
+    """Write the adapter (LoRA weights, configuration) to `folder`, whole or not; it names its model as the profile."""
 
     def write(work: Path) -> None:
         policy.model.save_pretrained(work, selected_adapters=["default"], save_embedding_layers=False)

@@ -3,18 +3,17 @@ nothing else.
 
 A server is any with OpenAI's chat completions: vLLM, llama.cpp, Ollama, LM Studio, OpenAI ... The package openai (an
 optional extra) does the talking: what may pass it tries again by itself. A failure that comes inside a status 200 is
-made one of HTTP before it sees it (`_unwrap`), so both have one way. A key goes to the server it belongs to and into no
-message.
+made one of HTTP before it sees it (`_unwrap`), so both have one way.
 """
 
-import copy
 import json
 import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import httpx
@@ -24,7 +23,7 @@ from recr1_lite.common import RecR1Error, whole
 from recr1_lite.policy.models import Policy
 from recr1_lite.policy.rollouts import MergedCopy, generate_grouped, until_end
 from recr1_lite.profiles import Profile
-from recr1_lite.search.remote import address_of, first_line, is_loopback, message_of, same_server
+from recr1_lite.search.remote import Remote, first_line, is_loopback, message_of, same_server
 from recr1_lite.tasks.prompts import Outcome, Parsed, Prompt, Rewrite, split_thoughts
 
 _TAG = re.compile(r"<(?=[|/\w])")  # how a chat template's special tokens open
@@ -40,7 +39,7 @@ BROKEN = {"error", "abort", "aborted", "cancelled", "canceled", "timeout", "insu
 class Rewriter:
     """A name and `complete`; a subclass writes `complete`, and `rewrite` gives the queries alone."""
 
-    name = "rewriter"
+    name: str
     batch_size = 64
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
@@ -71,31 +70,26 @@ class RuleRewriter(Rewriter):
         return [Rewrite(sent(r, a), a, "ok", 0) if a else Rewrite(whole(r), "", "empty", 0) for r, a in pairs]
 
 
+@dataclass(eq=False, repr=False)
 class ModelRewriter(Rewriter):
     """A model asked with a prompt: greedy by default, sampled when temperature > 0. `merged`: a MergedCopy of the
     policy, which generates faster; by default one is made where the weights allow."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        prompt: Prompt,
-        name: str,
-        max_new_tokens: int,
-        batch_size: int = 50,
-        temperature: float = 0.0,
-        max_prompt_tokens: int = 512,
-        merged: MergedCopy | None = None,
-    ):
-        self.policy, self.prompt, self.name, self.batch_size = policy, prompt, name, batch_size
-        self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        self.max_prompt_tokens = max_prompt_tokens
-        self.merged = merged or MergedCopy.of(policy.model)
+    policy: Policy
+    prompt: Prompt
+    name: str
+    max_new_tokens: int
+    batch_size: int = 50
+    temperature: float = 0.0
+    max_prompt_tokens: int = 512
+    merged: MergedCopy | None = None
+
+    def __post_init__(self) -> None:
+        self.merged = self.merged or MergedCopy.of(self.policy.model)
 
     def at(self, temperature: float) -> "ModelRewriter":
         """The same rewriter at another temperature."""
-        other = copy.copy(self)
-        other.temperature = temperature
-        return other
+        return replace(self, temperature=temperature)
 
     def complete(self, requests: Sequence[str]) -> list[Rewrite]:
         """One Rewrite per request, in order. Raises RecR1Error when a prompt is longer than `max_prompt_tokens`."""
@@ -120,12 +114,17 @@ class ModelRewriter(Rewriter):
 def encode(tokenizer, texts: Sequence[str], limit: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded ids and mask (B, L) of rendered prompts. Raises RecR1Error when one is longer than `limit` tokens."""
     batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-    if batch.input_ids.size(1) > limit:
-        raise RecR1Error(
-            f"a prompt has {batch.input_ids.size(1)} tokens and the limit is {limit}; shorten the request or the "
-            "few-shot examples, or raise max_prompt_tokens in the profile"
-        )
+    if (longest := batch.input_ids.size(1)) > limit:
+        advice = "shorten the request or the few-shot examples, or raise max_prompt_tokens in the profile"
+        raise RecR1Error(f"a prompt has {longest} tokens and the limit is {limit}; {advice}")
     return batch.input_ids.to(device), batch.attention_mask.to(device)
+
+
+def padded(rows: Sequence[list[int]], side: str, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (n, longest) of rows of ids, padded on the "left" or the "right"."""
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
+    return pad(ids).to(device), pad([torch.ones_like(row) for row in ids]).to(device)
 
 
 def as_rewriter(
@@ -148,7 +147,7 @@ class Answer(NamedTuple):
     thought: str = ""
 
 
-class EndpointRewriter(Rewriter):
+class EndpointRewriter(Rewriter, Remote):
     """A model behind `base_url` (such as http://localhost:8000/v1), asked with a prompt, `workers` at a time.
 
     Defaults: `base_url` RECR1_ENDPOINT, `model` RECR1_ENDPOINT_MODEL, `api_key` RECR1_ENDPOINT_KEY if the server is the
@@ -158,6 +157,9 @@ class EndpointRewriter(Rewriter):
     one out (for models that refuse max_tokens: {"max_tokens": None, "max_completion_tokens": 64}). Timeouts, lost
     connections, 408, 409, 429 and 5xx, inside a status 200 too, are tried again `retries` times, any other failure
     never. `timeout`: seconds of silence. Raises RecR1Error for a missing address or model, and a broken key."""
+
+    what, example = "endpoint", "http://localhost:8000/v1"
+    variables = "RECR1_ENDPOINT", "RECR1_ENDPOINT_KEY"
 
     def __init__(
         self,
@@ -182,12 +184,7 @@ class EndpointRewriter(Rewriter):
         if not self.model:
             raise RecR1Error("the endpoint has no model; set RECR1_ENDPOINT_MODEL or pass model=")
         self.name, self.workers, self.timeout, self.tries = name or self.model, max(1, workers), timeout, retries + 1
-        address = _base(base_url)
-        self.url = str(address.copy_with(userinfo=b"", query=None)) + "/chat/completions"  # what may be shown
-        self.key = (api_key if api_key is not None else _key_of(address)).strip()
-        if not self.key.isascii() or not self.key.isprintable():
-            raise RecR1Error(f"the key for {self.url} holds characters that no key has; copy it again")
-        self.secrets = [secret for secret in (self.key, address.password, address.query.decode()) if secret]
+        self.connect(address := self.address_of(base_url), api_key, "/chat/completions")
         self.fields: dict = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature}
         if self.prompt.prefix:
             self.fields |= {"continue_final_message": True, "add_generation_prompt": False}
@@ -226,9 +223,8 @@ class EndpointRewriter(Rewriter):
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         body = {key: value for key, value in self.fields.items() if value is not None and key != "model"}
-        advice = (
-            f"(tried {self.tries} times); check that it runs, then try again with fewer workers or a longer timeout"
-        )
+        advice = "check that it runs, then try again with fewer workers or a longer timeout"
+        advice = f"(tried {self.tries} times); {advice}"
         try:
             raw = self.client.chat.completions.with_raw_response
             chat: dict = dict(model=self.model, messages=list(messages), extra_body=body, extra_headers=self.headers)
@@ -264,11 +260,15 @@ class EndpointRewriter(Rewriter):
             self.tell(f"{self.url} used up its tokens in thought, with no answer; raise max_tokens, or {off}")
         return answer._replace(text=text), parsed
 
-    def safe(self, text: str) -> str:
-        """The text cut short, without this server's secrets."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return text[:300]
+    def address_of(self, text: str) -> httpx.URL:
+        """The base URL of the chats' own one, too."""
+        url = super().address_of(text)
+        return url.copy_with(path=url.path.rstrip("/").removesuffix("/chat/completions"))
+
+    def key_of(self, address: httpx.URL) -> str:
+        """OPENAI_API_KEY too, where this is OpenAI's own server."""
+        openai = same_server(address, httpx.URL("https://api.openai.com"))
+        return super().key_of(address) or (os.environ.get("OPENAI_API_KEY", "") if openai else "")
 
     def _answer(self, reply) -> Answer:
         try:
@@ -299,20 +299,6 @@ class EndpointRewriter(Rewriter):
 def from_environment(prompt: Prompt, **options) -> EndpointRewriter | None:
     """The rewriter that RECR1_ENDPOINT and its _MODEL and _KEY describe; None where it is not set."""
     return EndpointRewriter(prompt, **options) if os.environ.get("RECR1_ENDPOINT", "") else None
-
-
-def _base(base_url: str) -> httpx.URL:
-    url = address_of(base_url, "endpoint", "http://localhost:8000/v1")
-    return url.copy_with(path=url.path.rstrip("/").removesuffix("/chat/completions"))
-
-
-def _key_of(url: httpx.URL) -> str:
-    """The key in the environment that belongs to this server, or ""."""
-    configured, key = os.environ.get("RECR1_ENDPOINT", ""), os.environ.get("RECR1_ENDPOINT_KEY")
-    if configured and key and same_server(url, _base(configured)):
-        return key
-    openai = same_server(url, httpx.URL("https://api.openai.com"))
-    return os.environ.get("OPENAI_API_KEY", "") if openai else ""
 
 
 def _unwrap(reply) -> None:

@@ -26,11 +26,8 @@ from recr1_lite.train.rewards import Scored, Scorer
 
 # The prefix was chosen on 12 training requests of clothing: with it SmolLM2-135M named a letter in all greedy answers
 # and in 78% of the rollouts; with "Best first:" it rather named a garment (58% and 28%).
-PROMPT = Prompt(
-    style="compact",
-    instruction="{request}\n\nWhich of these fits best? Answer with the letters, the best one first.",
-    prefix="The best one is letter",
-)
+QUESTION = "{request}\n\nWhich of these fits best? Answer with the letters, the best one first."
+PROMPT = Prompt("compact", QUESTION, prefix="The best one is letter")
 
 
 def named(answer: str, count: int) -> list[int]:
@@ -72,14 +69,13 @@ def with_candidates(
 
 
 def rerank_task(
-    task: Task, retriever: Retriever, count=5, words=12, prompt: Prompt = PROMPT, whole=True, shuffle: int | None = None
+    task: Task, retriever: Retriever, count=5, words=12, prompt: Prompt = PROMPT, shuffle: int | None = None
 ) -> Task:
     """The task of ordering the first `count` hits of each request of `task`.
 
     Of the training examples those are kept that have a relevant item among the candidates: in the others every
-    order earns 0. val and the sealed test keep theirs, so that scores stay those of the retriever's whole work;
-    with `whole=False` they are cut in the same way, which loses zeros only: the score of all is then this one times
-    the share that is left. Raises RecR1Error as `with_candidates` does, and for a prompt in `expand` mode."""
+    order earns 0. val and the sealed test keep theirs, so that scores stay those of the retriever's whole work. Raises
+    RecR1Error as `with_candidates` does, and for a prompt in `expand` mode."""
     if prompt.mode != "rewrite":  # the query would hold the request's own letters
         raise RecR1Error(f"an answer in {prompt.mode} mode is no order of candidates; give a prompt in mode 'rewrite'")
 
@@ -87,7 +83,7 @@ def rerank_task(
         asked = with_candidates(frame, retriever, task.items, count, words, shuffle)
         pairs = zip(asked["candidates"], asked["relevant"])
         reachable = [not relevant.keys().isdisjoint(ids) for ids, relevant in pairs]
-        return asked if whole and split != "train" else asked.loc[reachable]
+        return asked.loc[reachable] if split == "train" else asked
 
     sizes = {"k_train": count, "k_eval": count, "metrics": (f"ndcg@{count}", "mrr", "recall@1")}
     return task.map_splits(change, name=f"{task.name}-rerank", prompt=prompt, **sizes)

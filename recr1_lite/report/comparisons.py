@@ -33,10 +33,8 @@ def count_of(rows: Rows) -> str:
 
 @styled
 def methods(rows: Rows, baseline: str | None = None, metric: str = "ndcg@100") -> Figure:
-    """Methods as dots with their 95% intervals; the baseline (default: the first row) as a line with a band.
-
-    rows: dicts {method, mean, low, high, n}.
-    """
+    """Methods as dots with their 95% intervals; the baseline (default: the first row) as a line with a band. rows:
+    dicts {method, mean, low, high, n}."""
     figure, axis = canvas(1.5 + 0.42 * len(rows))
     base = next((row for row in rows if row["method"] == baseline), rows[0])
     axis.axvspan(base["low"], base["high"], color=BLACK, alpha=0.08, lw=0)
@@ -57,8 +55,7 @@ def race(rows: Rows, by: str = "seconds", baselines: Mapping = {}, metric: str =
     """Validation against what was spent, all trained methods together; a bar: 95% interval of the best point.
 
     rows: the ledger's, of which "train" rows with points {mean, low, high, n, seconds, samples} are drawn. by:
-    "seconds" or "samples". baselines: name -> Interval, {mean, low, high} or a number, on the same requests.
-    """
+    "seconds" or "samples". baselines: name -> Interval, {mean, low, high} or a number, on the same requests."""
     curves, limit, at = book.curves(rows, by), book.common(rows, by), book.at_budget(rows, by)
     best = {row["method"]: row for row in at}
     figure, axis = canvas(3.8 + 0.13 * (len(curves) + len(baselines)))
@@ -91,8 +88,7 @@ def cost_quality(rows: Rows, baselines: Mapping = {}, metric: str = "ndcg@100", 
     """What each method scored, with its 95% interval, over what its training took: seconds, and tokens.
 
     rows: dicts {method, mean, low, high, n, seconds, tokens}, one at least; seconds or tokens may be None. baselines as
-    in `race`. Points that would hide each other are moved apart by up to a few hundredths of the axis.
-    """
+    in `race`. Points that would hide each other are moved apart by up to a few hundredths of the axis."""
     panels = [by for by in ("seconds", "tokens") if any(row.get(by) for row in rows)] or ["seconds"]
     height = 3.6 + 0.13 * (len(rows) + len(baselines))
     figure, axes = canvas(height, 6.8, columns=len(panels), sharey=True, squeeze=False)
@@ -136,8 +132,7 @@ def bound(rows: Rows, differences: Mapping[str, Mapping], teachers: Rows, metric
 
     rows and teachers: dicts {method, mean, low, high, n}. differences: method -> paired difference to its teacher
     (`rows.TEACHERS`) {mean, low, high}; the title speaks of these, never of two intervals that overlap or do not.
-    Source of the bound: Theorem 1 of arXiv 2503.24289.
-    """
+    Source of the bound: Theorem 1 of arXiv 2503.24289."""
     figure, axis = canvas(2.1 + 0.42 * len(rows))
     style.draw_baselines(axis, {teacher["method"]: teacher for teacher in teachers}, vertical=True)
     for place, row in enumerate(rows):
@@ -161,11 +156,8 @@ def bound(rows: Rows, differences: Mapping[str, Mapping], teachers: Rows, metric
 
 @styled
 def forgetting(rows: Rows) -> Figure:
-    """Paired difference to the untrained model with its 95% interval: one panel per task, one row per method.
-
-    rows: the ledger's; of them `rows.main_changes` are drawn, one metric per task. Full dots: the interval leaves 0
-    out.
-    """
+    """Paired difference to the untrained model with its 95% interval: one panel per task, one row per method. rows: the
+    ledger's; of them `rows.main_changes` are drawn, one metric per task. Full dots: the interval leaves 0 out."""
     changes = book.main_changes(rows)
     methods = list(dict.fromkeys(row["method"] for row in changes))
     tasks = list(dict.fromkeys((row["task"], row["metric"]) for row in changes))
@@ -199,11 +191,8 @@ def forgetting(rows: Rows) -> Figure:
 
 @styled
 def kl_retention(rows: Rows) -> Figure:
-    """How far each method moved from the untrained model, in forward KL, and what it kept of its accuracy.
-
-    rows: the ledger's; of them `rows.retention` is drawn, with 95% intervals both ways. The untrained model is the
-    cross at (0, 0).
-    """
+    """How far each method moved from the untrained model (the cross), in forward KL, and what it kept of its accuracy.
+    rows: the ledger's; of them `rows.retention` is drawn, with 95% intervals both ways."""
     kept, told = book.retention(rows), []
     figure, axis = canvas(3.6)
     axis.axhline(0, color=BLACK, ls="--", lw=1)
@@ -229,10 +218,8 @@ def pareto(rows: Rows) -> Figure:
     the right is better; a line that runs above another keeps more at the same gain."""
     figure, axis = canvas(4.4, 7.0)
     for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        points = sorted(
-            (row for row in rows if row["method"] == method), key=lambda row: style.interval(row["gain"])["mean"]
-        )
-        gains, losses = ([style.interval(row[key]) for row in points] for key in ("gain", "loss"))
+        points = [(style.interval(row["gain"]), style.interval(row["loss"])) for row in rows if row["method"] == method]
+        gains, losses = zip(*sorted(points, key=lambda point: point[0]["mean"]))
         look = dict(color=style.COLORS[place % 6], marker=style.MARKERS[place % 6], ms=4)
         xs, ys = [0.0, *(one["mean"] for one in gains)], [0.0, *(one["mean"] for one in losses)]
         axis.plot(xs, ys, label=fill(method, 26), **look)
@@ -244,10 +231,8 @@ def pareto(rows: Rows) -> Figure:
 
 @styled
 def continual(rows: Rows) -> Figure:
-    """Stages of adaptation to one task after another: one panel per measure, one line per trainer, 95% intervals.
-
-    rows: the ledger's, of which those of kind "continual" are drawn.
-    """
+    """Stages of adaptation to one task after another: one panel per measure, one line per trainer, 95% intervals. rows:
+    the ledger's, of which those of kind "continual" are drawn."""
     stages, names = book.stages(rows), book.measures(rows)
     figure, axes = _grid(len(names), 2, (0.6, 3.1), (1.4, 2.35))
     ticks = {row["stage"]: row["name"] for line in stages.values() for row in line}
@@ -269,10 +254,8 @@ def continual(rows: Rows) -> Figure:
 
 
 def _kept(stages: Mapping[str, Rows], names: Sequence[str]) -> str:
-    """What the last stage did to the first task since the stage before, and to capability since the start.
-
-    A paired difference to the untrained model is used where the row has one; else whether the two intervals overlap.
-    """
+    """What the last stage did to the first task since the stage before, and to capability since the start: by a paired
+    difference to the untrained model where the row has one, else by whether the two intervals overlap."""
     told, last = [], ""
     for trainer, line in stages.items():
         if len(line) < 3:

@@ -35,11 +35,8 @@ KEY = "over steps; points: steps · line: running mean, 95% band · dashes: mean
 
 @styled
 def dashboard(curve: Rows, val: Rows = (), baselines: Mapping = {}, metric: str = "ndcg@100", steps: int = 0) -> Figure:
-    """Validation above, what the steps log below, as it stands now: quick to draw, every panel in its place.
-
-    Arguments as in `learning_curve`. steps: of the whole run, where every time axis ends (0: at the last so far).
-    A reward of several parts has a panel for each.
-    """
+    """Validation above, what the steps log below, as it stands now: quick to draw, every panel in its place. Arguments
+    as in `learning_curve`. steps: of the whole run, where every time axis ends (0: at the last so far)."""
     points = sorted(val, key=lambda point: point["step"])
     now = max(row["step"] for row in ({"step": 0}, *curve, *points))
     panels = [PANELS[0], *_parts(curve), *PANELS[1:LIVE]]
@@ -69,8 +66,7 @@ def components(curve: Rows) -> Figure:
     """Small multiples of what a step logs: reward and its parts, groups without signal, length, entropy, KL.
 
     Each panel: the steps as points, their running mean with its 95% band, and a dashed line at the mean of
-    the first steps, in the gain at the request's own score. What a curve does not hold is not drawn.
-    """
+    the first steps, in the gain at the request's own score. What a curve does not hold is not drawn."""
     panels = [panel for panel in [PANELS[0], *_parts(curve), *PANELS[1:]] if len(_series(curve, panel[0])[0])]
     figure, places = _grid(-(-len(panels) // 3) or 1, 3, 0.55)
     last = max((row["step"] for row in curve), default=0)
@@ -85,8 +81,7 @@ def learning_curve(curve: Rows, val: Rows = (), baselines: Mapping = {}, metric:
     """Validation metric (points with 95% intervals, baselines as lines with bands) over reward per step.
 
     curve: dicts with step and reward. val: dicts {step, mean, low, high, n}. baselines: name ->
-    Interval, {mean, low, high} or a number, measured on the same validation examples.
-    """
+    Interval, {mean, low, high} or a number, measured on the same validation examples."""
     points = sorted(val, key=lambda point: point["step"])
     steps, rewards = _series(curve, "reward")
     parts = [part for part, there in (("val", points or baselines), ("reward", len(steps))) if there]
@@ -114,10 +109,8 @@ def learning_curve(curve: Rows, val: Rows = (), baselines: Mapping = {}, metric:
 
 @styled
 def headroom(row: Mapping, baselines: Mapping = {}, metric: str = "ndcg@100") -> Figure:
-    """What picking the best of several rollouts would win over their mean: the room that training can go for.
-
-    row: {n, rollouts, mean: {mean, low, high}, best: {mean, low, high}}. baselines as in `learning_curve`.
-    """
+    """What picking the best of several rollouts would win over their mean: the room that training can go for. row: {n,
+    rollouts, mean: {mean, low, high}, best: {mean, low, high}}. baselines as in `learning_curve`."""
     figure, axis = canvas(2.5 + 0.16 * len(baselines))
     mean, best, count = style.interval(row["mean"]), style.interval(row["best"]), row["rollouts"]
     style.draw_baselines(axis, baselines, vertical=True)
@@ -131,10 +124,8 @@ def headroom(row: Mapping, baselines: Mapping = {}, metric: str = "ndcg@100") ->
 
 @styled
 def word_shift(frame: pd.DataFrame, before: str = "before", after: str = "after") -> Figure:
-    """Dumbbells: for each word the share of rewrites that hold it, before (ring) and after (dot).
-
-    frame: word, before, after, as `inspector.word_shares` gives it, drawn in its order.
-    """
+    """Dumbbells: for each word the share of rewrites that hold it, before (ring) and after (dot). frame: word, before,
+    after, as `inspector.word_shares` gives it, drawn in its order."""
     figure, axis = canvas(1.6 + 0.3 * max(1, len(frame)))
     places, rose = range(len(frame)), (frame["after"] > frame["before"]).tolist()
     colors = [BLUE if up else style.RED for up in rose]
@@ -291,11 +282,9 @@ def _curve_finding(points: Rows, rewards: np.ndarray, baselines: Mapping, label:
 class LiveCurves:
     """Give it to a trainer as `watch`: one figure under the cell, drawn anew as the steps come in.
 
-    steps: of the whole run, for the axis. baselines: name -> Interval or number, measured on the validation
-    examples. every: seconds between two drawings at least (drawing costs a fraction of one); the first
-    and the last step, and each validation, are always drawn. It reads the rows only, so a resumed run draws
-    its whole past.
-    """
+    steps: of the whole run, for the axis. baselines: name -> Interval or number, measured on the validation examples.
+    every: seconds between two drawings at least (drawing costs a fraction of one); the first and the last step, and
+    each validation, are always drawn. A resumed run draws its whole past."""
 
     def __init__(self, steps: int, baselines: Mapping | None = None, metric: str = "ndcg@100", every: float = 15.0):
         self.steps, self.baselines, self.metric, self.every = steps, dict(baselines or {}), metric, every

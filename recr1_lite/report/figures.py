@@ -102,10 +102,8 @@ def alt_text(figure: Figure) -> str:
 
 
 def fill(name: object, width: int, after: str = "", most: int = 60) -> str:
-    """A name of at most `most` letters in lines of `width`, with `after` behind it.
-
-    A legend leaves out a label that is empty or begins with "_", so neither is.
-    """
+    """A name of at most `most` letters in lines of `width`, with `after` behind it. A legend leaves out a label that is
+    empty or begins with "_", so neither is."""
     text = " ".join(_drawable(str(name)).split()) or "(no name)"
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return " " * text.startswith("_") + "\n".join(wrap(f"{text} {after}", width, break_on_hyphens=False))
@@ -125,18 +123,13 @@ def title(figure: Figure, finding: str, width: int = 56) -> None:
         figure.set_figheight(figure.get_figheight() + 0.2 * max(0, text.count("\n") - 1))
 
 
-def legend_below(figure: Figure) -> None:
-    """The legend below the axes, in as many columns as its longest name leaves room for; none of no names."""
+def finish(figure: Figure, finding: str, width: int = 56) -> Figure:
+    """The figure with its finding above, and below its legend, in as many columns as the names leave room for."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
     if labels:
         figure.set_figheight(figure.get_figheight() + 0.2 * max(label.count("\n") for label in labels))
         figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(3, 74 // (longest + 7))))
-
-
-def finish(figure: Figure, finding: str, width: int = 56) -> Figure:
-    """The figure with its legend below and its finding above."""
-    legend_below(figure)
     title(figure, finding, width)
     return figure
 
@@ -226,8 +219,7 @@ def bars(values: Mapping, finding: str, axis: str, stacked=False, baseline: tupl
     """Horizontal bars. values: name -> number or Interval, or name -> {series -> number or Interval}.
 
     An Interval gets its 95% whisker. stacked: series end to end, for shares of a whole. baseline: (name, number), drawn
-    as a line. axis: what is measured, with its unit. form: of the numbers at the bars.
-    """
+    as a line. axis: what is measured, with its unit. form: of the numbers at the bars."""
     rows = {name: value if isinstance(value, Mapping) else {None: value} for name, value in values.items()}
     series = list(dict.fromkeys(key for row in rows.values() for key in row))
     longest = max(sum(abs(interval(cell)["mean"]) for cell in row.values()) for row in rows.values())
@@ -260,11 +252,8 @@ def bars(values: Mapping, finding: str, axis: str, stacked=False, baseline: tupl
 
 @styled
 def lines(x, series: Mapping, finding: str, x_axis: str, y_axis: str, baseline: tuple = (), log_x=False) -> Figure:
-    """Lines over x, each with its own marker or dashes.
-
-    series: name -> one number or Interval (drawn as a band) per point. baseline: (name, number or Interval). Axes carry
-    their units. log_x: a logarithmic x axis.
-    """
+    """Lines over x, each with its own marker or dashes. series: name -> one number or Interval (drawn as a band) per
+    point. baseline: (name, number or Interval). Axes carry their units. log_x: a logarithmic x axis."""
     figure, plot = canvas(3.6 + 0.12 * max(0, len(series) - 3))
     for number, (name, values) in enumerate(series.items()):
         color, points = COLORS[number % len(COLORS)], [interval(value) for value in values]
@@ -293,10 +282,8 @@ def lines(x, series: Mapping, finding: str, x_axis: str, y_axis: str, baseline: 
 
 @styled
 def histogram(groups: Mapping[str, Sequence[float]], finding: str, axis: str, bins: int = 20) -> Figure:
-    """Distributions side by side: share of each group in a bin, its mean as a line. groups: name -> values.
-
-    Raises RecR1Error for a group that is empty or holds NaN.
-    """
+    """Distributions side by side: share of each group in a bin, its mean as a line. groups: name -> values. Raises
+    RecR1Error for a group that is empty or holds NaN."""
     figure, plot = canvas(3.3)
     kept = {name: np.asarray(values, float) for name, values in groups.items()}
     if bad := [name for name, values in kept.items() if not len(values) or not np.isfinite(values).all()]:

@@ -3,7 +3,6 @@
 The requests shown are not picked: they stand at even steps through all examples sorted by the change of the metric.
 """
 
-import functools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ from textwrap import shorten
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 
-from recr1_lite.common import RecR1Error
+from recr1_lite.common import RecR1Error, template
 from recr1_lite.evaluate.evaluation import EvalResult, metric_label, paired
 from recr1_lite.search.base import bag_of_words
 from recr1_lite.search.metrics import Interval, mean_interval
@@ -23,19 +21,8 @@ TIE = 1e-12
 _WORD = re.compile(r"(\w+(?:['’]\w+)*)")
 
 
-@functools.cache
-def template(name: str) -> Template:
-    """A template of this room; whatever is put into a page is escaped."""
-    escape = select_autoescape(["html.j2", "style.j2"])
-    templates = Environment(loader=PackageLoader("recr1_lite.report"), autoescape=escape, undefined=StrictUndefined)
-    return templates.get_template(name)
-
-
 def mark_words(request: str, query: str) -> list[tuple[str, str]]:
-    """The query in pieces with their kind: "copied" (a word of the request, any case), "new", or "" between.
-
-    The pieces joined are the query.
-    """
+    """The query in pieces with their kind: "copied" (a word of the request, any case), "new", or "" between."""
     known, pieces = set(words_of(request)), []
     for place, text in enumerate(_WORD.split(query)):  # every second piece is a word
         kind = "copied" if text.casefold() in known else "new"
@@ -61,8 +48,7 @@ def word_shares(
 
     `stopwords`, which the retriever does not see, are not counted. Up to n // 2 words that rose and as many that
     fell, from the largest rise to the largest fall; equal changes in the order of the alphabet. attrs["n"]: how many
-    rewrites. Raises RecR1Error where the results do not pair, or n < 2.
-    """
+    rewrites. Raises RecR1Error where the results do not pair, or n < 2."""
     if n < 2:
         raise RecR1Error(f"word_shares shows n // 2 words of a kind, so n = {n!r} shows none; take 2 or more")
     paired(before, after, after.metric)
@@ -83,8 +69,7 @@ def habits(result: EvalResult, prompt: Prompt, vocabulary: Collection[str] = ())
     "words": words per rewrite; "copied" and "new": share of its words that its request holds, or does not, over the
     rewrites that hold a word; "named": share of the rewrites with a word of `vocabulary`, say the classes of the
     catalogue (any case; only where one is given); "distinct": different rewrites over all, a plain number, because an
-    interval over examples cannot be had for it. Pair two results with `paired_interval`.
-    """
+    interval over examples cannot be had for it. Pair two results with `paired_interval`."""
     words = {example: words_of(text) for example, text in rewrites(result, prompt).items()}
     asked = {row.example_id: set(words_of(row.request)) for row in result.rows.itertuples()}
     copied = [sum(word in asked[example] for word in said) / len(said) for example, said in words.items() if said]
@@ -98,10 +83,8 @@ def habits(result: EvalResult, prompt: Prompt, vocabulary: Collection[str] = ())
 
 
 def unrepeated(text: str, completion: str) -> tuple[str, int]:
-    """What `expand` mode repeated, and how often: ("warm skirt", 2) of "warm skirt warm skirt".
-
-    A rewrite that repeats itself ("skirt skirt") is told from the repeating by the completion, which holds it once.
-    """
+    """What `expand` mode repeated, and how often: ("warm skirt", 2) of "warm skirt warm skirt". A rewrite that repeats
+    itself ("skirt skirt") is told from that by the completion, which holds it once."""
     words, said = text.split(), " ".join(completion.split())
     units = [n for n in range(1, len(words) + 1) if words == words[:n] * (len(words) // n)]
     fitting = [n for n in units if " ".join(words[:n]) in said] or units[:1] or [1]
@@ -148,8 +131,7 @@ class Inspection:
 
     head: plain JSON about all examples: names and means (one per stage), before and after (the first name and the
     last), split, metric, n, gains, losses, ties, changes (last stage minus first, sorted, one per example), shown
-    (their places). examples: plain JSON, one per shown request.
-    """
+    (their places). examples: plain JSON, one per shown request."""
 
     head: dict
     examples: list[dict]
@@ -182,11 +164,12 @@ class Inspection:
 
     def _repr_html_(self) -> str:
         helpers = dict(sent=sent, hits=hits, moved=moved, label=metric_label(self.head["metric"]), tie=TIE)
-        return template("inspector.html.j2").render(**vars(self), rule=self.rule, **helpers)
+        return template("report", "inspector.html.j2").render(**vars(self), rule=self.rule, **helpers)
 
     def html(self) -> str:
         """A page that stands alone: no network, no script, light or dark as the reader's device is."""
-        return template("alone.html.j2").render(title=" → ".join(self.head["names"]), body=self._repr_html_())
+        title = " → ".join(self.head["names"])
+        return template("report", "alone.html.j2").render(title=title, body=self._repr_html_())
 
 
 def inspect_rewrites(before: EvalResult, after: EvalResult, items: pd.DataFrame, n: int = 12) -> Inspection:
@@ -198,8 +181,7 @@ def inspect_stages(results: Sequence[EvalResult], items: pd.DataFrame, n: int = 
     """Results in order, say steps 0, 25 and 50, with n examples at even quantiles of the change, last less first.
 
     items: item_id, title, text. Equal changes are ordered by example_id, so the choice is the same each time. Raises
-    RecR1Error when n < 1, for one result, or when the results were not scored on the same examples.
-    """
+    RecR1Error when n < 1, for one result, or when the results were not scored on the same examples."""
     if n < 1 or len(results) < 2:
         told = f"not n={n!r} and {len(results)}; 12 of before and after is usual"
         raise RecR1Error(f"an inspection needs n of at least 1 and two results or more, {told}")

@@ -12,14 +12,14 @@ from typing import NamedTuple, TypeAlias
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from recr1_lite.common import RecR1Error, atomic_write
+from recr1_lite.common import RecR1Error, atomic_write, cell, template
 from recr1_lite.evaluate.evaluation import metric_label, show
 from recr1_lite.report import comparisons as plots
 from recr1_lite.report import curves
 from recr1_lite.report import rows as book
 from recr1_lite.report.comparisons import task_name
 from recr1_lite.report.figures import as_bytes
-from recr1_lite.report.inspector import Inspection, template
+from recr1_lite.report.inspector import Inspection
 from recr1_lite.report.rows import Table, facts, main_spots, main_table, of_kind, select, shown, tables, untrained
 
 
@@ -43,19 +43,17 @@ class Section(NamedTuple):
 
 
 def write_report(ledger, path: str | Path, run: str | None = None) -> Path:
-    """Write the report of a run (default: the ledger's last), whole or not at all: HTML, or Markdown for .md.
-
-    Markdown has its figures in a folder beside it, written before the page. Raises RecR1Error when the ledger holds no
-    results, or none of that run, for another suffix, and when `path` cannot be written.
-    """
+    """Write the report of a run (default: the ledger's last), whole or not at all: HTML, or Markdown for .md, with its
+    figures in a folder beside it, written before the page. Raises RecR1Error when the ledger holds no results, or none
+    of that run, for another suffix, and when `path` cannot be written."""
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm", ".md"):
         raise RecR1Error(f"a report is HTML or Markdown; name it .html or .md, not {path.name!r}")
     name, rows = select(ledger, run)
     title, made = f"Rec-R1 lite: {name}" if name else "Rec-R1 lite", sections(ledger, rows)
     if path.suffix.lower() != ".md":
-        page = template("page.html.j2").render(title=title, facts=facts(rows), sections=made, kind=kind, svg=svg)
-        return atomic_write(path, page)
+        told = {"title": title, "facts": facts(rows), "sections": made, "kind": kind, "svg": svg}
+        return atomic_write(path, template("report", "page.html.j2").render(told))
     folder, figures = path.with_name(f"{path.stem}_figures"), list[Figure]()
     lines = [f"# {plain(title)}", "", *(f"- {key}: {plain(value)}" for key, value in facts(rows)), ""]
     for section in made:
@@ -71,7 +69,8 @@ def report_markdown(ledger, run: str | None = None) -> str:
     name, rows = select(ledger, run)
     lines = [f"**{name or 'results'}**: " + "; ".join(f"{key} {value}" for key, value in facts(rows)), ""]
     for table in tables(rows):
-        lines += [f"{table.name}, task {table.task}:", "", *markdown_table(table.head(), table.body()), ""]
+        frame = table.frame()
+        lines += [f"{table.name}, task {table.task}:", "", *markdown_table([*frame], frame.to_numpy()), ""]
     not_shown = [f"- {claim}" for claim in claims(ledger, rows)]
     return "\n".join([*lines, "What may not be claimed:", "", *not_shown]) + "\n"
 
@@ -92,8 +91,7 @@ def plain(text: str) -> str:
 
 def markdown_table(head: list[str], body: Iterable[list[str]]) -> list[str]:
     """A Markdown table, one line per row; text that would end a cell is escaped."""
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, ["---"] * len(head), *body)]
-    return [f"| {' | '.join(row)} |" for row in cells]
+    return [f"| {' | '.join(map(cell, row))} |" for row in (head, ["---"] * len(head), *body)]
 
 
 def markdown(part, folder: str, figures: list[Figure]) -> list[str]:
@@ -144,7 +142,7 @@ def claims(ledger, rows: list[dict]) -> list[str]:
     about["kept"] = list(dict.fromkeys(row["method"] for row in changes if row["method"] not in lost))
     stages = [row["name"].removeprefix("after ") for line in book.stages(rows).values() for row in line]
     about |= {"stages": list(dict.fromkeys(stages)), "opened": len(ledger.rows("unseal")), "label": label}
-    return template("claims.j2").render(about).strip().split("\n")
+    return template("report", "claims.j2").render(about).strip().split("\n")
 
 
 def sections(ledger, rows: list[dict]) -> list[Section]:
@@ -180,14 +178,14 @@ def methods(table: Table) -> Section:
     metrics = list(dict.fromkeys(name for row in table.evals for name in row["metrics"]))
     more = []
     for row in table.evals:
+        means = {metric_label(name): shown(row["metrics"].get(name)) for name in metrics}
         counts = ", ".join(f"{kind} {count}" for kind, count in (row.get("outcomes") or {}).items())
-        more.append([row["method"], *(shown(row["metrics"].get(name)) for name in metrics), counts])
+        more.append({"method": row["method"], **means, "parse outcomes": counts})
     note = "“vs” columns: mean difference, paired on the same requests. Brackets: 95% bootstrap intervals."
     base, spots = table.baselines[0] if table.baselines else None, table.spots()
     picture = [plots.methods(spots, base, table.metric)] if spots else []
-    every = DataFrame(more, columns=["method", *map(metric_label, metrics), "parse outcomes"])
-    fold = Fold("All metrics and parse outcomes", every)
-    return Section(f"{table.name}: {table.task}", [DataFrame(table.body(), columns=table.head()), note, *picture, fold])
+    fold = Fold("All metrics and parse outcomes", DataFrame(more))
+    return Section(f"{table.name}: {table.task}", [table.frame(), note, *picture, fold])
 
 
 def headroom(row: dict, rows: list[dict]) -> Section:
@@ -218,13 +216,12 @@ def training(row: dict, rows: list[dict]) -> Section:
 def time_and_tokens(rows: list[dict]) -> Section:
     """What each evaluation and each training took."""
     told = {"eval": "{method} on {split}", "train": "training {method}", "headroom": "headroom check"}
-    lines, total = [], 0.0
-    for row in (row for row in rows if row["kind"] in told):
+    lines, timed = [], [row for row in rows if row["kind"] in told]
+    for row in timed:
         size = f"{len(row['curve'])} steps" if row.get("curve") else f"{row.get('n', '')} requests"
-        tokens, seconds = (form.format(row[key]) if row.get(key) is not None else "" for key, form in AMOUNTS.items())
-        total += row.get("seconds") or 0
-        lines.append([told[row["kind"]].format(**row), size, tokens, seconds])
-    lines.append(["all together", "", "", f"{total:.1f}"])
+        amounts = [form.format(row[key]) if row.get(key) is not None else "" for key, form in AMOUNTS.items()]
+        lines.append([told[row["kind"]].format(**row), size, *amounts])
+    lines.append(["all together", "", "", f"{sum(row.get('seconds') or 0 for row in timed):.1f}"])
     return Section("Time and tokens", [DataFrame(lines, columns=["what", "size", "tokens generated", "seconds"])])
 
 
@@ -249,12 +246,12 @@ def costs(rows: list[dict]) -> Section | None:
     stopped = {row["method"]: row["stopped"] for row in of_kind(rows, "train")}
     body = []
     for row in spent:
-        amounts = [_amount(key, row[key]) for key in book.COSTS]
-        body.append([row["method"], scores.get(row["method"], "not measured"), *amounts, stopped[row["method"]]])
-    head = ["method", reached, *(name.replace("_", " ") for name in book.COSTS), "stopped"]
+        amounts = {key.replace("_", " "): _amount(key, row[key]) for key in book.COSTS}
+        line = {"method": row["method"], reached: scores.get(row["method"], "not measured")}
+        body.append(line | amounts | {"stopped": stopped[row["method"]]})
     paid = "at the prices of the run's settings" if any(row["money"] for row in spent) else "nothing was paid"
     note = "Of training alone: samples and tokens of a teacher count as the method's own, validation does not."
-    return Section("What training cost", [DataFrame(body, columns=head), f"{note} Money: {paid}."])
+    return Section("What training cost", [DataFrame(body), f"{note} Money: {paid}."])
 
 
 def _amount(key: str, value: float | None) -> str:
@@ -309,11 +306,9 @@ def bound(rows: list[dict]) -> Section | None:
         gap = table.differences.get((name, teacher))
         versus |= {name: gap} if gap else {}
         body.append([name, teacher, shown(gap, True), book.verdict(gap) if gap else "not compared"])
-    text = (
-        "The paper (arXiv 2503.24289) argues that SFT on a policy's outputs is bounded by that policy. Rejection SFT "
-        "learns from the model's own outputs chosen by reward, and GRPO from the reward, so the bound does not hold "
-        "for them."
-    )
+    text = "The paper (arXiv 2503.24289) argues that SFT on a policy's outputs is bounded by that policy. Rejection "
+    text += "SFT learns from the model's own outputs chosen by reward, and GRPO from the reward, so the bound does not "
+    text += "hold for them."
     picture = plots.bound([spots[name] for name in trained], versus, teachers, table.metric)
     head = ["method", "held against", f"{metric_label(table.metric)}, paired difference [95%]", "verdict"]
     return Section("Can SFT pass its teacher?", [text, picture, DataFrame(body, columns=head)])

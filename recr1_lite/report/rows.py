@@ -55,17 +55,15 @@ class Table:
     def name(self) -> str:
         return SPLITS[self.split]
 
-    def head(self) -> list[str]:
-        versus = [f"vs {name}" for name in self.baselines]
-        return ["method", "n", f"{metric_label(self.metric)} [95%]", *versus, "tokens", "seconds"]
-
-    def body(self) -> list[list[str]]:
+    def frame(self) -> pd.DataFrame:
+        """The table as texts, a line per method."""
         lines = []
         for row in self.evals:
-            versus = [shown(self.differences.get((row["method"], name)), True) for name in self.baselines]
-            cost = [f"{row.get('tokens') or 0:,}", f"{row.get('seconds') or 0:.1f}"]
-            lines.append([row["method"], str(row["n"]), shown(row["metrics"][self.metric]), *versus, *cost])
-        return lines
+            line = {"method": row["method"], "n": str(row["n"])}
+            line[f"{metric_label(self.metric)} [95%]"] = shown(row["metrics"][self.metric])
+            line |= {f"vs {b}": shown(self.differences.get((row["method"], b)), True) for b in self.baselines}
+            lines.append(line | {"tokens": f"{row.get('tokens') or 0:,}", "seconds": f"{row.get('seconds') or 0:.1f}"})
+        return pd.DataFrame(lines)
 
     def spots(self) -> list[dict]:
         """{method, mean, low, high, n} of each method whose interval is whole, in the table's order."""
@@ -96,8 +94,7 @@ def corrected(differences: Sequence[Mapping]) -> list[dict]:
 
 
 def verdict(difference: Mapping) -> str:
-    """Whether a paired difference is "above", "below" or "not shown to differ" from 0: of one that is `corrected`, by
-    that; else by its interval."""
+    """Whether a paired difference is "above", "below" or "not shown to differ" from 0, `corrected` if it has been."""
     apart = difference.get("shown", not difference["low"] <= 0 <= difference["high"])
     return ("above" if difference["mean"] > 0 else "below") if apart else "not shown to differ"
 
@@ -153,12 +150,11 @@ def select(ledger, run: str | None = None) -> tuple[str, list[dict]]:
 
 def _by_seed(rows: list[dict]) -> list[dict]:
     """The rows; the trainings of a method with several seeds named "METHOD, seed N", as their evaluations are."""
-    times = Counter(row["method"] for row in of_kind(rows, "train"))
-    return [
-        row | {"method": f"{row['method']}, seed {row['seed']}"} if row["kind"] == "train" and times[row["method"]] > 1
-        else row
-        for row in rows
-    ]  # fmt: skip
+    times, named = Counter(row["method"] for row in of_kind(rows, "train")), []
+    for row in rows:
+        several = row["kind"] == "train" and times[row["method"]] > 1
+        named.append(row | {"method": f"{row['method']}, seed {row['seed']}"} if several else row)
+    return named
 
 
 def paired_again(rows: Sequence[dict]) -> list[dict]:
@@ -222,8 +218,7 @@ def main_spots(rows: Rows) -> dict[str, dict]:
 
 
 def untrained(rows: Rows, n: int | None) -> dict[str, dict]:
-    """Methods without a training, on validation, where they were measured on `n` requests: {method: interval}. Of
-    those of the ceiling the best alone."""
+    """Methods without a training, measured on `n` validation requests: {method: interval}; of the ceiling the best."""
     trained, main = {row["method"] for row in of_kind(rows, "train")}, main_table(rows)
     here = [table for table in tables(rows) if main and (table.split, table.task) == ("val", main.task)]
     spots = [spot for table in here for spot in table.spots() if spot["n"] == n and spot["method"] not in trained]
@@ -311,8 +306,7 @@ def costs(rows: Rows) -> list[dict]:
 
 
 def capability_changes(rows: Rows) -> list[dict]:
-    """Paired differences to the untrained model, one per method, task and metric: {method, task, metric, n,
-    difference}. Only whole ones."""
+    """Whole paired differences to the untrained model: {method, task, metric, n, difference} each."""
     compared = [row for row in of_kind(rows, "capability_compare") if row["b"] == "untrained"]
     last = {(row["a"], row["task"], row["metric"]): row for row in compared if whole(row["difference"])}
     family = zip(last.values(), corrected([row["difference"] for row in last.values()]), strict=True)

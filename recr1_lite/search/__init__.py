@@ -14,10 +14,8 @@ __all__ += ["mean_interval", "ndcg", "next_run_interval", "paired_interval", "re
 
 
 def build_retriever(name: str, items: pd.DataFrame) -> Retriever:
-    """One of RETRIEVERS over a catalogue, or a JSONRetriever of an http address, which has its own index.
-
-    Raises RecR1Error for another name.
-    """
+    """One of RETRIEVERS over a catalogue, or a JSONRetriever of an http address, which has its own index. Raises
+    RecR1Error for another name."""
     if name.startswith(("http://", "https://")):
         return JSONRetriever(name)
     if name not in RETRIEVERS:

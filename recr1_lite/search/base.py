@@ -112,8 +112,7 @@ def search_all(retriever: Retriever, queries: Sequence[str], k: int, known: Coll
     Each distinct query is asked once, a blank one never. Hits are cut to `k`; their order is taken as it comes. known:
     the catalogue's ids, in a set or a dict; None: not checked. Raises RetrieverError, with the query, for whatever the
     retriever raises and for an answer that is none: no list for each query, no list of hits, an id that is neither text
-    nor a whole number (7 is read as "7"), comes twice or is not known, a score that is no finite number.
-    """
+    nor a whole number (7 is read as "7"), comes twice or is not known, a score that is no finite number."""
     k = checked_cutoff(k)
 
     def search(asked: list[str]) -> list[Hits]:
@@ -145,9 +144,7 @@ def _read(query: str, answer: Any, who: str = "the retriever") -> Hits:
 
 def read_hits(answer: Any) -> Hits:
     """An answer as Hits: it is Hits, or a list (or tuple, or array) of ids or of (id, score); no score is 1 / rank.
-
-    TypeError, ValueError or OverflowError for what is none.
-    """
+    TypeError, ValueError or OverflowError for what is none."""
     ids, scores = [], []
     hits = zip(*map(listed, answer), strict=True) if isinstance(answer, Hits) else listed(answer)
     for rank, hit in enumerate(hits, start=1):
@@ -217,10 +214,8 @@ def bag_of_words(
 
 
 class CallableRetriever:
-    """Your own search engine: `fn(queries, k)` gives for each query its ids, or its (id, score), best first.
-
-    Without scores a hit scores 1 / rank. More than `k` hits are cut to `k`.
-    """
+    """Your own search engine: `fn(queries, k)` gives for each query its ids, or its (id, score), best first. Without
+    scores a hit scores 1 / rank. More than `k` hits are cut to `k`."""
 
     def __init__(self, fn: Callable[[list[str], int], Sequence[Sequence[Any]]]):
         self.fn, self.about = fn, {"function": getattr(fn, "__qualname__", type(fn).__name__)}
@@ -246,8 +241,7 @@ def environment_check(
 
     `pd.DataFrame` makes a readable table of it. A dense retriever rightly fails the checks of order, case, punctuation
     and unknown words; the others hold for anything one trains on. stopwords: what the engine leaves out. Raises
-    RetrieverError where a search does.
-    """
+    RetrieverError where a search does."""
     some, depth = items if len(items) <= SAMPLE else items.sample(SAMPLE, random_state=seed), min(DEPTH, len(items))
     holders: dict[str, set[str]] = defaultdict(set)
     for item_id, found in zip(some["item_id"], bag_of_words(some["text"], stopwords, None)):
@@ -293,8 +287,7 @@ def check_engine(retriever: Retriever, items: pd.DataFrame) -> None:
     """`environment_check` in little, before long work: some 50 short searches, and a line on how it went.
 
     Raises RetrieverError where training would mean nothing: hits of another catalogue, one twice, more than were asked
-    for, another answer to the same search. What holds for a bag of words alone is noted on stderr.
-    """
+    for, another answer to the same search. What holds for a bag of words alone is noted on stderr."""
     rules = environment_check(retriever, items, 5)
     for rule in (failed := [rule for rule in rules if not rule.passed]):
         if rule.name in NEEDED:

@@ -16,18 +16,8 @@ import pandas as pd
 
 from recr1_lite import assets
 from recr1_lite.common import RecR1Error, bar, place_folder
-from recr1_lite.search.base import (
-    Hits,
-    Retriever,
-    bag_of_words,
-    best,
-    checked_catalogue,
-    checked_queries,
-    described,
-    fingerprint,
-    once,
-    search_all,
-)
+from recr1_lite.search import base
+from recr1_lite.search.base import Hits, Retriever, bag_of_words, best, search_all
 from recr1_lite.search.metrics import checked_cutoff
 
 METHODS = ("lucene", "robertson", "atire")  # bm25l and bm25+ score documents without any word of the query
@@ -43,8 +33,7 @@ class BM25Retriever:
 
     score(q, d) = sum over the words of q, repeats included, of
         idf * tf / (tf + k1 * (1 - b + b * |d| / avgdl)),  idf = ln(1 + (N - df + 0.5) / (df + 0.5)) > 0.
-    Source: "Lucene (accurate)" in Kamphuis et al., "Which BM25 Do You Mean?", ECIR 2020; bm25s (arXiv 2407.03618)
-    computes the scores beforehand.
+    Source: "Lucene (accurate)" in Kamphuis et al., "Which BM25 Do You Mean?", ECIR 2020; by bm25s (arXiv 2407.03618).
     """
 
     def __init__(self, index: bm25s.BM25, ids: Sequence[str], stopwords, stemmer: str | None):
@@ -57,22 +46,14 @@ class BM25Retriever:
         words = {"stopwords": self.stopwords, "stemmer": self.stemmer}
         scores, vocabulary = self.index.scores, sorted(self.index.vocab_dict)
         content = "\n".join(vocabulary).encode() + scores["data"].tobytes() + scores["indices"].tobytes()
-        return index | words | {"index": fingerprint(self.ids, content)}
+        return index | words | {"index": base.fingerprint(self.ids, content)}
 
     @classmethod
     def build(
-        cls,
-        items: pd.DataFrame,
-        k1: float = 1.2,
-        b: float = 0.75,
-        method: str = "lucene",
-        stopwords: str | Sequence[str] | None = "en",
-        stemmer: str | None = "english",
+        cls, items: pd.DataFrame, k1=1.2, b=0.75, method="lucene", stopwords="en", stemmer="english"
     ) -> BM25Retriever:
-        """Index the columns `item_id` and `text` of `items`.
-
-        Raises RecR1Error as `checked_catalogue`, and for texts without any word, k1 below 0, b outside 0 to 1, or an
-        unknown method, stopword list or stemmer.
+        """Index the columns `item_id` and `text` of `items`; stopwords, stemmer: as `bag_of_words` has them. RecR1Error
+        as `checked_catalogue`, `bag_of_words`, and: no word in any text, k1 below 0, b outside 0 to 1, another method.
         """
         return next(cls.each(items, [(k1, b)], method, stopwords, stemmer))
 
@@ -83,7 +64,7 @@ class BM25Retriever:
         """As `build`, an engine for each (k1, b) of `settings`, made when it is asked for; the texts are read once."""
         if method not in METHODS:
             raise RecR1Error(f"there is no BM25 method {method!r} here; choose one of {', '.join(METHODS)}")
-        ids, texts = checked_catalogue(items)
+        ids, texts = base.checked_catalogue(items)
         stopwords = stopwords if stopwords is None or isinstance(stopwords, str) else sorted(stopwords)
         documents = bag_of_words(texts, stopwords, stemmer)
         # Sorted: these numbers fix the order in which scores add up, and a set's order differs by process.
@@ -102,9 +83,8 @@ class BM25Retriever:
         """At most `k` hits per query with a score above 0, best first; equal scores in the catalogue's order.
 
         A query without a known word has no hits. A repeated word counts again each time. Raises RecR1Error for a bad
-        `k`, RetrieverError for a query that is not text.
-        """
-        k, queries = checked_cutoff(k), checked_queries(queries)
+        `k`, RetrieverError for a query that is not text."""
+        k, queries = checked_cutoff(k), base.checked_queries(queries)
         results = []
         for words in bag_of_words(queries, self.stopwords, self.stemmer):
             # Sorted, so that two orders of the same words add up to the very same float.
@@ -126,9 +106,7 @@ class BM25Retriever:
 
     @classmethod
     def load(cls, folder: str | Path, mmap: bool = True) -> BM25Retriever:
-        """Read what `save` wrote; with `mmap` the arrays stay on disk and processes share them.
-
-        Raises RecR1Error where there is no whole index."""
+        """Read what `save` wrote; with `mmap` the arrays stay on disk and processes share them. RecR1Error for none."""
         try:
             head = json.loads((Path(folder) / "retriever.json").read_text(encoding="utf-8"))
             index = bm25s.BM25.load(Path(folder) / "index", mmap=mmap, show_progress=False)
@@ -159,13 +137,12 @@ class DenseRetriever:
         model's own limit (MiniLM: 256 tokens); or a function from n texts to an array (n, dimensions). backend:
         "exact" (NumPy), or "faiss" (the same answers but for the order of ties, faster on large catalogues; needs
         faiss-cpu). Raises RecR1Error as `checked_catalogue`, and for an unknown backend, faiss not installed, a model
-        that cannot be loaded.
-        """
+        that cannot be loaded."""
         if backend not in ("exact", "faiss"):
             raise RecR1Error(f"there is no backend {backend!r}; choose exact or faiss")
         if backend == "faiss":
             _faiss()  # before the long work
-        ids, texts = checked_catalogue(items)
+        ids, texts = base.checked_catalogue(items)
         encode = model if callable(model) else load_encoder(model)
         # each text once: in another batch its vector would differ by a rounding, and equal items must tie
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
@@ -173,16 +150,14 @@ class DenseRetriever:
         starts = bar(range(0, len(distinct), BATCH), desc="embedding items", unit="batch")
         vectors = np.concatenate([_embed(encode, distinct[at : at + BATCH]) for at in starts])
         name = model if isinstance(model, str) else getattr(model, "__qualname__", type(model).__name__)
-        about = {"model": name, "catalogue": fingerprint(ids, "\n".join(texts).encode())}
+        about = {"model": name, "catalogue": base.fingerprint(ids, "\n".join(texts).encode())}
         return cls(encode, vectors[[place[text] for text in texts]], ids, backend, about)
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """The `k` items nearest to each query, best first, scores from -1 to 1; equal ones in the catalogue's order.
-
-        A blank query has no hits. Raises RecR1Error for a bad `k`, RetrieverError for a query that is not text.
-        """
+        """The `k` items nearest to each query, best first, scores from -1 to 1; equal ones in the catalogue's order. A
+        blank query has no hits. Raises RecR1Error for a bad `k`, RetrieverError for a query that is not text."""
         k = checked_cutoff(k)
-        return once(queries, lambda asked: self._nearest(asked, k))
+        return base.once(queries, lambda asked: self._nearest(asked, k))
 
     def _nearest(self, queries: list[str], k: int) -> list[Hits]:
         vectors = _embed(self.encode, queries)
@@ -198,17 +173,14 @@ class DenseRetriever:
 
 
 class HybridRetriever:
-    """Several engines in one by reciprocal rank fusion: an item scores the sum of 1 / (60 + its rank) over the engines.
-
-    Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion", SIGIR 2009. Scores of the engines do not matter,
-    so BM25's and a cosine need no common scale.
-    """
+    """Several engines in one by reciprocal rank fusion: an item scores the sum of 1 / (60 + its rank) over the engines,
+    whose own scores do not matter. Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion", SIGIR 2009."""
 
     def __init__(self, retrievers: Sequence[Retriever]):
         if len(retrievers) < 2:
             raise RecR1Error(f"a fusion of {len(retrievers)} retrievers fuses nothing; give two or more")
         self.retrievers = list(retrievers)
-        self.about = {"engines": list(map(described, retrievers)), "constant": RRF_K, "depth": DEPTH}
+        self.about = {"engines": list(map(base.described, retrievers)), "constant": RRF_K, "depth": DEPTH}
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """At most `k` hits per query, best first, of the best 1,000 (or `k`) of each engine; of equal scores the one

@@ -65,8 +65,7 @@ def dcg(ranking: Sequence[str], relevant: Relevant, k: int, gain: str = "linear"
     """Discounted cumulative gain: the sum over ranks r = 1..k of g(gain of the item at r) / log2(r + 1).
 
     g is the gain itself (`linear`) or 2^gain - 1 (`exponential`). A later duplicate takes up its rank and gains
-    nothing. Source: Järvelin & Kekäläinen, TOIS 20(4), 2002; 2^gain - 1 and log2(r + 1) as in Burges et al., 2005.
-    """
+    nothing. Source: Järvelin & Kekäläinen, TOIS 20(4), 2002; 2^gain - 1 and log2(r + 1) as in Burges et al., 2005."""
     left = _worth(relevant, gain)
     return _discounted([left.pop(item, 0.0) for item in ranking[: checked_cutoff(k)]])
 
@@ -75,8 +74,7 @@ def ndcg(ranking: Sequence[str], relevant: Relevant, k: int, gain: str = "linear
     """DCG at k over the DCG at k of the best possible ranking, in 0..1; 0 where nothing is relevant.
 
     `legacy=True` is the rule of Rec-R1's official code (linjc16/Rec-R1): gains are 1, and a target listed twice in
-    `relevant` counts twice in the ideal DCG, though a ranking can hold it once. It needs the list as it was.
-    """
+    `relevant` counts twice in the ideal DCG, though a ranking can hold it once. It needs the list as it was."""
     k = checked_cutoff(k)
     if legacy:
         if isinstance(relevant, (Mapping, str)):
@@ -144,8 +142,7 @@ def mean_interval(
     clusters: one label per value where some are no independent draws, as requests about one garment; whole clusters are
     then resampled. Equal values, one value or one cluster alone give low = high = mean. Raises RecR1Error for no value,
     a value that is not finite, a bad level, another number of labels. Sources: Efron & Tibshirani, "An Introduction to
-    the Bootstrap", 1993, chapter 13; Field & Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007.
-    """
+    the Bootstrap", 1993, chapter 13; Field & Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007."""
     sample = np.asarray(values, dtype=float)
     if sample.ndim != 1 or not len(sample):
         raise RecR1Error(f"an interval needs a list of one or more numbers, not an array of {sample.shape}")
@@ -185,8 +182,7 @@ def next_run_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Where the score of one more run is expected, given those of runs that differ in their seed alone.
 
     A prediction interval for one draw of n runs, mean +- t * s * sqrt(1 + 1/n), for scores spread normally. Raises
-    RecR1Error for fewer than two runs. Source: Hahn & Meeker, "Statistical Intervals", 1991, section 4.7.
-    """
+    RecR1Error for fewer than two runs. Source: Hahn & Meeker, "Statistical Intervals", 1991, section 4.7."""
     sample = np.asarray(values, dtype=float)
     if sample.ndim != 1 or len(sample) < 2 or not np.isfinite(sample).all():
         raise RecR1Error(f"the spread of runs needs two or more finite scores, not {list(values)}; run more seeds")
@@ -215,19 +211,18 @@ def runs_interval(
     return Interval(float(sum(one.mean() for one in both)), float(low), float(high), values.shape[1])
 
 
-def holm(differences: Sequence[Interval], level: float = 0.95) -> list[bool]:
+def holm(differences: Sequence[Interval]) -> list[bool]:
     """Which of a family of differences, each with its 95% interval, are shown to differ from 0 all together.
 
     The p of a difference is that of a normal mean whose 95% interval is as wide as its own. Source: S. Holm, "A simple
     sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979."""
-    errors = [(one.high - one.low) / (2 * norm.ppf(0.975)) for one in differences]
-    p = [
-        2 * norm.sf(abs(one.mean) / error) if error else float(not one.mean)
-        for one, error in zip(differences, errors, strict=True)
-    ]
+    p = []
+    for one in differences:
+        error = (one.high - one.low) / (2 * norm.ppf(0.975))
+        p.append(2 * norm.sf(abs(one.mean) / error) if error else float(not one.mean))
     shown, order = [False] * len(p), sorted(range(len(p)), key=p.__getitem__)
     for rank, place in enumerate(order):
-        if p[place] > (1 - level) / (len(p) - rank):
+        if p[place] > 0.05 / (len(p) - rank):
             break
         shown[place] = True
     return shown

@@ -1,9 +1,8 @@
 """A search engine behind HTTP as the retriever: any service of yours, OpenSearch or Elasticsearch.
 
-The engine stays fixed and a black box; only where it runs differs. What may pass (a timeout, a lost connection, 429,
-5xx) is tried again, our own mistake is not. A failure that lasts, hits that are cut short and an answer that makes no
-sense are errors with the query in them, never an empty list: a policy must not be paid for an engine's bad day.
-Secrets go to their server and into no message.
+What may pass (a timeout, a lost connection, 429, 5xx) is tried again, our own mistake is not. A failure that lasts,
+hits that are cut short and an answer that makes no sense are errors with the query in them, never an empty list: a
+policy must not be paid for an engine's bad day.
 """
 
 import json
@@ -23,12 +22,8 @@ from recr1_lite.search.metrics import checked_cutoff
 BACKOFF = 1.0  # seconds before the first repeat; doubled for each further one
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is given up
 SESSION = "recr1_lite"  # every search on the same shard copies: another may score and break ties otherwise
-ADVICE = {
-    401: "check the key",
-    403: "check the key",
-    404: "check the URL, and the name of the index in it",
-    413: "pass a smaller batch_size=",
-}
+ADVICE = {401: "check the key", 403: "check the key", 404: "check the URL, and the name of the index in it"}
+ADVICE[413] = "pass a smaller batch_size="
 NO_KEY = "no key was sent: set RECR1_SEARCH_AUTH beside RECR1_SEARCH_URL, or pass authorization="
 
 
@@ -40,15 +35,53 @@ class Passing(Exception):
         self.pause = pause
 
 
-class JSONRetriever:
+class Remote:
+    """What is reached over HTTP. url: its address as it may be shown; its key goes to that server and into no message.
+
+    `what`, `example`, and the variables of the environment with its address and key are the subclass's."""
+
+    what, example = "search engine", "http://localhost:9200/products"
+    variables = "RECR1_SEARCH_URL", "RECR1_SEARCH_AUTH"
+
+    def connect(self, address: httpx.URL, key: str | None, path: str = "") -> None:
+        """Keep the address, whose URL goes on with `path`, and the key; None: the environment's for this server.
+
+        Raises RecR1Error for characters that no key has."""
+        self.address, self.key = address, (self.key_of(address) if key is None else key).strip()
+        self.url = str(address.copy_with(userinfo=b"", query=None)) + path
+        if not self.key.isascii() or not self.key.isprintable():
+            raise RecR1Error(f"the key for {self.url} holds characters that no key has; copy it again")
+        secret = self.key.partition(" ")[2] or self.key  # "Bearer" may be shown
+        self.secrets = [secret for secret in (secret, address.password, address.query.decode()) if secret]
+
+    def address_of(self, text: str) -> httpx.URL:
+        """The URL; raises RecR1Error, with an example, for what is none."""
+        with suppress(httpx.InvalidURL):
+            url = httpx.URL(text.strip())
+            if url.scheme in ("http", "https") and url.host:
+                return url
+        raise RecR1Error(f"the {self.what}'s address is no URL; it looks like {self.example}")
+
+    def key_of(self, address: httpx.URL) -> str:
+        """The environment's key where this is the server that it belongs to, or ""."""
+        configured, key = (os.environ.get(name, "") for name in self.variables)
+        return key if configured and key and same_server(address, self.address_of(configured)) else ""
+
+    def safe(self, text: str) -> str:
+        """The text cut short, without this server's secrets."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text[:300]
+
+
+class JSONRetriever(Remote):
     """Any service that is sent {"queries": [text, ...], "k": n} and gives {"results": [[hit, ...], ...]}.
 
     One list per query, best first; a hit is {"id": ..., "score": number} or a bare id, which scores 1 / rank.
     url: default RECR1_SEARCH_URL. batch_size: distinct queries per request. authorization: value of that header, such
     as "Bearer ..." or "ApiKey ..."; default RECR1_SEARCH_AUTH if the server is the one of RECR1_SEARCH_URL; a user and
     password in the URL serve too. timeout: seconds of silence. retries: of what may pass. Raises RecR1Error for a
-    missing or bad address, key or batch size.
-    """
+    missing or bad address, key or batch size."""
 
     wanted = '{"results": [[{"id": ..., "score": ...}, ...], ...]}'
     answers, content_type = "results", "application/json"
@@ -58,14 +91,8 @@ class JSONRetriever:
             raise RecR1Error(f"batch_size is {batch_size!r}; pass a whole number of at least 1")
         if not (url := url or os.environ.get("RECR1_SEARCH_URL", "")):
             raise RecR1Error("the search engine has no address; set RECR1_SEARCH_URL or pass url=")
-        self.address = _address(url)
-        self.key = (_key_of(self.address) if authorization is None else authorization).strip()
+        self.connect(self.address_of(url), authorization)
         self.batch_size, self.timeout, self.retries = batch_size, timeout, max(0, retries)
-        self.url = str(self.address.copy_with(userinfo=b"", query=None))  # what may be shown
-        if not self.key.isascii() or not self.key.isprintable():
-            raise RecR1Error(f"the key for {self.url} holds characters that no key has; copy it again")
-        key = self.key.partition(" ")[2] or self.key  # "Bearer" may be shown
-        self.secrets = [secret for secret in (key, self.address.password, self.address.query.decode()) if secret]
         headers = {"Content-Type": self.content_type} | ({"Authorization": self.key} if self.key else {})
         # a proxy of the environment cannot reach this machine's own loopback; redirects are not followed
         self.client = httpx.Client(timeout=timeout, headers=headers, trust_env=not is_loopback(self.address))
@@ -76,11 +103,8 @@ class JSONRetriever:
         return {"url": self.url}
 
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """At most `k` hits per query in the engine's order, each item once; a blank query is not asked.
-
-        Raises RecR1Error for a bad `k`, RetrieverError, with the query, for one that is not text and for a server that
-        fails or answers otherwise.
-        """
+        """At most `k` hits per query in the engine's order, each item once; a blank query is not asked. Raises
+        RecR1Error for a bad `k`, RetrieverError, with the query, for what is no text and for a server that fails."""
         k, size = checked_cutoff(k), self.batch_size
 
         def search(asked: list[str]) -> list[Hits]:
@@ -156,12 +180,6 @@ class JSONRetriever:
             advice = NO_KEY
         raise RecR1Error(f"{self.url} {problem}; {advice}")
 
-    def safe(self, text: str) -> str:
-        """The text cut short, without this server's secrets."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return text[:300]
-
 
 class OpenSearchRetriever(JSONRetriever):
     """An index of OpenSearch or Elasticsearch; `url` is the index's, such as http://localhost:9200/products.
@@ -171,8 +189,7 @@ class OpenSearchRetriever(JSONRetriever):
     refused, and the policy learns the parser instead of the catalogue (so it is that Rec-R1's own retriever loses the
     first word of each query). body: a function from a query to a search body of yours. id_field: the field with the
     item's id; default the document's `_id`. A batch goes to `_msearch`. k above the index's max_result_window (10,000)
-    is refused there. options: as JSONRetriever.
-    """
+    is refused there. options: as JSONRetriever."""
 
     wanted = "the whole answer of _msearch"
     answers, content_type = "responses", "application/x-ndjson"
@@ -248,15 +265,6 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "nothing")
 
 
-def address_of(text: str, what: str, example: str) -> httpx.URL:
-    """The URL; raises RecR1Error, with an example, for what is none."""
-    with suppress(httpx.InvalidURL):
-        url = httpx.URL(text.strip())
-        if url.scheme in ("http", "https") and url.host:
-            return url
-    raise RecR1Error(f"the {what}'s address is no URL; it looks like {example}")
-
-
 def same_server(one: httpx.URL, other: httpx.URL) -> bool:
     """Same scheme, host and port: a key for the one may be sent to the other."""
     return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
@@ -271,13 +279,3 @@ def _pause(state: RetryCallState) -> float:
     problem = state.outcome.exception() if state.outcome else None
     asked = problem.pause if isinstance(problem, Passing) else None
     return min(BACKOFF * 2 ** (state.attempt_number - 1), LONGEST_WAIT) if asked is None else asked
-
-
-def _address(text: str) -> httpx.URL:
-    return address_of(text, "search engine", "http://localhost:9200/products")
-
-
-def _key_of(address: httpx.URL) -> str:
-    """RECR1_SEARCH_AUTH where this is the server that it belongs to, or ""."""
-    configured, key = os.environ.get("RECR1_SEARCH_URL"), os.environ.get("RECR1_SEARCH_AUTH", "")
-    return key if configured and same_server(address, _address(configured)) else ""

@@ -33,10 +33,8 @@ def loader(task: str) -> Callable[..., Task]:
 
 
 def read_options(task: str, given: Sequence[str]) -> dict:
-    """Options of a task's loader from texts NAME=VALUE, each value as the argument's annotation wants it.
-
-    Raises RecR1Error for another text, a name that comes twice, and a value that is none.
-    """
+    """Options of a task's loader from texts NAME=VALUE, each value as the argument's annotation wants it. Raises
+    RecR1Error for another text, a name that comes twice, and a value that is none."""
     kinds, options = get_type_hints(loader(task)), {}
     for text in given:
         name, sign, value = text.partition("=")
@@ -68,10 +66,8 @@ def value_of(name: str, text: str, kind) -> object:
 
 
 def load_task(task: str, /, **options) -> Task:
-    """The task of that name, one of LOADERS, validated; `options` are the arguments of its loader.
-
-    Raises RecR1Error: unknown task or option, or data that do not pass `base.validate`.
-    """
+    """The task of that name, one of LOADERS, validated; `options` are the arguments of its loader. Raises RecR1Error:
+    unknown task or option, or data that do not pass `base.validate`."""
     load = loader(task)
     known = inspect.signature(load).parameters
     needed = [option for option, parameter in known.items() if parameter.default is parameter.empty]

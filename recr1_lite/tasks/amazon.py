@@ -41,10 +41,8 @@ COLUMNS = ("query", "query_id", "product_id", "product_locale", "esci_label", "s
 LOCALE = "us"
 LABELS = ("E", "S", "C", "I", "Exact", "Substitute", "Complement", "Irrelevant")  # the first letter tells
 PARTS = ("product_title", "product_description", "product_bullet_point", "product_brand", "product_color")
-GAINS = {  # KDD Cup 2022: Exact, Substitute, Complement; Irrelevant has none
-    "exact": {"E": 1.0},
-    "graded": {"E": 1.0, "S": 0.1, "C": 0.01},
-}
+# KDD Cup 2022: Exact, Substitute, Complement; Irrelevant has none
+GAINS = {"exact": {"E": 1.0}, "graded": {"E": 1.0, "S": 0.1, "C": 0.01}}
 
 
 def load_esci(
@@ -64,8 +62,7 @@ def load_esci(
     table of item_id, title, text. requests: instead of the Hub's ESCI (2.5 GB) its examples file
     (`shopping_queries_dataset_examples.parquet`); or {"train": path, "test": path} of JSON files in the paper's form, a
     list of {"query", "item_id": [ids]}, taken as they are (the test file is of a category). revision: of
-    tasksource/esci, instead of the pinned one. Raises RecR1Error that names the file and the row.
-    """
+    tasksource/esci, instead of the pinned one. Raises RecR1Error that names the file and the row."""
     chosen(GAINS, gains=gains)
     hub, notes = readers.HubFiles(), Counter({readers.WITHOUT_TEXT: 0})
     judged: set[str] | None = None
@@ -110,8 +107,7 @@ def _judged_queries(tables: list[tuple], gains: Mapping[str, float]) -> tuple[pd
     """EXAMPLE_COLUMNS and `split` of the judgements, queries in order of appearance; the ids of all products judged.
 
     tables: pairs of a table and its split, "" where a column has it. Rows of another locale or out of the small version
-    are left alone; queries of one text in one split are one, and a product of two labels has its best.
-    """
+    are left alone; queries of one text in one split are one, and a product of two labels has its best."""
     examples: dict[tuple[str, str], dict] = {}
     judged: set[str] = set()
     for source, split_of_all in tables:
@@ -151,10 +147,8 @@ def _paper_queries(paths: Tables) -> pd.DataFrame:
 
 
 def _products(items: readers.Table, judged: set[str] | None, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
-    """A catalogue of the US products, of those judged alone where these are known, and the file's name.
-
-    text: title, description, bullet points, brand and colour, without HTML. Raises RecR1Error.
-    """
+    """A catalogue of the US products, of those judged alone where these are known, and the file's name. text: title,
+    description, bullet points, brand and colour, without HTML. Raises RecR1Error."""
     name, rows = readers.read_rows(items, "items", ("product_id", "product_locale", *PARTS))
 
     def found() -> Iterator[tuple]:
@@ -168,10 +162,8 @@ def _products(items: readers.Table, judged: set[str] | None, notes: Counter[str]
 
 
 def _reachable(examples: pd.DataFrame, items: pd.DataFrame, name: str, notes: Counter[str]) -> pd.DataFrame:
-    """The examples with the relevant items that the catalogue has, and with the `category` of the best of them.
-
-    As in BLaIR those without one go; notes count them. Raises RecR1Error where none is left.
-    """
+    """The examples with the relevant items that the catalogue has, and with the `category` of the best of them. As in
+    BLaIR those without one go; notes count them. Raises RecR1Error where none is left."""
     known = dict(zip(items["item_id"], items["category"]))
     left = [{item: gain for item, gain in relevant.items() if item in known} for relevant in examples["relevant"]]
     if not any(left):
@@ -210,10 +202,9 @@ def load_c4(
     "Video_Games"), or "all" with splits="seed". splits: "paper" (val: the last `n_val` of the requests of other
     categories than PAPER) or "seed" (shares `val` and `test` of the category's requests). catalogue: "all", or
     "category" with splits="seed" for the items of the category alone. items: rows of item_id, category, metadata (title
-    and description); requests: rows of qid, query, item_id; both default to the files of the Hub (643 MB and 12 MB).
-    revision: of that repo, instead of the pinned one. Requests of one text are one, with the items of all. Raises
-    RecR1Error that names the file and the row.
-    """
+    and description); requests: rows of qid, query, item_id; both default to the files of the Hub (643 MB and 12 MB),
+    of `revision` instead of the pinned one. Requests of one text are one, with the items of all. Raises RecR1Error
+    that names the file and the row."""
     chosen(("paper", "seed"), splits=splits)
     chosen(("all", "category"), catalogue=catalogue)
     if splits == "paper" and (catalogue == "category" or category == "all"):
@@ -235,9 +226,8 @@ def load_c4(
         others = examples[~examples["category"].isin({*PAPER, category})]
         if not is_count(n_val) or n_val >= len(others):
             other = f"the {len(others)} requests in {name} about other categories than {', '.join(PAPER)}"
-            raise RecR1Error(
-                f"n_val={n_val!r} of {other} leaves no train or no val split; take fewer, or splits='seed'"
-            )
+            left = f"n_val={n_val!r} of {other} leaves no train or no val split"
+            raise RecR1Error(f"{left}; take fewer, or splits='seed'")
         frames = apart({"train": others[:-n_val], "val": others[-n_val:], "test": own}, notes)
         made = "test: the category; train and val: the categories that the paper does not test on"
     else:
@@ -247,10 +237,7 @@ def load_c4(
         made = f"drawn from the requests of the category with seed {seed}"
     if catalogue == "category" and category != "all":
         table = table[table["category"] == category].reset_index(drop=True)
-    about: dict = {
-        "source": f"Amazon-C4; {hub}",
-        "licence": "its page states none; made of Amazon Reviews 2023, for research",
-        "splits made": made,
-    }
+    licence = "its page states none; made of Amazon Reviews 2023, for research"
+    about = {"source": f"Amazon-C4; {hub}", "licence": licence, "splits made": made}
     frames = {split: frame[EXAMPLE_COLUMNS] for split, frame in frames.items()}
     return Task(f"amazon_c4-{category}", table[ITEM_COLUMNS], **frames, prompt=C4_PROMPT, about=about | +notes)

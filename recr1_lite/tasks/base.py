@@ -50,10 +50,8 @@ class _Seal:
 
 
 class KnownIds(str):
-    """The ids of a catalogue, in `attrs` of each split: what is searched for it is checked against them.
-
-    As text it is the catalogue's name, because pandas copies attrs with each frame and writes them as JSON.
-    """
+    """The ids of a catalogue, in `attrs` of each split: what is searched for it is checked against them. As text it is
+    the catalogue's name, because pandas copies attrs with each frame and writes them as JSON."""
 
     ids: frozenset[str]
 
@@ -75,9 +73,8 @@ class Task(_Seal):
     an example's ranking leaves out, and `history`, oldest first. `k_train`, `k_eval`: cut-offs of the ranking. `about`:
     source, licence, notes; validation adds `splits`, its counts, and the number of texts without a word to index.
     `few_shot`: a prompt with examples, a baseline. `rule`: what somebody who knows the shop could write down without a
-    model, from a request to a rewrite ("": nothing to say) and the thought behind it. Raises RecR1Error for data that
-    `validate` refuses, a cut-off below 1.
-    """
+    model, from a request to a rewrite ("": nothing to say) and the thought behind it. Raises RecR1Error for a cut-off
+    below 1, and as `validate`."""
 
     name: str
     items: pd.DataFrame
@@ -121,8 +118,7 @@ class Task(_Seal):
         """The test split, in the columns of `val`. A row of kind "unseal" goes to the ledger first.
 
         Raises RecR1Error while a trainer runs, where the ledger cannot be written (the split then stays closed), and
-        for a copied or unpickled task, which has no test split.
-        """
+        for a copied or unpickled task, which has no test split."""
         test = self._opened()
         if not self._marked:
             mark = {"task": self.name, "split": "test", "n": len(test), "reason": reason}
@@ -163,8 +159,7 @@ class Task(_Seal):
         """A new task whose splits are change(split's name, its rows), and with `fields` in place of this one's.
 
         The test split is changed behind the seal and sealed again: `change` must be the same for every row and keep
-        none. Raises RecR1Error where `unseal_test` does, and for a result that does not pass `validate`.
-        """
+        none. Raises RecR1Error where `unseal_test` does, and for a result that does not pass `validate`."""
         self._opened()
         splits = {split: change(split, frame.copy()) for split, frame in self._splits().items()}
         return replace(self, **splits, **fields)
@@ -172,10 +167,8 @@ class Task(_Seal):
     def subsample(
         self, n_val: int | None = None, n_test: int | None = None, n_train: int | None = None, seed: int = 0
     ) -> Self:
-        """The same task with at most so many examples per split (None: all), drawn with `seed`.
-
-        The catalogue stays whole, so that scores stay comparable. Raises RecR1Error for a number below 1.
-        """
+        """The same task with at most so many examples per split (None: all), drawn with `seed`; the catalogue stays
+        whole, so that scores stay comparable. Raises RecR1Error for a number below 1."""
         sizes = {"train": n_train, "val": n_val, "test": n_test}
 
         def draw(split: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -281,8 +274,7 @@ def validate(items: pd.DataFrame, splits: Mapping[str, pd.DataFrame], task: str)
     A target that the catalogue lacks is unreachable. Items are counted where they are the most relevant of an example;
     a cold one is so in no example of train. Raises RecR1Error that names the first offending row (from 1): a column
     missing, no row, an id twice, what should be text and is not, a request in two splits, a gain that is not a positive
-    finite number, no relevant item, ids to exclude that are not in the catalogue or relevant, a split whose targets are
-    all unreachable.
+    finite number, no relevant item, ids to exclude not in the catalogue or relevant, a split without a reachable one.
     """
     check_texts(items, ITEM_COLUMNS, ITEM_COLUMNS, f"task {task!r}, catalogue")
     catalogue = set(items["item_id"])
@@ -346,8 +338,7 @@ def _check_example(row: dict, catalogue: set[str], where: str) -> None:
 
 
 def _check_apart(splits: Mapping[str, pd.DataFrame], task: str) -> None:
-    """No example_id and no request, as `alike` has it, in two splits; with a `history` only no example_id: two users
-    may have had the same things."""
+    """No example_id in two splits, and no request (as `alike` has it) but of a `history`, which two users may share."""
     first_of: dict[tuple[str, str], tuple[str, str]] = {}
     for split, frame in splits.items():
         requests = {} if "history" in frame else {"request": alike(frame["request"])}
@@ -389,5 +380,5 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
-def is_count(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

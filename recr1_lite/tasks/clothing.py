@@ -19,25 +19,17 @@ from recr1_lite.tasks.prompts import Prompt, chosen
 
 # Chosen on training requests: of thirteen wordings this one had the best greedy rewrites (benchmarks/README.md). As in
 # the paper the rewrite alone is sent.
-PROMPT = Prompt(
-    style="compact",
-    instruction="{request}\n\nIn one word, what did the customer buy?",
-    prefix="The customer bought a",
-    distinct=True,
-)
+QUESTION = "{request}\n\nIn one word, what did the customer buy?"
+PROMPT = Prompt("compact", QUESTION, prefix="The customer bought a", distinct=True)
 # With one garment as the only relevant one the request is kept, and the query repeated four times after it: once, one
 # right word moves the ranking too little for a hundred rollouts to notice.
 EXACT: dict[str, Any] = dict(mode="expand", weight=4, distinct=False)
-FEW_SHOT = replace(
-    PROMPT,
-    instruction="What did this customer buy? {request}",
-    prefix="",
-    examples=(
-        ("So soft and cozy! I wear it over leggings.", "sweater, cardigan, knit, soft"),
-        ("I wore it to a wedding, it hits above the knee.", "dress, dresses, lace, knee"),
-        ("They fit well in the waist, too long for me.", "pants, trousers, waist, long"),
-    ),
+EXAMPLES = (
+    ("So soft and cozy! I wear it over leggings.", "sweater, cardigan, knit, soft"),
+    ("I wore it to a wedding, it hits above the knee.", "dress, dresses, lace, knee"),
+    ("They fit well in the waist, too long for me.", "pants, trousers, waist, long"),
 )
+FEW_SHOT = replace(PROMPT, instruction="What did this customer buy? {request}", prefix="", examples=EXAMPLES)
 EXACT_FEW_SHOT = replace(FEW_SHOT, **EXACT)
 SUBSTITUTE = 0.1  # the gain of a garment of the same class, as in the KDD Cup 2022 on ESCI
 # What somebody who knows the shop could write down: the words of a message that name a garment. A teacher for SFT.
@@ -63,8 +55,7 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
 
     relevance: `graded` (the garment 1, the others of its class SUBSTITUTE; the rewrite alone is sent) or `exact` (the
     garment alone; the request is sent with the rewrite behind it). Raises RecR1Error: `words` below 10, another
-    relevance, or the data cannot be fetched.
-    """
+    relevance, or the data cannot be fetched."""
     chosen(RELEVANCE, relevance=relevance)
     graded = relevance == "graded"
     if words < MIN_WORDS:
@@ -76,32 +67,24 @@ def load(words: int = 40, seed: int = 0, relevance: str = "graded") -> Task:
     examples = pd.DataFrame({"example_id": "review-" + messages["row"].astype(str)})
     examples["request"] = messages["text"].str.split().str[:words].str.join(" ")
     kinds = items.set_index("item_id")["title"].str.partition(" #")[0]
-    alike_items = kinds.groupby(kinds).groups if graded else {}
-    examples["relevant"] = [
-        dict.fromkeys(alike_items.get(kinds[garment], ()), SUBSTITUTE) | {garment: 1.0}
-        for garment in messages["garment"]
-    ]
+    others = kinds.groupby(kinds).groups if graded else {}
+    classes = {garment: dict.fromkeys(others.get(kind, ()), SUBSTITUTE) for garment, kind in kinds.items()}
+    examples["relevant"] = [classes[garment] | {garment: 1.0} for garment in messages["garment"]]
     examples["cluster"] = messages["garment"].to_numpy()
     examples = examples[~alike(examples["request"]).duplicated()]
-    return Task(
-        name="clothing",
-        items=items,
-        train=examples[N_TEST + N_VAL :],
-        val=examples[N_TEST : N_TEST + N_VAL],
-        test=examples[:N_TEST],
-        prompt=PROMPT if graded else replace(PROMPT, **EXACT),
-        metrics=GRADED_METRICS if graded else METRICS,
-        few_shot=FEW_SHOT if graded else EXACT_FEW_SHOT,
-        rule=name_garments,
-        about={
-            "source": f"Women's E-Commerce Clothing Reviews (Kaggle, nicapotato), in the PyPI wheel {WHEEL}",
-            "licence": "CC0 1.0",
-            "request": f"a held-out product review, cut to its first {words} words",
-            "relevant": RELEVANCE[relevance],
-            "item text": "class, department and the other shoppers' reviews of the garment",
-            "seed": seed,
-        },
-    )
+    test, val, train = examples[:N_TEST], examples[N_TEST : N_TEST + N_VAL], examples[N_TEST + N_VAL :]
+    about = {
+        "source": f"Women's E-Commerce Clothing Reviews (Kaggle, nicapotato), in the PyPI wheel {WHEEL}",
+        "licence": "CC0 1.0",
+        "request": f"a held-out product review, cut to its first {words} words",
+        "relevant": RELEVANCE[relevance],
+        "item text": "class, department and the other shoppers' reviews of the garment",
+        "seed": seed,
+    }
+    form: dict = {"prompt": PROMPT, "few_shot": FEW_SHOT, "metrics": GRADED_METRICS}
+    if not graded:
+        form = {"prompt": replace(PROMPT, **EXACT), "few_shot": EXACT_FEW_SHOT, "metrics": METRICS}
+    return Task("clothing", items, train, val, test, **form, rule=name_garments, about=about)
 
 
 def name_garments(message: str) -> tuple[str, str]:

@@ -47,8 +47,7 @@ def load(
     Without a `split` column the shares `val` and `test` of the different requests are drawn with `seed`; equal requests
     go to one split. `prompt`: a Prompt, or just an instruction with {request} in it. `unreachable`: "error" stops at a
     relevant id that the catalogue lacks, "count" keeps it as one that is never found. `last`: titles in a request made
-    of a history. Raises RecR1Error that names the file and its first offending row.
-    """
+    of a history. Raises RecR1Error that names the file and its first offending row."""
     chosen(("error", "count"), unreachable=unreachable)
     if isinstance(prompt, str):
         prompt = Prompt(style="compact", instruction=prompt, mode="expand")
@@ -143,10 +142,8 @@ def _gain(value: object, place: str) -> float:
 
 
 def apart(splits: dict[str, pd.DataFrame], notes: Counter[str]) -> dict[str, pd.DataFrame]:
-    """The splits without the requests of train and val that a later split asks in other spelling; notes count them.
-
-    A request that a later split spells alike stays, for `validate` to tell.
-    """
+    """The splits without the requests of train and val that a later split asks in other spelling; notes count them. A
+    request that a later split spells alike stays, for `validate` to tell."""
     later: set[str] = set()
     spelt: set[str] = set()
     for split in reversed(SPLITS):

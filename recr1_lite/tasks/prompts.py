@@ -31,9 +31,8 @@ _LABEL = re.compile(
 _QUOTES = "\"'“”‘’«»`*_ \t"
 # how models mark a thought: tags of several names, with bars or prefixes; channels (gpt-oss, with and without its
 # special tokens, Gemma 4). Every repeat is bounded, so that a completion made of half a tag stays quick.
-_NAME = (
-    r"(?:\w{1,8}:)?(?:ant)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis)(?:[_ -]process)?"
-)
+_NAME = r"(?:\w{1,8}:)?(?:ant)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis)"
+_NAME += r"(?:[_ -]process)?"
 _THOUGHT = re.compile(
     rf"<\|?\s?(?P<tag>/\s?|end_(?:of_)?)?(?:(?:begin|start)_(?:of_)?)?{_NAME}(?:\s[^<>]{{0,80}}?)?(?P<empty>\s?/)?\s?\|?>"
     r"|\[(?P<square>/)?think(?:ing)?\]|◁(?P<white>/)?think(?:ing)?▷"
@@ -74,8 +73,7 @@ def parse(completion: str, style: str, truncated: bool = False) -> Parsed:
     - json: the first JSON object that has a "query"; code fences, text around it and raw newlines in it are fine.
     - think, paper: compact or json inside the last complete <answer>...</answer>. The thought is not checked, and an
       answer in tags at the very end ends it too.
-    - "query" may be a list of texts, which are joined by spaces. White space becomes single spaces.
-    """
+    - "query" may be a list of texts, which are joined by spaces. White space becomes single spaces."""
     chosen(STYLES, style=style)
     parts, thoughts, ended = split_thoughts(completion if isinstance(completion, str) else "")
     if not ended and not truncated:  # the model itself stopped there
@@ -99,8 +97,7 @@ def split_thoughts(text: str) -> tuple[list[str], list[str], bool]:
     """The parts of a text outside its thoughts, its thoughts, and whether the last of them has an end.
 
     A closing tag alone closes what came before it: chat templates open a thought for the model. So a tag that is only
-    spoken of inside a thought, or nested there, lets nothing of it out.
-    """
+    spoken of inside a thought, or nested there, lets nothing of it out."""
     parts: list[str] = []
     thoughts: list[str] = []
     start, thinking = 0, False
@@ -197,8 +194,7 @@ class Prompt:
     as the model should write it (see `format_answer`). `prefix` opens the assistant's turn. `mode`, `weight`,
     `distinct`: see `compose`. `thinking`: whether a chat template that has a switch for it (Qwen3) lets the model think
     first; off, because the kit's limits are a few tokens. Raises RecR1Error for an unknown style or mode, an
-    instruction without {request}, an example whose answer does not parse.
-    """
+    instruction without {request}, an example whose answer does not parse."""
 
     style: str
     instruction: str
@@ -235,8 +231,7 @@ class Prompt:
         """The text that the model continues, through its own chat template and ending in the prefix.
 
         Special tokens spelled out in the request are broken up, so that it cannot leave the user's turn. The template
-        has put its own start token in: tokenise with `add_special_tokens=False`. Raises RecR1Error as `chat_text`.
-        """
+        has put its own start token in: tokenise with `add_special_tokens=False`. Raises RecR1Error as `chat_text`."""
         chat = self.messages(break_special_tokens(tokenizer, request))
         return chat_text(tokenizer, chat, self.thinking) + self.prefix
 
@@ -248,8 +243,7 @@ class Prompt:
         """Parse what the model generated after this prompt, in training and in evaluation alike.
 
         A prefix opens the JSON or the thought, so it is put back there; in `compact` it is no part of the keywords.
-        What a model that may think wrote before it was cut, without any tag, is a thought that the template opened.
-        """
+        What a model that may think wrote before it was cut, without any tag, is a thought that the template opened."""
         if self.thinking and truncated and not _THOUGHT.search(completion):
             return Parsed(Outcome.truncated, "")
         return parse(completion if self.style == "compact" else self.prefix + completion, self.style, truncated)
@@ -259,8 +253,7 @@ def chat_text(tokenizer, chat: list[dict], thinking: bool = False) -> str:
     """The turns through the tokenizer's own template, up to where the assistant speaks.
 
     thinking: for templates that have a switch; one that opens a thought all the same has it closed here, unless it is
-    on. Raises RecR1Error for a tokenizer without a template and for a template that refuses the turns.
-    """
+    on. Raises RecR1Error for a tokenizer without a template and for a template that refuses the turns."""
     if not getattr(tokenizer, "chat_template", None):
         raise RecR1Error("the tokenizer has no chat template; use an instruction-tuned model or set one")
     switch = {"enable_thinking": thinking, "thinking": thinking}  # Qwen3 and most others; DeepSeek, Granite
@@ -274,43 +267,29 @@ def chat_text(tokenizer, chat: list[dict], thinking: bool = False) -> str:
     return f"{text}\n{tags[-1][0][0]}/{tags[-1][0][1:]}\n\n"
 
 
-_REWRITE = (
-    "Turn the request below into {} for a search engine that matches words. First think between <think> and </think>: "
-    "which thing is wanted, and which words would describe it? Then give {}\n\n{{request}}"
-)
+_ASK = "What is the person below looking for, and what are its features? Answer with one line of keywords."
+_NAME_IT = "Turn the request below into a query for a search engine that matches words. Name the thing that is wanted, "
+_NAME_IT += "then words that its description is likely to hold."
+_REWRITE = "Turn the request below into {} for a search engine that matches words. First think between <think> and "
+_REWRITE += "</think>: which thing is wanted, and which words would describe it? Then give {} between answer tags: "
+_OBJECT = ' Reply with a JSON object of the form {"query": "..."}.'
+_LINE, _JSON = "<answer>...</answer>.", '<answer>{"query": "..."}</answer>.'
 PROMPTS = {
-    "compact": Prompt(
-        "compact",
-        "What is the person below looking for, and what are its features? "
-        "Answer with one line of keywords.\n\n{request}",
-    ),
-    "json": Prompt(
-        "json",
-        "Turn the request below into a query for a search engine that matches words. Name the thing that is wanted, "
-        "then words that its description is likely to hold. Reply with a JSON object of the form "
-        '{"query": "..."}.\n\n{request}',
-        prefix='{"query": "',
-    ),
+    "compact": Prompt("compact", _ASK + "\n\n{request}"),
+    "json": Prompt("json", _NAME_IT + _OBJECT + "\n\n{request}", prefix='{"query": "'),
     "think": Prompt(
-        "think",
-        _REWRITE.format("keywords", "one line of keywords between answer tags: <answer>...</answer>."),
-        prefix="<think>",
+        "think", _REWRITE.format("keywords", "one line of keywords") + _LINE + "\n\n{request}", prefix="<think>"
     ),
     "paper": Prompt(
-        "paper",
-        _REWRITE.format("a query", 'the query as JSON between answer tags: <answer>{"query": "..."}</answer>.'),
-        prefix="<think>",
+        "paper", _REWRITE.format("a query", "the query as JSON") + _JSON + "\n\n{request}", prefix="<think>"
     ),
 }
+_THINK = " First think between <think> and </think>, then "
 _FORMATS = {  # what `restyled` adds to the instruction, and the prefix that opens the answer
     "compact": ("", ""),
-    "json": (' Reply with a JSON object of the form {"query": "..."}.', '{"query": "'),
-    "think": (" First think between <think> and </think>, then answer between <answer> and </answer>.", "<think>"),
-    "paper": (
-        " First think between <think> and </think>, then give the answer as JSON between answer tags: "
-        '<answer>{"query": "..."}</answer>.',
-        "<think>",
-    ),
+    "json": (_OBJECT, '{"query": "'),
+    "think": (f"{_THINK}answer between <answer> and </answer>.", "<think>"),
+    "paper": (f"{_THINK}give the answer as JSON between answer tags: {_JSON}", "<think>"),
 }
 
 
@@ -332,10 +311,7 @@ def format_answer(query: str, style: str, thought: str = "The thing wanted and i
 
 
 def restyled(prompt: Prompt, style: str) -> Prompt:
-    """The same question with its answer in another form, without examples: the variants of SFT differ in this alone.
-
-    Raises RecR1Error for an unknown style.
-    """
+    """The same question with its answer in another style (RecR1Error: unknown), without examples, as SFT varies it."""
     if style == prompt.style:
         return prompt
     chosen(STYLES, style=style)
@@ -358,8 +334,7 @@ def compose(request: str, parsed_query: str, mode: str, weight: int = 1, distinc
 
     For a bag of words, repeating a word weighs it (query2doc, arXiv 2303.07678, repeats the request). With no query
     ("", a completion that failed to parse) nothing is sent in `rewrite`, the request in `expand`. distinct: each word
-    of the query once, in any of its forms ("dress dresses"), so that no policy is paid for repeating one.
-    """
+    of the query once, in any of its forms ("dress dresses"), so that no policy is paid for repeating one."""
     chosen(MODES, mode=mode)
     if distinct:
         said = words(parsed_query)

@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recr1_lite.assets.fetch import HubFile, hub_file, named
+from recr1_lite.assets.fetch import hub_file
 from recr1_lite.common import RecR1Error, whole
 from recr1_lite.tasks.base import ITEM_COLUMNS, is_empty, no_column, shown
 
@@ -34,11 +34,8 @@ WITHOUT_TEXT = "items without text left out"
 
 
 class Row(dict[str, Any]):
-    """Column -> cell; RecR1Error for a column that is not there.
-
-    `place` names the row in messages. Rows of a DataFrame or a Parquet file count from 1, without the header ("items,
-    row 3"); of a text file the line is named ("items.csv, line 4").
-    """
+    """Column -> cell; RecR1Error for a column that is not there. `place` names the row in messages: in a DataFrame or a
+    Parquet file from 1, without the header ("items, row 3"); in a text file by its line ("items.csv, line 4")."""
 
     def __init__(self, place: str, cells: Iterable) -> None:
         super().__init__(cells)
@@ -81,8 +78,7 @@ def read_rows(source: Table, what: str, columns: Collection[str] = ()) -> tuple[
 
     CSV cells are text as written: the id "007" and the title "NA" stay so. `columns`: no others are read of a Parquet
     file. Raises RecR1Error, partly while rows are read: no such file, an unknown ending, a damaged file, no UTF-8, a
-    line with other columns, no row.
-    """
+    line with other columns, no row."""
     if isinstance(source, pd.DataFrame):
         _check_header(source.columns, what)
         numbered = enumerate(map(whole, source.itertuples(index=False, name=None)), start=1)
@@ -238,25 +234,25 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-class HubFiles(list[HubFile]):
-    """The files of the Hub that a task took instead of local ones; as text where they are from, for `about`."""
+class HubFiles(list[str]):
+    """Where the files are from that a task took from the Hub; as text, for `about`, each repo with its commit once."""
 
     def instead_of(self, source: Any, repo: str, file: str, local: str, revision: str | None = None) -> Any:
         """`source`, or where that is None the path of the Hub's file."""
         if source is None:
-            self.append(hub_file(repo, file, local, revision))
-        return self[-1].path if source is None else source
+            source, place = hub_file(repo, file, local, revision)
+            self.append(place)
+        return source
 
     def __str__(self) -> str:
-        return named(self) if self else "local files"
+        return f"Hugging Face Hub, {', '.join(dict.fromkeys(self))}" if self else "local files"
 
 
 def catalogue(found: Iterable[tuple], notes: Counter[str], lacks: str, empty: str = WITHOUT_TEXT) -> pd.DataFrame:
     """The items that are found: of each its row, the column of its id, its title, its text, and "" or its category.
 
     An exact copy of one is left out and counted in `notes`, and so is one without a title or a text. Raises RecR1Error
-    where an earlier row says something else of it, and `lacks` where no item is left.
-    """
+    where an earlier row says something else of it, and `lacks` where no item is left."""
     items: dict[str, tuple[str, ...]] = {}
     places: dict[str, str] = {}
     for row, column, *texts in found:
@@ -278,8 +274,7 @@ def read_items(source: Table, notes: Counter[str]) -> tuple[pd.DataFrame, str]:
     """A catalogue (`item_id`, `title`, `text`, `category`) as BLaIR and Amazon-C4 have it, and its name.
 
     Rows have item_id (or item), category, and metadata: title, full stop and description in one text. Rows may have
-    title and text instead, and then need no category.
-    """
+    title and text instead, and then need no category."""
     name, rows = read_rows(source, "items")
 
     def found() -> Iterator[tuple]:

@@ -56,8 +56,7 @@ def history_examples(
 
     rows: (example_id, history, target or list of them) with the ids of the items that the user had, oldest first;
     titles: item_id -> title. A target that the history holds is a repeat: excluded, it could not be found. Raises
-    RecR1Error: a history without items, an item without title, `last` no whole number from 1 on.
-    """
+    RecR1Error: a history without items, an item without title, `last` no whole number from 1 on."""
     examples, repeats = [], 0
     for example, history, target in rows:
         asked = past(history, titles, last, f"example {example!r}")
@@ -71,13 +70,8 @@ def history_examples(
 
 # Of three wordings the only one that was answered with genres (60 training requests; benchmarks/README.md).
 # An item's text is a few words, so genres find films; repeated, they outweigh the titles of films excluded.
-FILMS_PROMPT = Prompt(
-    style="compact",
-    instruction="I liked these films: {request}\n\nWhich genres are they?",
-    prefix="Genres:",
-    mode="expand",
-    weight=4,
-)
+FILMS_QUESTION = "I liked these films: {request}\n\nWhich genres are they?"
+FILMS_PROMPT = Prompt("compact", FILMS_QUESTION, prefix="Genres:", mode="expand", weight=4)
 AHEAD = 10  # films to find: which of them came first is mostly chance, since they share their second (see `read_films`)
 PLACES = {"test": 1, "val": 2, "train": 3}  # the place of the targets from the end of what a user saw
 WHEEL = ASSETS["movielens-ratings"].wheel
@@ -119,9 +113,7 @@ def read_films(ratings: Path, films: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def build_films(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES, ahead: int = AHEAD) -> Task:
     """Task from what `read_films` gives. A user without a film before three times `ahead` targets gives no example.
-
-    Raises RecR1Error: `last` or `ahead` not a whole number from 1 on, no user with enough films.
-    """
+    Raises RecR1Error: `last` or `ahead` not a whole number from 1 on, no user with enough films."""
     if not is_count(ahead):
         raise RecR1Error(f"ahead={ahead!r} leaves no film to find; use a whole number from 1 on")
     titles, least = dict(zip(items["item_id"], items["title"])), 3 * ahead + 1
@@ -134,29 +126,21 @@ def build_films(seen: pd.DataFrame, items: pd.DataFrame, last: int = LAST_TITLES
         at = -place * ahead
         rows = [(f"user-{user}-{split}", films[:at], films[at:][:ahead]) for user, films in past.items()]
         splits[split], _ = history_examples(rows, titles, last)
-    return Task(
-        name="movielens",
-        items=items,
-        **splits,
-        prompt=FILMS_PROMPT,
-        rule=name_genres(items),
-        about={
-            "source": f"MovieLens-100k (GroupLens; Harper & Konstan 2015), in the PyPI wheel {WHEEL}",
-            "licence": "GroupLens terms: research use, cite it, never redistribute it; you fetch it yourself",
-            "request": f"titles of the last {last} films that a user rated, the latest last",
-            "relevant": f"the next {ahead} films that the user rated",
-            "item text": "title, year and genres",
-            "exclude": "every film that the user rated before those to find stays out of the ranking",
-            "splits made": f"of each user the last {ahead} films are to find in test, those before in val, then train",
-            "users": f"{len(past)} of {users.ngroups}; the others rated fewer than {least} films",
-        },
-    )
+    about = {
+        "source": f"MovieLens-100k (GroupLens; Harper & Konstan 2015), in the PyPI wheel {WHEEL}",
+        "licence": "GroupLens terms: research use, cite it, never redistribute it; you fetch it yourself",
+        "request": f"titles of the last {last} films that a user rated, the latest last",
+        "relevant": f"the next {ahead} films that the user rated",
+        "item text": "title, year and genres",
+        "exclude": "every film that the user rated before those to find stays out of the ranking",
+        "splits made": f"of each user the last {ahead} films are to find in test, those before in val, then train",
+        "users": f"{len(past)} of {users.ngroups}; the others rated fewer than {least} films",
+    }
+    return Task("movielens", items, **splits, prompt=FILMS_PROMPT, rule=name_genres(items), about=about)
 
 
-BOUGHT = "I bought these products, the latest last: {request}"
-REVIEWS_PROMPT = Prompt(
-    "compact", f"{BOUGHT}\n\nWhat kind of product do I need next? Answer with keywords.", mode="expand"
-)
+BOUGHT = "I bought these products, the latest last: {request}\n\n"
+REVIEWS_PROMPT = Prompt("compact", f"{BOUGHT}What kind of product do I need next? Answer with keywords.", mode="expand")
 FILES = {"train": "train", "val": "valid", "test": "test"}  # split -> its name in the data set
 SETTINGS = {"transductive": "with a train example", "inductive": "without a train example", "all": "of both"}
 
@@ -179,8 +163,7 @@ def load_reviews(
     description, categories. requests: a folder with <category>.train.csv, .valid.csv and .test.csv (or .csv.gz), with
     user_id, parent_asin and history (ids with spaces between, oldest first). Both default to the files of the Hub (the
     metadata of the largest categories takes 12 GB), read line by line. revision: of that repo, instead of the pinned
-    one. Raises RecR1Error that names the file and the line.
-    """
+    one. Raises RecR1Error that names the file and the line."""
     chosen(SETTINGS, setting=setting)
     chosen(("timestamp", "last_out"), cut=cut)
     chosen(("examples", "metadata"), catalogue=catalogue)
@@ -250,10 +233,8 @@ def _metadata(source: readers.Table, asked: set[str], whole: bool, notes: Counte
     def found() -> Iterator[tuple]:
         for row in rows:
             if whole or row.id("parent_asin") in asked:
-                title = readers.plain(row.text("title", empty=True))
-                parts = [
-                    _part(row.get(key), f"{row.place}: {key}") for key in ("features", "categories", "description")
-                ]
+                title, texts = readers.plain(row.text("title", empty=True)), ("features", "categories", "description")
+                parts = [_part(row.get(key), f"{row.place}: {key}") for key in texts]
                 yield row, "parent_asin", title, " ".join(filter(None, [title, *parts])), ""
 
     ids = f"their ids look like {min(asked)!r}"

@@ -4,6 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules={"loop", "memory"},
     submod_attrs={
         "grpo": ["PRESETS", "train_task"],
         "loop": ["Run", "draw_order"],

@@ -1,7 +1,5 @@
-"""Will it fit? What GRPO needs on its device, counted piece by piece in bytes.
-
-A step writes rollouts, then updates; the larger of the two phases is the peak. GB are 1e9 bytes.
-"""
+"""Will it fit? What GRPO needs on its device, counted piece by piece in bytes. A step writes rollouts, then updates;
+the larger of the two phases is the peak. GB are 1e9 bytes."""
 
 import math
 from collections.abc import Iterator
@@ -103,10 +101,8 @@ def nf4(count: int) -> int:
 
 
 def training_memory(profile: Profile, backend: str = "unsloth", config=None) -> Memory:
-    """What GRPO needs on its device when every prompt and completion is as long as the profile allows.
-
-    backend: unsloth, transformers (this kit's trainer) or stock (TRL's). config: of the model, default the profile's.
-    """
+    """What GRPO needs on its device when every prompt and completion is as long as the profile allows. backend:
+    unsloth, transformers (this kit's trainer) or stock (TRL's). config: of the model, default the profile's."""
     prompt, new, group = profile.max_prompt_tokens, profile.max_completion_tokens, profile.group_size
     config, size, rows = config or config_of(profile.model), BYTES[profile.dtype], profile.prompts_per_step * group
     layers, hidden, wide = config.num_hidden_layers, config.hidden_size, config.intermediate_size

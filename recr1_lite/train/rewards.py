@@ -152,8 +152,7 @@ def reward_functions(recipe: str, scorer: Scorer, end_ids: Collection[int] = ())
     TRL logs each as `rewards/<component>/mean`; the dataset needs the column `example_id`. A whole batch is parsed and
     searched once for all components. The first function also logs `batch_summary`, and adds query and outcome to TRL's
     table of completions. end_ids: token ids that end an answer; a completion that does not end in one was cut by the
-    token limit. Without them nothing is called truncated, and a thought that was cut
-    is read like one that was left open."""
+    token limit. Without them nothing is called truncated."""
 
     @functools.lru_cache(maxsize=1)
     def scored(example_ids: tuple, texts: tuple, cut: tuple) -> list[Scored]:

@@ -120,9 +120,7 @@ class TargetFile:
 
 
 def collect(path, examples: pd.DataFrame, settings: Mapping, ask: Callable[[TargetFile], None]) -> pd.DataFrame:
-    """The targets of `examples`, in their order, from the file at `path`; `ask` keeps there what it lacks.
-
-    A stop loses nothing that was kept."""
+    """The targets of `examples`, in their order, from the file at `path`; `ask` keeps there what it lacks."""
     with TargetFile(path, settings) as file:
         ask(file)
         found = [file.rows[example] for example in examples["example_id"] if example in file.rows]
@@ -140,17 +138,15 @@ def best_of_n(
     teacher like any other; `reward` takes the highest nDCG of `scorer` (rejection sampling). Columns: example_id,
     request, rewrite, thought "", score and mean_score (nDCG of the chosen one and of all n; None without scorer),
     raw_score, samples, tokens, seconds, money. The n rollouts of an example depend on the seed and its place alone: a
-    run that was killed ends as it would have without. Raises RecR1Error for an unknown choice and for `reward` without
-    a scorer."""
+    run that was killed ends as it would have without. RecR1Error: another choice, `reward` without a scorer."""
     if choose not in ("vote", "reward") or (choose == "reward" and scorer is None) or n < 1:
         raise RecR1Error(f"choose={choose!r}, n={n}: take `vote`, or `reward` with a scorer, and n from 1 on")
     settings = {"model": rewriter.policy.name, "name": rewriter.name, "prompt": repr(rewriter.prompt), "n": n}
     settings |= {"choose": choose, "temperature": temperature, "max_new_tokens": rewriter.max_new_tokens, "seed": seed}
     named = rewriter.policy.model.named_parameters()
-    moved = [
-        weight.detach().float().cpu().numpy().tobytes() for name, weight in named if "lora_B" in name and weight.any()
-    ]
-    adapter = hashlib.sha256(b"".join(moved)).hexdigest()[:16] if moved else None  # None: it changes nothing yet
+    moved = [weight for name, weight in named if "lora_B" in name and weight.any()]
+    content = b"".join(weight.detach().float().cpu().numpy().tobytes() for weight in moved)
+    adapter = hashlib.sha256(content).hexdigest()[:16] if moved else None  # None: it changes nothing yet
     settings |= {"scorer": scorer and scorer.about, "adapter": adapter}
     settings |= {"thinking": rewriter.prompt.thinking or None}
     sampler = rewriter.at(temperature)
