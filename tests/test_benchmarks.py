@@ -236,7 +236,7 @@ def test_faults_knows_a_fault(tmp_path):
 
 def test_the_texts_show_what_the_ledger_of_the_seeds_gives():
     """Each figure of the table of results, and what is said of the seeds; the README shows some of the rows."""
-    ledger = Ledger(bench.ROOT / "data" / "runs" / "seeds.jsonl")
+    ledger = Ledger(bench.ROOT / "data" / "runs" / "seeds-keep.jsonl")
     readme, results = ((bench.ROOT / name).read_text().replace("**", "") for name in ("README.md", "docs/results.md"))
     rows = seeds.table(ledger)[["method", "ndcg@100", "exact-ndcg@100", "GRPO minus it"]].values.tolist()
     for row in markdown_table(["", "", "", ""], rows)[2:]:
@@ -248,7 +248,11 @@ def test_the_texts_show_what_the_ledger_of_the_seeds_gives():
     told = longer[["method", "ndcg@100", "GRPO minus it"]].replace("GRPO", "GRPO, 120 steps, seed 0").values.tolist()
     assert sum(row in results for row in markdown_table(["", "", ""], told)[2:]) == 7
     opened = sum(len(Ledger(path).rows("unseal")) for path in ledger.path.parent.glob("seeds*.jsonl"))
-    assert opened == 4 and "the fourth opening of the test" in results
+    assert opened == 5 and "The test split was opened five times" in results
+    before = Ledger(ledger.path.with_name("seeds.jsonl"))
+    assert (
+        seeds.gains(before).partition("seed: ")[2].partition(";")[0] in results.partition("## Without the KL term")[2]
+    )
 
 
 def test_what_is_kept_stands_as_the_ledger_gives_it():
@@ -259,4 +263,4 @@ def test_what_is_kept_stands_as_the_ledger_gives_it():
     for row in ends:
         assert f"| {row['scale']:g} | {show(row['gain'], sign=True)} | {show(row['loss'], sign=True)} |" in told, row
     wanted, apart = boot.verdict("GRPO", "SFT, rate 4e-4", 0.9)
-    assert len(ends) == 5 and f"{show(apart, sign=True)} more than SFT at a gain of {wanted:.3f}" in told
+    assert len(ends) == 6 and f"{show(apart, sign=True)} more than SFT at a gain of {wanted:.3f}" in told
