@@ -112,7 +112,7 @@ def device() -> Check:
     if shutil.which("nvidia-smi"):
         said = f"an NVIDIA driver is here, but torch {torch.__version__} sees no GPU"
         return Check("device", "warn", said, "install a CUDA build of torch to use it")
-    return Check("device", "ok", f"CPU, {cores} cores, torch {torch.__version__}")
+    return Check("device", "ok", f"CPU, {cores} core{'s' * (cores > 1)}, torch {torch.__version__}")
 
 
 def bf16() -> Check:
