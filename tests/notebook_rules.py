@@ -69,7 +69,7 @@ def _opening(book, code: list, name: str) -> Iterator[str]:
 def _shape(prose: list, code: list, name: str) -> Iterator[str]:
     if len(prose) < 1.5 * len(code):
         yield f"{len(prose)} prose cells for {len(code)} code cells, fewer than 1.5 to 1"
-    lengths = [len(cell.source.splitlines()) for cell in code]
+    lengths = [len(cell.source.splitlines()) for cell in code if "google.colab" not in cell.source]
     if median(lengths) > LINES or max(lengths) > LONGEST:
         seen = f"{median(lengths):g} lines in the median and at most {max(lengths)}"
         yield f"code cells of {seen}; the rule is {LINES} and {LONGEST}"
@@ -156,7 +156,7 @@ def _texts(node) -> Iterator[str]:
         yield node
     elif isinstance(node, dict):
         for key, value in node.items():
-            if key not in ("image/png", "image/jpeg"):
+            if key not in ("image/png", "image/jpeg") or isinstance(value, dict):  # a dict: with its alt text
                 yield from _texts(value)
     elif isinstance(node, list):
         for value in node:
