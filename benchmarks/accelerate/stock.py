@@ -5,7 +5,8 @@
         --trl benchmarks/accelerate/vllm_colocate.yaml
 
 It trains and saves the adapter in OUT/last; `python -m recr1_lite evaluate --adapter OUT/last` scores it. There is no
-validation on the way, no best adapter and no ledger row. --dry-run builds TRL's configuration and prints it.
+validation on the way, no best adapter and no ledger row, and no credit for a word: the preset `words` becomes `modern`.
+--dry-run builds TRL's configuration and prints it.
 """
 
 import argparse
@@ -47,7 +48,8 @@ def work() -> None:
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
     profile = get_profile(given.profile)
-    profile = replace(profile, steps=given.steps or profile.steps)
+    preset = "modern" if profile.preset == "words" else profile.preset
+    profile = replace(profile, steps=given.steps or profile.steps, preset=preset)
     config = configure(profile, Run(given.out, seed=given.seed), **(trl_fields(given.trl) if given.trl else {}))
     if given.dry_run:
         print(json.dumps(config.to_dict(), indent=1, default=str))
