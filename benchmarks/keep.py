@@ -314,7 +314,8 @@ def show_all(train: Ledger, measured: Ledger, figure: Path | None) -> None:
             told = f"questions kept by {a} minus {b}: {show(apart, sign=True)}{' *' * sure}"
             print(f"at a gain of {wanted:+.3f} ({share:.0%} of what both reach): {told}")
     if figure:
-        atomic_write(figure, as_bytes(pareto(rows), "png"))
+        most = {name: max(row["seeds"] for row in rows if row["method"] == name) for name in known}
+        atomic_write(figure, as_bytes(pareto([row for row in rows if row["seeds"] == most[row["method"]]]), "png"))
 
 
 def main() -> None:

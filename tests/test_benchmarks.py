@@ -263,4 +263,4 @@ def test_what_is_kept_stands_as_the_ledger_gives_it():
     for row in ends:
         assert f"| {row['scale']:g} | {show(row['gain'], sign=True)} | {show(row['loss'], sign=True)} |" in told, row
     wanted, apart = boot.verdict("GRPO", "SFT, rate 4e-4", 0.9)
-    assert len(ends) == 6 and f"{show(apart, sign=True)} more than SFT at a gain of {wanted:.3f}" in told
+    assert len(ends) == 7 and f"{show(apart, sign=True)} more than SFT at a gain of {wanted:.3f}" in told

@@ -212,14 +212,14 @@ def kl_retention(rows: Rows) -> Figure:
 
 @styled
 def pareto(rows: Rows) -> Figure:
-    """What a method gained on the task against what it cost elsewhere: a line per method, in order of gain.
+    """What a method gained on the task against what it cost elsewhere: a line per method through its rows in order.
 
     rows: {"method", "gain", "loss"}, both an Interval of the difference to the untrained model. Higher and further to
     the right is better; a line that runs above another keeps more at the same gain."""
     figure, axis = canvas(4.4, 7.0)
     for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         points = [(style.interval(row["gain"]), style.interval(row["loss"])) for row in rows if row["method"] == method]
-        gains, losses = zip(*sorted(points, key=lambda point: point[0]["mean"]))
+        gains, losses = zip(*points)
         look = dict(color=style.COLORS[place % 6], marker=style.MARKERS[place % 6], ms=4)
         xs, ys = [0.0, *(one["mean"] for one in gains)], [0.0, *(one["mean"] for one in losses)]
         axis.plot(xs, ys, label=fill(method, 26), **look)
