@@ -49,7 +49,7 @@ RATES = ("4e-5", "1e-4", "4e-4", "1e-3")
 # gradient is that of the reverse KL
 RECIPES: dict[str, tuple[str, dict, dict]] = {
     "GRPO": (GRPO, {}, {}),
-    "GRPO, KL 0.1": (GRPO, {}, {"beta": 0.1}),
+    "GRPO, KL 0.1": (GRPO, {"preset": "keep"}, {}),
     "GRPO, KL 0.5": (GRPO, {}, {"beta": 0.5}),
     "GRPO, rate 1e-4": (GRPO, {"learning_rate": 1e-4}, {}),
     "GRPO, rate 4e-4": (GRPO, {"learning_rate": 4e-4}, {}),

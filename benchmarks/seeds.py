@@ -3,7 +3,7 @@
     python benchmarks/seeds.py --train     # one adapter per seed under build/seeds; goes on where it was stopped
     python benchmarks/seeds.py --test      # opens the test once, for all seeds and all rivals
     python benchmarks/seeds.py             # the table again, from the ledger alone
-    python benchmarks/seeds.py --train --out build/modern --set preset=modern    # another recipe, validation only
+    python benchmarks/seeds.py --train --set preset=keep     # the demo's recipe; the profile's own has no KL term
     python benchmarks/seeds.py --train --method "rejection SFT"                  # as many samples as GRPO takes
 
 The headline is the mean over seeds. Its interval resamples the seeds and the garments: requests about one garment stand

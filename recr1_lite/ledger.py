@@ -32,7 +32,7 @@ MOST = 2**24  # bytes of a row's per-example values, unpacked: some 200,000 exam
 
 def main_process() -> bool:
     """Whether this process writes: it is the only one, or the first of those that `accelerate launch` started."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 class Ledger:

@@ -69,7 +69,8 @@ def _opening(book, code: list, name: str) -> Iterator[str]:
 def _shape(prose: list, code: list, name: str) -> Iterator[str]:
     if len(prose) < 1.5 * len(code):
         yield f"{len(prose)} prose cells for {len(code)} code cells, fewer than 1.5 to 1"
-    lengths = [len(cell.source.splitlines()) for cell in code if "google.colab" not in cell.source]
+    own = [cell.source for cell in code if "google.colab" not in cell.source]  # all but the install cell
+    lengths = [len(source.splitlines()) for source in own]
     if median(lengths) > LINES or max(lengths) > LONGEST:
         seen = f"{median(lengths):g} lines in the median and at most {max(lengths)}"
         yield f"code cells of {seen}; the rule is {LINES} and {LONGEST}"
@@ -77,8 +78,7 @@ def _shape(prose: list, code: list, name: str) -> Iterator[str]:
         for line in cell.source.splitlines():
             if len(line) > COLUMNS:
                 yield f"code cell {number} has a line of more than {COLUMNS} columns: {line.strip()[:40]}..."
-    checked = "\n".join(cell.source for cell in code if "google.colab" not in cell.source)
-    if (asserts := len(re.findall(r"^\s*assert\b", checked, re.M))) < 3:
+    if (asserts := len(re.findall(r"^\s*assert\b", "\n".join(own), re.M))) < 3:
         yield f"{asserts} asserts check what it says; 3 are the least"
     text = "\n".join(cell.source for cell in prose)
     if "solutions/" not in name and not re.search(r"^## Exercises", text, re.M):

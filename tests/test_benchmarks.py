@@ -27,6 +27,7 @@ from recr1_lite.common import RecR1Error
 from recr1_lite.evaluate.evaluation import show
 from recr1_lite.ledger import Ledger
 from recr1_lite.report.page import markdown_table
+from recr1_lite.search.metrics import runs_interval
 
 HELP = [
     (faults, "--fresh"),
@@ -249,10 +250,11 @@ def test_the_texts_show_what_the_ledger_of_the_seeds_gives():
     assert sum(row in results for row in markdown_table(["", "", ""], told)[2:]) == 7
     opened = sum(len(Ledger(path).rows("unseal")) for path in ledger.path.parent.glob("seeds*.jsonl"))
     assert opened == 5 and "The test split was opened five times" in results
-    before = Ledger(ledger.path.with_name("seeds.jsonl"))
-    assert (
-        seeds.gains(before).partition("seed: ")[2].partition(";")[0] in results.partition("## Without the KL term")[2]
-    )
+    before, told = Ledger(ledger.path.with_name("seeds.jsonl")), results.partition("## Without the KL term")[2]
+    assert seeds.gains(before).partition("seed: ")[2].partition(";")[0] in told
+    runs, others = (seeds.tested(one)[seeds.GRPO] for one in (ledger, before))
+    values = [seeds.scores(some, "ndcg@100") for some in (runs, others)]
+    assert f"without is {show(runs_interval(values[0], list(runs[0].rows['cluster']), values[1]), sign=True)}" in told
 
 
 def test_what_is_kept_stands_as_the_ledger_gives_it():
@@ -262,5 +264,8 @@ def test_what_is_kept_stands_as_the_ledger_gives_it():
     ends = [row for row in boot.table() if row["scale"] in (0.5, 1)]
     for row in ends:
         assert f"| {row['scale']:g} | {show(row['gain'], sign=True)} | {show(row['loss'], sign=True)} |" in told, row
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    whole = {row["method"]: row for row in ends if row["scale"] == 1 and row["point"] == "best"}
+    assert all(show(whole[name]["loss"], sign=True) in readme for name in ("GRPO, KL 0.1", "SFT, rate 4e-4"))
     wanted, apart = boot.verdict("GRPO", "SFT, rate 4e-4", 0.9)
     assert len(ends) == 7 and f"{show(apart, sign=True)} more than SFT at a gain of {wanted:.3f}" in told

